@@ -1,0 +1,157 @@
+"""Writing a bundle so that a crash leaves the old one or the new one, never a mixture that loads.
+
+A new folder is filled beside its place and renamed into it. In a folder that holds files already, weights arrive under
+names that no current index mentions, configuration and code follow, and the index, which decides what is read, comes
+last; files of the old bundle go after that.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
+
+
+WEIGHT_FILE = re.compile(r"(shared|component-\d+)(-[0-9a-f]{8})?\.safetensors")
+
+
+def file_of(key: str) -> str:
+    """The file that holds a tensor: one per component, one for the rest."""
+    return component_file(int(key.split(".")[1])) if key.startswith("components.") else SHARED_FILE
+
+
+def write_bundle(
+    folder: str | os.PathLike, tensors: Mapping[str, torch.Tensor], write_rest: Callable[[Path, str], None]
+) -> str:
+    """Write the weights, their index and whatever `write_rest` adds, atomically.
+
+    Args:
+        folder: new, empty, or one to update; its own sub-folders and other files are left alone.
+        tensors: the state dict of a constrained model.
+        write_rest: called with a staging folder and the `weights_id`; writes config.json and code into it.
+
+    Returns:
+        The `weights_id`: SHA-256 over the weight files' SHA-256s, in the order of their names.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    staging.mkdir()
+    try:
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            groups.setdefault(file_of(key), {})[key] = tensor.detach().contiguous()
+        digests = {}
+        for file, group in sorted(groups.items()):
+            save_file(group, staging / file, metadata={"format": "pt"})
+            digests[file] = file_sha256(staging / file)
+        weights_id = weights_id_of(digests)
+        write_rest(staging, weights_id)
+        names = _fresh_names(folder, digests)
+        for file, name in names.items():
+            os.rename(staging / file, staging / name)
+        _write_index(staging, tensors, names, weights_id)
+        _publish(staging, folder, set(names.values()))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return weights_id
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_id_of(digests: Mapping[str, str]) -> str:
+    """SHA-256 over the files' SHA-256s, by name of the role (`component-00`), whatever the file is called."""
+    roles = {WEIGHT_FILE.fullmatch(file)[1]: digest for file, digest in digests.items()}
+    return hashlib.sha256("".join(roles[role] for role in sorted(roles)).encode()).hexdigest()
+
+
+def bundle_weights_id(folder: str | os.PathLike) -> str:
+    """The `weights_id` of a folder's weights as they are, recomputed from the files that its index names."""
+    with open(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, encoding="utf-8") as file:
+        files = set(json.load(file)["weight_map"].values())
+    return weights_id_of({file: file_sha256(Path(folder) / file) for file in files})
+
+
+def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """Final name per file: the plain one, unless other content has it already; equal content keeps its name."""
+    names = {}
+    for file, digest in digests.items():
+        marked = file.replace(".safetensors", f"-{digest[:8]}.safetensors")
+        taken = (folder / file).exists() and file_sha256(folder / file) != digest
+        names[file] = marked if taken else file
+    return names
+
+
+def _write_index(staging: Path, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], weights_id: str):
+    metadata = {
+        "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        "weights_id": weights_id,
+    }
+    weight_map = {key: names[file_of(key)] for key in tensors}
+    text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n"
+    (staging / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def _publish(staging: Path, folder: Path, weights: set[str]):
+    """Move the staged files into place, the index last, and drop what belonged to another bundle."""
+    if not folder.exists() or not any(folder.iterdir()):
+        try:
+            os.replace(staging, folder)
+            return
+        except OSError:  # a mount point, or a system that does not rename over an empty folder
+            folder.mkdir(exist_ok=True)
+    order = {SAFE_WEIGHTS_INDEX_NAME: 3, "config.json": 2}
+    for file in sorted(staging.iterdir(), key=lambda path: order.get(path.name, 1 if path.name in weights else 0)):
+        os.replace(file, folder / file.name)
+    stale = [path for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in weights]
+    # A model.safetensors would be read before the index by the Trainer and by transformers.
+    for path in [*stale, folder / SAFE_WEIGHTS_NAME]:
+        path.unlink(missing_ok=True)
+    if stale:
+        (folder / SIZES_FILE).unlink(missing_ok=True)  # measured on the weights that are gone
+
+
+def push_bundle(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    **commit,
+):
+    """Upload a bundle folder in one commit; component files the repository has beyond it are deleted in the same.
+
+    Args:
+        folder: a bundle, complete.
+        repo_id: repository, created where it is missing.
+        private: of a new repository.
+        revision: branch to push to, created where it is missing.
+        create_pr: open a pull request in place of a commit.
+        commit: `commit_message`, `commit_description`.
+
+    Returns:
+        huggingface_hub's `CommitInfo`; its `repo_url.repo_id` is the full name.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    stale = ["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE]
+    return api.upload_folder(
+        repo_id=repo_id, folder_path=folder, revision=revision, create_pr=create_pr, delete_patterns=stale, **commit
+    )
