@@ -1,0 +1,400 @@
+"""Labelled images from wherever they lie, and their way into tensors.
+
+One string, `data`, names a set everywhere in this package (`--data` on the command line): `digits` (the 1,797
+handwritten digits inside scikit-learn, no download), a folder of images, parquet files, or a dataset on the Hub.
+Nothing is decoded before it is asked for.
+
+    test = load_images("digits", "test")
+    processor = image_processor(8)
+    pixel_values, labels = to_tensors(test, processor)      # (360, 3, 8, 8), (360,)
+"""
+
+import glob
+import importlib
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+SPLIT_ALIASES = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
+STAND_INS = {"test": "validation", "validation": "test"}
+WHOLE = "whole"  # the split of a set that is not divided: a result must show that it is not on a held-out part
+UNREADABLE_LIMIT = 0.01
+EXPECTED = "`data` must be `digits`, a folder of images, parquet files or the name of a dataset on the Hub"
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with integer labels.
+
+    Args:
+        images: PIL images, or anything that gives them by index; decoding happens there, one image at a time.
+        labels: one class index per image.
+        class_names: the name of every class index.
+        name: what the set is called in tables and cards; no path.
+        split: what was loaded: the split asked for, its stand-in (`validation` for `test` and the reverse), or `whole`
+            where the set is not divided.
+    """
+
+    images: Sequence
+    labels: list[int]
+    class_names: list[str]
+    name: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_images(data: str, split: str = "test") -> LabelledImages:
+    """Finds the set that `data` names and opens one split of it.
+
+    Args:
+        data: one of
+            `digits`: 1,437 training and 360 test images, a stratified split that never changes;
+            a folder with one subfolder per class, either directly (then every split is the whole, and the result's
+            `split` is `whole`) or below `train/` and `test/`, `validation/` or `val/`; or a folder of parquet files;
+            parquet files, comma-separated or as a glob, with columns `image` (or `img`) and `label` (or `labels`,
+            `fine_label`); files that start with a split's name (`train-00000-of-00002.parquet`) belong to that
+            split, and where none does, every split is the whole;
+            anything else: the name of a dataset on the Hub.
+        split: `train`, `test`, `validation`, or another split that the set has. `validation` stands in for `test`
+            where there is no `test`, and the reverse.
+
+    Returns:
+        The images, not yet decoded, with labels and class names.
+
+    Raises:
+        ValueError: `data` cannot be found or read, has no images, no labels or no such split.
+        ImportError: an optional package is missing; the message says what to install.
+    """
+    if data == "digits":
+        return _digits(split)
+    path = Path(data).expanduser()
+    if os.path.isdir(path):  # not path.is_dir(), which raises where a long list of files is no legal name
+        files = sorted(str(file) for file in path.glob("*.parquet"))
+        return _parquet(data, files, path.resolve().name, split) if files else _image_folder(data, path, split)
+    if os.path.isfile(path) or data.endswith(".parquet") or any(character in data for character in ",*?["):
+        files = _parquet_files(data)
+        return _parquet(data, files, Path(files[0]).resolve().parent.name, split)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) or data.startswith("."):
+        raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here.")
+    return _from_hub(data, split)
+
+
+def check_labels(images: LabelledImages, num_labels: int) -> None:
+    """Checks that a classifier of `num_labels` classes can learn or predict every label.
+
+    Raises:
+        ValueError: a label is outside 0..num_labels-1.
+    """
+    outside = sorted({label for label in images.labels if not 0 <= label < num_labels})
+    if outside:
+        raise ValueError(
+            f"`num_labels` must cover the labels of {images.name} ({images.split}), got {num_labels}: label "
+            f"{outside[-1]} is outside 0..{num_labels - 1}. Use a model with one output for each of the set's "
+            f"{len(images.class_names)} classes."
+        )
+
+
+def image_processor(image_size: int | tuple[int, int]) -> Any:
+    """The preprocessing that is saved beside a bundle: RGB, resize to (h, w), rescale to 0..1, then (x - 0.5) / 0.5.
+
+    The PIL variant is asked for by name, so that a number measured here does not depend on whether torchvision is
+    installed. It is saved under the neutral type `ViTImageProcessor`: `AutoImageProcessor` and
+    `pipeline("image-classification")` load it with torchvision where there is one (pixels then differ by at most one
+    grey level after resizing) and with PIL where there is none.
+
+    Args:
+        image_size: pixels, h = w; or (h, w).
+
+    Raises:
+        ValueError: a size that is no positive integer.
+    """
+    _require("PIL", "Pillow")
+    from transformers import ViTImageProcessorPil
+
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise ValueError(f"`image_size` must be a positive number of pixels or (height, width); got {image_size}.")
+    half = [0.5, 0.5, 0.5]
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width}, image_mean=half, image_std=half, do_convert_rgb=True
+    )
+
+
+def to_tensors(images: LabelledImages, processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decodes and preprocesses a whole set once, for sets that fit in memory (12 * h * w bytes per image).
+
+    Args:
+        images: n images.
+        processor: a transformers image processor, such as `image_processor` gives.
+
+    Returns:
+        pixel_values (n, 3, h, w) float32 and labels (n,) int64; without the images that do not decode.
+
+    Raises:
+        ValueError: more than 1 % of the images do not decode.
+    """
+    labels = torch.empty(len(images), dtype=torch.int64)
+    pixel_values, done = torch.empty(0), 0
+    for batch in batches(images, processor, batch_size=256):
+        if done == 0:  # one allocation: collecting chunks and joining them would need the memory twice
+            pixel_values = torch.empty(len(images), *batch["pixel_values"].shape[1:])
+        end = done + len(batch["labels"])
+        pixel_values[done:end], labels[done:end] = batch["pixel_values"], batch["labels"]
+        done = end
+    return pixel_values[:done], labels[:done]
+
+
+def batches(images: LabelledImages, processor: Any, batch_size: int) -> "Batches":
+    """The set in order, decoded and preprocessed batch by batch, for sets that do not fit in memory.
+
+    Args:
+        images: n images.
+        processor: a transformers image processor, such as `image_processor` gives.
+        batch_size: images per batch; the last one may be smaller.
+
+    Returns:
+        An iterable that can be run through again and has a length; gives dicts with
+        pixel_values (b, 3, h, w) float32 and labels (b,) int64.
+
+    Raises:
+        ValueError: `batch_size` below 1; while iterating: more than 1 % of the images do not decode.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+    return Batches(images, processor, batch_size)
+
+
+@dataclass
+class Batches:
+    """What `batches` returns. Images that do not decode are left out, counted and named, in one warning."""
+
+    images: LabelledImages
+    processor: Any
+    batch_size: int
+    warned: bool = False
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        unreadable: list[str] = []
+        for start in range(0, len(self.images), self.batch_size):
+            pictures, labels = [], []
+            for index in range(start, min(start + self.batch_size, len(self.images))):
+                picture = self._decode(index, unreadable)
+                if picture is not None:
+                    pictures.append(picture)
+                    labels.append(self.images.labels[index])
+            if pictures:
+                pixel_values = self.processor(pictures, return_tensors="pt")["pixel_values"]
+                yield {"pixel_values": pixel_values, "labels": torch.tensor(labels)}
+        if unreadable and not self.warned:
+            self.warned = True
+            warnings.warn(f"{self._describe(unreadable)} They are left out.", stacklevel=2)
+
+    def _decode(self, index: int, unreadable: list[str]) -> Any:
+        """The RGB image at `index`, or None after noting it in `unreadable`."""
+        from PIL import ImageOps
+
+        pictures = self.images.images
+        try:
+            # Turned upright as transformers' pipelines do, so that what is measured is what a user gets.
+            return ImageOps.exif_transpose(pictures[index]).convert("RGB")
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+            path = pictures.path(index) if isinstance(pictures, EncodedImages) else None
+            unreadable.append(f"{path or f'image {index}'} ({error})")
+            if len(unreadable) > UNREADABLE_LIMIT * len(self.images):
+                raise ValueError(
+                    f"`data` must be images that decode, all but {UNREADABLE_LIMIT:.0%} of them; "
+                    f"{self._describe(unreadable)} Remove or repair the files."
+                ) from error
+            return None
+
+    def _describe(self, unreadable: list[str]) -> str:
+        shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        of = f"{len(self.images)} images of {self.images.name} ({self.images.split})"
+        return f"{len(unreadable)} of the {of} do not decode: {shown}."
+
+
+class EncodedImages(Sequence):
+    """An image column of a `datasets.Dataset`, decoded one at a time, when indexed.
+
+    Args:
+        column: a dataset with the one column `name`, whose feature is `Image(decode=False)`.
+        name: of that column.
+    """
+
+    def __init__(self, column: Any, name: str):
+        self._column, self._name = column, name
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: int) -> Any:
+        from datasets import Image
+
+        return Image().decode_example(self._column[index][self._name])
+
+    def path(self, index: int) -> str | None:
+        """Where the image came from, if the set says."""
+        return (self._column[index][self._name] or {}).get("path")
+
+
+def _require(module: str, package: str | None = None) -> Any:
+    """Imports an optional package, or says which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{package or module} is needed here: pip install "modeling_lingene[train]"') from error
+
+
+def _digits(split: str) -> LabelledImages:
+    sklearn_datasets = _require("sklearn.datasets", "scikit-learn")
+    from PIL import Image
+    from sklearn.model_selection import train_test_split
+
+    chosen = _choose_split("digits", split, ["train", "test"])
+    digits = sklearn_datasets.load_digits()
+    grey = (digits.images * 255 / 16).round().astype("uint8")  # (1797, 8, 8), from 0..16
+    parts = train_test_split(range(len(grey)), test_size=360, stratify=digits.target, random_state=0)
+    rows = parts[["train", "test"].index(chosen)]
+    return LabelledImages(
+        images=[Image.fromarray(grey[row]).convert("RGB") for row in rows],
+        labels=[int(digits.target[row]) for row in rows],
+        class_names=[str(name) for name in digits.target_names],
+        name="digits",
+        split=chosen,
+    )
+
+
+def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
+    """One subfolder per class, read by datasets' imagefolder."""
+    datasets = _require("datasets")
+    parts = {part: path for part, path in _split_folders(folder).items() if _has_images(path)}
+    if not parts:
+        raise ValueError(
+            f"`data` must be a folder with one subfolder of images per class, directly or below `train/` and `test/`; "
+            f"found no image at that depth in {data!r}. Put the images of each class into a subfolder with its name."
+        )
+    chosen = _choose_split(data, split, list(parts))
+    # All splits in one call: class indices then count the classes of the whole set, where one split lacks some too.
+    patterns = {part: str(Path(glob.escape(str(path.resolve()))) / "*" / "*") for part, path in parts.items()}
+    dataset = datasets.load_dataset(
+        "imagefolder", data_files=patterns, split=chosen, drop_labels=False, drop_metadata=True
+    )
+    return _from_dataset(data, dataset, folder.resolve().name, chosen)
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """{split: subfolder}, or {`whole`: folder} where the folder is not divided."""
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    named = {SPLIT_ALIASES[path.name.lower()]: path for path in subfolders if path.name.lower() in SPLIT_ALIASES}
+    # A class may be called `train` too (the vehicle): it holds images, where a split holds class folders.
+    divided = any(path.is_dir() for part in named.values() for path in part.iterdir()) or len(named) == len(subfolders)
+    return named if named and divided else {WHOLE: folder}
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether any class folder holds a file that Pillow may read."""
+    extensions = _require("PIL.Image", "Pillow").registered_extensions()
+    return any(path.suffix.lower() in extensions for path in folder.glob("*/*"))
+
+
+def _parquet_files(data: str) -> list[str]:
+    """The files that a comma-separated list of paths and globs names."""
+    files: list[str] = []
+    for part in (part.strip() for part in data.split(",")):
+        path = str(Path(part).expanduser())
+        found = [path] if Path(path).is_file() else sorted(glob.glob(path, recursive=True))
+        if not found:
+            raise ValueError(f"{EXPECTED}; got {data!r}, and no file matches {part!r}.")
+        files += found
+    strangers = [file for file in files if not file.endswith(".parquet")]
+    if strangers:
+        raise ValueError(f"{EXPECTED}; {strangers[0]!r} is not a parquet file. Name `*.parquet` files or a folder.")
+    return files
+
+
+def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImages:
+    datasets = _require("datasets")
+    parts: dict[str, list[str]] = {}
+    for file in files:
+        match = re.match(rf"({'|'.join(SPLIT_ALIASES)})[-_.]", Path(file).name)
+        parts.setdefault(SPLIT_ALIASES[match[1]] if match else WHOLE, []).append(file)
+    if WHOLE in parts and len(parts) > 1:
+        raise ValueError(
+            f"`data` must be files that all start with a split's name (train-, test-, validation-) or none that does; "
+            f"in {data!r} {Path(parts[WHOLE][0]).name} does not and others do. Rename it or leave it out."
+        )
+    chosen = _choose_split(data, split, list(parts))
+    try:
+        dataset = datasets.load_dataset("parquet", data_files={chosen: parts[chosen]}, split=chosen)
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # damaged inside, damaged at the end
+        raise ValueError(
+            f"`data` must be readable parquet files; got {data!r}: {error.__cause__ or error} Write them again."
+        ) from error
+    return _from_dataset(data, dataset, name, chosen)
+
+
+def _from_hub(data: str, split: str) -> LabelledImages:
+    datasets = _require("datasets")
+    try:
+        chosen = _choose_split(data, split, datasets.get_dataset_split_names(data))
+        dataset = datasets.load_dataset(data, split=chosen)
+    except (OSError, RuntimeError) as error:  # not there, not reachable, or a script
+        raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here, and the Hub says: {error}") from error
+    return _from_dataset(data, dataset, data, chosen)
+
+
+def _choose_split(data: str, split: str, available: list[str]) -> str:
+    """The split to read: the one asked for, its stand-in, or the whole of a set that is not divided."""
+    if available == [WHOLE]:
+        return WHOLE
+    asked = SPLIT_ALIASES.get(split, split)
+    for candidate in (split, asked, STAND_INS.get(asked)):
+        if candidate in available:
+            return candidate
+    raise ValueError(f"`split` must be a split of {data!r}: one of {', '.join(available)}; got {split!r}.")
+
+
+def _from_dataset(data: str, dataset: Any, name: str, split: str) -> LabelledImages:
+    """A `datasets.Dataset` as labelled images: finds the two columns and checks the labels; decodes nothing."""
+    from datasets import Image
+
+    if len(dataset) == 0:
+        raise ValueError(f"`data` must hold images; split {split!r} of {data!r} is empty.")
+    image_column = _column(data, dataset, "image", IMAGE_COLUMNS)
+    label_column = _column(data, dataset, "label", LABEL_COLUMNS)
+    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column].to_pylist()
+    wrong = [label for label in labels if not isinstance(label, int) or label < 0]
+    if wrong:
+        raise ValueError(
+            f"`data` must have integer labels from 0; {len(wrong)} of the {len(labels)} labels of {data!r} "
+            f"({split}) are not, the first is {wrong[0]!r}. Choose a labelled split, or number text labels with "
+            f"`dataset.class_encode_column({label_column!r})`."
+        )
+    names = getattr(dataset.features[label_column], "names", None) or [str(i) for i in range(max(labels) + 1)]
+    encoded = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    return LabelledImages(EncodedImages(encoded, image_column), labels, list(names), name, split)
+
+
+def _column(data: str, dataset: Any, what: str, names: tuple[str, ...]) -> str:
+    for name in names:
+        if name in dataset.column_names:
+            return name
+    raise ValueError(
+        f"`data` must have a column of {what}s called {' or '.join(names)}; {data!r} has "
+        f"{', '.join(dataset.column_names)}. Rename the column."
+    )

@@ -1,0 +1,249 @@
+"""Figures from measured numbers. The only file that imports matplotlib; it touches no backend and no global state.
+
+Usage: `plot_sizes(json.loads(Path("bundle/sizes.json").read_text())["sizes"], "sizes.png")`.
+"""
+
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+
+COSTS = {"macs": "MACs of one image", "params": "Parameters"}
+MARKERS = "osD^vPX*"
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+INK = "#222222"
+RING = {
+    "color": "#999999",
+    "linestyle": "--",
+    "linewidth": 1.0,
+    "marker": "o",
+    "markersize": 11,
+    "markerfacecolor": "none",
+    "markeredgecolor": INK,
+}
+
+
+def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
+    """Draws accuracy against MACs and against parameters, one point per measured size, as a PNG.
+
+    Colour is depth, the marker is the width, the number at a point is its components; lines join sizes of one depth
+    and width (upright against MACs, which the components do not change). Rings and the dashed line mark the sizes that
+    no other beats: none in the panel is at least as accurate for at most the cost and better in one of the two.
+
+    Args:
+        rows: of `sizes.json`, measured on one split of one set.
+        path: of the PNG; written atomically, folders are made.
+        title: of the figure.
+
+    Raises:
+        ValueError: no rows, or rows measured on different images.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    sets = {(row["dataset"], row["split"]) for row in rows}
+    if len(sets) != 1:
+        raise ValueError(
+            f"`rows` must be sizes measured on one split of one set; got {len(rows)} rows of "
+            f"{', '.join(f'{dataset} ({split})' for dataset, split in sorted(sets)) or 'none'}. Choose one set's rows."
+        )
+    figure = _figure()
+    colours = _colours(sorted({row["depth"] for row in rows}))
+    widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
+    markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
+    axes = figure.subplots(1, len(COSTS), sharey=True)
+    for panel, cost in zip(axes, COSTS, strict=True):
+        _draw_panel(panel, rows, cost, colours, markers)
+    dataset, split = sets.pop()
+    axes[0].set_ylabel(textwrap.fill(f"Accuracy on {dataset} ({split}), %", 45))
+    figure.suptitle(title)
+    _legend(figure, colours, markers)
+    _label_points(figure, axes, rows, colours)
+    _save(figure, Path(path))
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Which points no other point beats: at most the cost and at least the value, and better in one of them."""
+    points = list(zip(costs, values, strict=True))
+    return [not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points) for cost, value in points]
+
+
+def readable_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Round numbers between two positive limits for a logarithmic axis, with labels in one unit such as `0.5 M`.
+
+    Takes 1, 2, 5 times powers of ten, and more digits where that gives fewer than three ticks.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = [
+            float(tick)
+            for tick in MaxNLocator(4, steps=[1, 2, 4, 5, 10]).tick_values(low, high)
+            if low <= tick <= high
+        ]
+    unit = max((name for name, size in UNITS.items() if size <= max(ticks)), key=UNITS.get, default="")
+    return ticks, [f"{tick / UNITS[unit]:.4g} {unit}".rstrip() for tick in ticks]
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('matplotlib is needed here: pip install "modeling_lingene[analysis]"') from error
+    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _colours(depths: Sequence[int]) -> dict[int, Any]:
+    """A colour per depth, in the order of depth, dark enough to read on white."""
+    from matplotlib import colormaps
+
+    scale = colormaps["plasma"]
+    return {depth: scale(0.75 - 0.7 * index / max(1, len(depths) - 1)) for index, depth in enumerate(depths)}
+
+
+def _draw_panel(panel: Any, rows: Sequence[dict], cost: str, colours: dict, markers: dict) -> None:
+    for (depth, width), series in _series(rows).items():
+        costs, percent = [row[cost] for row in series], [100 * row["accuracy"] for row in series]
+        style = {"color": colours[depth], "marker": markers[width], "markersize": 6, "markeredgecolor": "white"}
+        panel.plot(costs, percent, linewidth=1.3, zorder=3, **style)
+    unbeaten = pareto([row[cost] for row in rows], [row["accuracy"] for row in rows])
+    front = sorted((row[cost], 100 * row["accuracy"]) for row, keep in zip(rows, unbeaten, strict=True) if keep)
+    panel.plot(*zip(*front, strict=True), zorder=2, **RING)
+    panel.set_xscale("log")
+    low, high = min(row[cost] for row in rows), max(row[cost] for row in rows)
+    margin = max((high / low) ** 0.08, 1.1)  # room for labels beside the outermost points
+    low, high = low / margin, high * margin
+    panel.set_xlim(low, high)
+    ticks, labels = readable_ticks(low, high)
+    panel.set_xticks(ticks, labels)
+    panel.minorticks_off()
+    panel.margins(y=0.08)
+    panel.set_xlabel(f"{COSTS[cost]} (log scale)")
+    panel.grid(color="#e6e6e6", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _series(rows: Iterable[dict]) -> dict[tuple[int, Fraction], list[dict]]:
+    """Rows by (depth, width), each list in the order of components."""
+    series: dict[tuple[int, Fraction], list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (row["depth"], Fraction(row["width_ratio"]), row["num_components"])):
+        series.setdefault((row["depth"], Fraction(row["width_ratio"])), []).append(row)
+    return series
+
+
+def _legend(figure: Any, colours: dict, markers: dict) -> None:
+    from matplotlib.lines import Line2D
+
+    entries = [
+        Line2D([], [], color=colour, linewidth=3, label=f"{depth} layer{'s' * (depth != 1)}")
+        for depth, colour in colours.items()
+    ]
+    if len(markers) > 1:
+        entries += [
+            Line2D([], [], color="#777777", marker=marker, linestyle="none", label=f"width {width}")
+            for width, marker in markers.items()
+        ]
+    entries.append(Line2D([], [], label="beaten by no other size", **RING))
+    entries.append(Line2D([], [], marker="$4$", color=INK, linestyle="none", label="number of components"))
+    figure.legend(
+        handles=entries, loc="outside lower center", ncols=min(len(entries), 7), frameon=False, columnspacing=1.4
+    )
+
+
+def _label_points(figure: Any, axes: Iterable[Any], rows: Sequence[dict], colours: dict) -> None:
+    """Writes every point's number of components beside it, where it covers least; for the layout as it is then."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for panel, cost in zip(axes, COSTS, strict=True):
+        places = {
+            key: [tuple(panel.transData.transform((row[cost], 100 * row["accuracy"]))) for row in series]
+            for key, series in _series(rows).items()
+        }
+        taken = [(x, y, 11.0, 11.0, 10.0) for points in places.values() for x, y in points]
+        for points in places.values():
+            taken += [(x, y, 2.0, 2.0, 1.0) for x, y in _along(points)]
+        for (depth, width), series in _series(rows).items():
+            for row, (x, y) in zip(series, places[depth, width], strict=True):
+                text = str(row["num_components"])
+                half_width, half_height = 6.0 * len(text), 9.0
+                x, y = _best_place(x, y, half_width, half_height, taken, panel.bbox)
+                taken.append((x, y, half_width, half_height, 10.0))
+                _write(panel, text, x, y, colours[depth])
+
+
+def _along(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points every few pixels along the line through `points`."""
+    places = []
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 5))
+        places += [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(1, steps)]
+    return places
+
+
+def _best_place(
+    x: float, y: float, half_width: float, half_height: float, taken: Sequence[tuple], inside: Any
+) -> tuple[float, float]:
+    """The centre of a label for the point (x, y), in pixels, that covers least of `taken` and stays near and inside.
+
+    Args:
+        taken: boxes (centre x, centre y, half width, half height, weight).
+        inside: matplotlib's box of the panel.
+    """
+
+    def cost(candidate: tuple[float, float]) -> float:
+        a, b = candidate
+        covered = sum(
+            weight for c, d, w, h, weight in taken if abs(a - c) < half_width + w and abs(b - d) < half_height + h
+        )
+        outside = not (inside.x0 < a - half_width and a + half_width < inside.x1 and inside.y0 < b - half_height)
+        return covered + 20 * outside + 0.05 * math.hypot(a - x, b - y)
+
+    directions = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8))
+    return min(
+        (
+            (x + horizontal * (half_width + gap), y + vertical * (half_height + gap))
+            for gap in (13, 17, 23)
+            for horizontal, vertical in directions
+        ),
+        key=cost,
+    )
+
+
+def _write(panel: Any, text: str, x: float, y: float, colour: Any) -> None:
+    from matplotlib.patheffects import withStroke
+
+    panel.annotate(
+        text,
+        (x, y),
+        xycoords="figure pixels",
+        ha="center",
+        va="center",
+        fontsize=8.5,
+        color=colour,
+        fontweight="bold",
+        zorder=5,
+        annotation_clip=False,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Writes a PNG beside its place and renames it, so that no half-written one is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
