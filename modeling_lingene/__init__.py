@@ -25,3 +25,13 @@ __all__ = [
 AutoConfig.register(LinGeneConfig.model_type, LinGeneConfig, exist_ok=True)
 AutoModel.register(LinGeneConfig, LinGeneModel, exist_ok=True)
 AutoModelForImageClassification.register(LinGeneConfig, LinGeneForImageClassification, exist_ok=True)
+
+
+def _write_card(folder) -> None:
+    """`push_to_hub` of a constrained model puts our card beside it; hub.py is imported only then."""
+    from .hub import write_card
+
+    write_card(folder)
+
+
+LinGenePreTrainedModel.write_card = staticmethod(_write_card)

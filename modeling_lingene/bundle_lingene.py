@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from .configuration_lingene import LinGeneConfig, Size
@@ -24,6 +24,7 @@ from .recompose_lingene import sliced_shape
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
+SIZE_FIELDS = ("depth", "width_ratio", "num_components")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 BLOCK_ELEMENTS = 1 << 17  # of one component; 12 of them fill 6 MiB, measured best from 2^14 to 2^18 on two cores
 
@@ -65,6 +66,12 @@ class Bundle:
     @property
     def has_head(self) -> bool:
         return "classifier.weight" in self.weight_map
+
+    def stored_size(self) -> dict:
+        """The size fields as config.json has them, before any keyword of the caller's."""
+        with open(cached_file(self.name, CONFIG_NAME, **self.hub), encoding="utf-8") as file:
+            stored = json.load(file)
+        return {field: stored.get(field) for field in SIZE_FIELDS}
 
     def measured(self) -> list[dict]:
         """The rows of `sizes.json`, or none where there is no such file.

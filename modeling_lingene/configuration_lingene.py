@@ -6,6 +6,7 @@ it). Everything else - coefficients, shapes, the sized ViT's own configuration -
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 
 import torch
 from transformers import PretrainedConfig, ViTConfig
@@ -192,7 +193,7 @@ class LinGeneConfig(PretrainedConfig):
         if self.depth_map == "select" and depth > self.reference_depth:
             raise ValueError(
                 f"`depth` {depth} is above `reference_depth` {self.reference_depth}, and this bundle selects layers "
-                f"(`depth_map` 'select'); use 1 to {self.reference_depth}."
+                f"(`depth_map` 'select'); use 1 to {self.reference_depth}, or resample with depth_map='resample'."
             )
         ratio = read_width_ratio(_first(width_ratio, self.width_ratio, 1), self.num_attention_heads)
         if ratio not in self.legal_width_ratios:
@@ -230,6 +231,13 @@ class LinGeneConfig(PretrainedConfig):
         """Factor on one block tensor: reference_depth / depth on a branch's output where `scale_residual` asks so."""
         grown = self.scale_residual and size.depth > self.reference_depth
         return self.reference_depth / size.depth if grown and name.rpartition(".")[0] in RESIDUAL_OUTPUTS else 1.0
+
+    def stored_params(self, size: Size, head: bool = True) -> int:
+        """Parameters that have to be downloaded for a size: what is shared, and the slices of its components."""
+        shared = self.sliced(self.shared_shapes(), size).values()
+        component = self.sliced(self.component_shapes(), size).values()
+        classifier = (int(self.hidden_size * size.width_ratio) + 1) * self.num_labels if head else 0
+        return sum(map(prod, shared)) + size.num_components * sum(map(prod, component)) + classifier
 
     def component_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of one component, by its name within the block, at full width."""

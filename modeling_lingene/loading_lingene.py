@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from .bundle_lingene import HUB_KWARGS, Bundle, choose_size
+from .bundle_lingene import HUB_KWARGS, SIZE_FIELDS, Bundle, choose_size
 from .configuration_lingene import LinGeneConfig, Size
 from .saving_lingene import push_bundle, write_bundle
 
@@ -117,6 +117,7 @@ class BundleMixin:
             result = stock_vit(*weights, config.vit_config(size), cls.has_head, dtype=dtype, **kwargs)
         model = result[0] if output_info else result
         model.name_or_path = model.config.name_or_path = name
+        model.source_size = size
         return result
 
     @classmethod
@@ -130,9 +131,9 @@ class BundleMixin:
     @classmethod
     def _read_size(cls, bundle: Bundle, asked: tuple, budget: dict) -> Size:
         config = bundle.config
-        fields = ("depth", "width_ratio", "num_components")
         if budget:
-            given = [f for f, value in zip(fields, asked) if value is not None or getattr(config, f) is not None]
+            stored = bundle.stored_size()  # Auto classes have written what was asked into the configuration
+            given = [f for f, value in zip(SIZE_FIELDS, asked) if value is not None or getattr(config, f) != stored[f]]
             if given:
                 raise ValueError(f"`{next(iter(budget))}` chooses the size; do not give `{given[0]}` as well.")
             size = choose_size(bundle.measured(), config, budget)

@@ -17,7 +17,12 @@ from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageClassification, ViTConfig
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import logging as transformers_logging
+
+from .configuration_lingene import LinGeneConfig
+from .data import Batches, LabelledImages, batches, check_labels
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -86,9 +91,12 @@ def accuracy(
 
 
 def latency_ms(
-    model: nn.Module, pixel_values: torch.Tensor | None = None, min_run_time: float = 0.5
+    model: nn.Module,
+    pixel_values: torch.Tensor | None = None,
+    min_run_time: float = 0.5,
+    threads: int | None = None,
 ) -> dict[str, float | int]:
-    """The time of one forward pass, where the model is, with as many threads as torch uses.
+    """The time of one forward pass, where the model is.
 
     Measured with `torch.utils.benchmark`, which synchronises the GPU around every measurement.
 
@@ -96,6 +104,7 @@ def latency_ms(
         model: as for `accuracy`.
         pixel_values: (b, C, h, w); None: one image of the size that the model's config says.
         min_run_time: seconds to measure for, after the warm-up; at least 10 passes are timed.
+        threads: on the CPU; None: as many as torch uses.
 
     Returns:
         `median` and `iqr` (interquartile range), milliseconds per pass; `batch_size`; `threads`.
@@ -103,7 +112,7 @@ def latency_ms(
     weight = _floating_parameter(model)
     if pixel_values is None:
         pixel_values = torch.zeros(1, model.config.num_channels, *_height_and_width(model.config))
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     timer = Timer(
         "model(pixel_values=pixel_values)",
         globals={"model": model, "pixel_values": pixel_values.to(weight.device, weight.dtype)},
@@ -120,14 +129,14 @@ def latency_ms(
     }
 
 
-def device_name(device: str | torch.device = "cpu") -> str:
-    """What a latency was measured on, for people: the processor and torch's threads, or the GPU."""
+def device_name(device: str | torch.device = "cpu", threads: int | None = None) -> str:
+    """What a latency was measured on, for people: the processor and the threads (default torch's), or the GPU."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return f"{device.type} of {platform.machine()}"
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"{_processor_name()} ({threads} thread{'s' * (threads != 1)})"
 
 
@@ -137,11 +146,12 @@ def measure(
     *,
     depth: int,
     width_ratio: str | float | Fraction,
-    num_components: int,
+    num_components: int | None,
     split: str,
     dataset: str,
-    params: int | None = None,
+    stored_params: int,
     latency: bool = False,
+    threads: int | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> dict[str, int | float | str]:
@@ -152,14 +162,13 @@ def measure(
         batches: as for `accuracy`.
         depth, width_ratio, num_components: the size that was asked for.
         split, dataset: what `batches` holds.
-        params: what to record as the number of parameters; None: those of `model`, which do not depend on
-            `num_components` (those of the constrained form do).
-        latency: whether to time one image, which adds `latency_ms` and `device`.
+        stored_params: `config.stored_params(size)` of the bundle: what is downloaded for this size.
+        latency: whether to time one image, which adds `latency_ms` and `device`; `threads` as for `latency_ms`.
         device, progress: as for `accuracy`.
 
     Returns:
-        depth, width_ratio (a fraction string), num_components, params, macs (both with the head, one image),
-        accuracy (0..1, 6 digits), split, dataset.
+        depth, width_ratio (a fraction string), num_components, params and macs of the ViT (both with the head, one
+        image), stored_params, accuracy (0..1, 6 digits), split, dataset.
 
     Raises:
         ValueError: the model is not a stock ViT of that depth, or `batches` is empty.
@@ -174,16 +183,107 @@ def measure(
         "depth": depth,
         "width_ratio": str(Fraction(width_ratio).limit_denominator(100)),
         "num_components": num_components,
-        "params": count_parameters(model) if params is None else params,
+        "params": count_parameters(model),
+        "stored_params": stored_params,
         "macs": count_macs(config),
         "accuracy": round(accuracy(model, batches, device, progress)[0], 6),
         "split": split,
         "dataset": dataset,
     }
     if latency:
-        row["latency_ms"] = round(latency_ms(model)["median"], 4)
-        row["device"] = device_name(_floating_parameter(model).device)
+        row["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
+        row["device"] = device_name(_floating_parameter(model).device, threads)
     return row
+
+
+def measure_sizes(
+    bundle: str | Path,
+    batches: Batches,
+    sizes: Iterable[tuple[int, str | Fraction | int, int]],
+    threads: int | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Materialise sizes of a bundle as a user would, through `from_pretrained`, and measure each.
+
+    Args:
+        bundle: folder or name.
+        batches: of held-out images, as `data.batches` gives them.
+        sizes: (depth, width ratio, components).
+        threads: as for `latency_ms`.
+
+    Returns:
+        Rows of `sizes.json`, with latency.
+    """
+    images, config = batches.images, LinGeneConfig.from_pretrained(bundle)
+    held = list(batches)  # decoded once for all sizes
+    rows = []
+    with quiet_loading():
+        for depth, width_ratio, count in tqdm(list(sizes), desc="measuring", unit="size", disable=not progress):
+            size = config.size(depth, width_ratio, count)
+            asked = {"depth": depth, "width_ratio": str(size.width_ratio), "num_components": count}
+            model = AutoModelForImageClassification.from_pretrained(bundle, **asked)
+            stored = config.stored_params(size)
+            named = {"split": images.split, "dataset": images.name, "stored_params": stored}
+            rows.append(measure(model, held, **asked, **named, latency=True, threads=threads))
+    return rows
+
+
+def evaluate_model(
+    name: str | Path, asked: dict, images: LabelledImages, batch_size: int = 64, device: str | None = None
+) -> dict:
+    """One row, as in `sizes.json`, for a size of a bundle or for a plain ViT.
+
+    Args:
+        name: folder or name on the Hub; its own preprocessing is used.
+        asked: `from_pretrained`'s size or budget keywords; for a bundle only.
+        images: with labels that the model's classes cover.
+        device: default the GPU if there is one.
+
+    Raises:
+        ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it.
+    """
+    config = AutoConfig.from_pretrained(name)
+    is_bundle = config.model_type == LinGeneConfig.model_type
+    if asked and not is_bundle:
+        raise ValueError(
+            f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."
+        )
+    check_labels(images, config.num_labels)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        raise ValueError(
+            f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
+        ) from None
+    with quiet_loading():
+        model = AutoModelForImageClassification.from_pretrained(name, **asked)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = model.source_size if is_bundle else None
+    return measure(
+        model,
+        batches(images, processor, batch_size),
+        depth=model.config.num_hidden_layers,
+        width_ratio=size.width_ratio if size else 1,
+        num_components=size.num_components if size else None,
+        stored_params=config.stored_params(size) if size else count_parameters(model),
+        split=images.split,
+        dataset=images.name,
+        latency=True,
+        device=device,
+        progress=True,
+    )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bar per loaded model, which would bury a table."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _height_and_width(config: ViTConfig) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 
-COSTS = {"macs": "MACs of one image", "params": "Parameters"}
+COSTS = {"macs": "MACs of one image", "stored_params": "Parameters to download, components shared by the layers"}
 MARKERS = "osD^vPX*"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 INK = "#222222"
@@ -28,7 +28,7 @@ RING = {
 
 
 def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws accuracy against MACs and against parameters, one point per measured size, as a PNG.
+    """Draws accuracy against MACs and against stored parameters, one point per measured size, as a PNG.
 
     Colour is depth, the marker is the width, the number at a point is its components; lines join sizes of one depth
     and width (upright against MACs, which the components do not change). Rings and the dashed line mark the sizes that

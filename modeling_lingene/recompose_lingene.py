@@ -21,7 +21,8 @@ PRESETS = {
     # The coefficients of the paper (Eq. 3): T_1..T_N at (l - 1) / L, with gains centred on 1 as T_0 is not among them.
     "paper": {"nodes": "uniform", "start_degree": 1, "gain_offset": 1.0, "depth_map": "resample"},
     # T_0..T_{N-1} at the Chebyshev roots: a discrete cosine transform over depth, condition number sqrt(2) at N = L.
-    "stable": {"nodes": "roots", "start_degree": 0, "gain_offset": 0.0, "depth_map": "resample"},
+    # Its high degrees alias at other depths, so that fewer layers are selected, not resampled.
+    "stable": {"nodes": "roots", "start_degree": 0, "gain_offset": 0.0, "depth_map": "select"},
 }
 
 BLOCK_LINEARS = ("attention.query", "attention.key", "attention.value", "attention.output", "mlp.fc1", "mlp.fc2")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
 
@@ -59,6 +59,7 @@ def write_bundle(
         write_rest(staging, weights_id)
         names = _fresh_names(folder, digests)
         for file, name in names.items():
+            shutil.copymode(staging / CONFIG_NAME, staging / file)  # safetensors writes for the owner alone
             os.rename(staging / file, staging / name)
         _write_index(staging, tensors, names, weights_id)
         _publish(staging, folder, set(names.values()))
@@ -113,7 +114,7 @@ def _publish(staging: Path, folder: Path, weights: set[str]):
             return
         except OSError:  # a mount point, or a system that does not rename over an empty folder
             folder.mkdir(exist_ok=True)
-    order = {SAFE_WEIGHTS_INDEX_NAME: 3, "config.json": 2}
+    order = {SAFE_WEIGHTS_INDEX_NAME: 3, CONFIG_NAME: 2}
     for file in sorted(staging.iterdir(), key=lambda path: order.get(path.name, 1 if path.name in weights else 0)):
         os.replace(file, folder / file.name)
     stale = [path for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in weights]

@@ -20,7 +20,7 @@ def rows(depths=(3, 4, 6), widths=("1/2", "1"), components=(1, 2, 4, 6)):
             "depth": depth,
             "width_ratio": width,
             "num_components": count,
-            "params": 200_000 + 440_000 * count // (4 if width == "1/2" else 1),
+            "stored_params": 200_000 + 440_000 * count // (4 if width == "1/2" else 1),
             "macs": 30_000_000 * depth // (3 if width == "1/2" else 1),
             "accuracy": 0.6 - 0.3 / depth - 0.2 / count - 0.1 * (width == "1/2"),
             "split": "test",
@@ -71,7 +71,7 @@ def test_every_size_is_a_point_in_both_panels(figure, tmp_path):
     """In percent, at its cost, joined with the sizes of its depth and width."""
     measured = rows()
     plot_sizes(measured, tmp_path / "x.png")
-    for panel, cost in zip(figure[0].axes, ("macs", "params"), strict=True):
+    for panel, cost in zip(figure[0].axes, ("macs", "stored_params"), strict=True):
         assert panel.get_xscale() == "log"
         lines = [line.get_xydata().tolist() for line in panel.lines if line.get_linestyle() == "-"]
         assert sorted(map(len, lines)) == [4] * 6
@@ -83,7 +83,7 @@ def test_the_ringed_sizes_are_those_no_other_beats(figure, tmp_path):
     """Against a double loop over the definition, ties included."""
     measured = rows() + [{**rows()[0], "num_components": 9}]
     plot_sizes(measured, tmp_path / "x.png")
-    for panel, cost in zip(figure[0].axes, ("macs", "params"), strict=True):
+    for panel, cost in zip(figure[0].axes, ("macs", "stored_params"), strict=True):
         unbeaten = set()
         for one in measured:
             better = [r for r in measured if r[cost] <= one[cost] and r["accuracy"] >= one["accuracy"]]

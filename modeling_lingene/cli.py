@@ -1,0 +1,166 @@
+"""`lingene ...`: parses and calls, nothing more. Heavy imports happen in the command that needs them."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 for wrong input with one line that says what to do, 130 when interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"lingene {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nlingene {arguments.command}: interrupted. {arguments.resume}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lingene", description="One bundle, Vision Transformers of many sizes.")
+    parser.set_defaults(resume="Nothing was changed.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = _add(commands, "quickstart", quickstart, "train a small bundle on handwritten digits, measure its sizes")
+    command.set_defaults(resume="Run the same command again to go on.")
+    command.add_argument("--out", type=Path, default=Path("lingene-quickstart"), help="folder (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument("--epochs", type=int, default=60, help="of each of the four phases (default: %(default)s)")
+
+    command = _add(commands, "materialise", materialise, "write one size of a bundle as a plain model folder")
+    _add_bundle(command)
+    _add_size(command)
+    command.add_argument("--out", type=Path, required=True, help="new or empty folder for the model")
+
+    command = _add(commands, "evaluate", evaluate, "accuracy, parameters, MACs and latency of one size, or of a model")
+    command.add_argument("model", metavar="MODEL", help="a bundle or a plain ViT, by folder or name on the Hub")
+    _add_size(command)
+    command.add_argument("--data", required=True, help="digits, a folder of images, parquet files, a name on the Hub")
+    command.add_argument("--split", default="test", help="default: %(default)s")
+    command.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
+    command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
+    command.add_argument("--out", type=Path, help="JSON file for the numbers")
+
+    command = _add(commands, "info", info, "what a bundle holds, its legal, trained and measured sizes")
+    _add_bundle(command)
+    command.add_argument("--out", type=Path, help="JSON file for the same")
+
+    command = _add(commands, "card", card, "render a bundle's model card from its measured numbers")
+    command.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder")
+    command.add_argument("--repo", metavar="REPO", help="name in the loading example (default: the folder's)")
+
+    command = _add(commands, "push", push, "push a bundle to the Hub and verify it by loading it back")
+    command.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder")
+    command.add_argument("repo", metavar="REPO", help="name on the Hub")
+    command.add_argument("--private", action="store_true", default=None, help="if the repository is new")
+    command.add_argument("--revision", help="branch (default: main)")
+    return parser
+
+
+def _add(commands, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_bundle(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", metavar="BUNDLE", help="folder or name on the Hub")
+    command.add_argument("--revision", help="on the Hub (default: main)")
+
+
+def _add_size(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("size", "default: all that is stored")
+    group.add_argument("--depth", type=int, help="number of layers")
+    group.add_argument("--width-ratio", help="fraction of the width, such as 1/2")
+    group.add_argument("--num-components", type=int, help="number of components combined")
+    group.add_argument("--allow-untrained", action="store_true", help="accept a width that was never trained")
+    group.add_argument("--max-params", type=float, help="or a budget: the most accurate measured size within it")
+    group.add_argument("--max-macs", type=float, help="multiply-accumulates of one image, such as 2e9")
+    group.add_argument("--max-latency-ms", type=float, help="milliseconds, as measured")
+
+
+SIZE_FIELDS = "depth width_ratio num_components allow_untrained max_params max_macs max_latency_ms".split()
+
+
+def _asked(arguments: argparse.Namespace) -> dict:
+    """The size options that were given."""
+    return {name: value for name in SIZE_FIELDS if (value := getattr(arguments, name)) not in (None, False)}
+
+
+def quickstart(arguments: argparse.Namespace) -> None:
+    from .hub import size_table
+    from .recipes import quickstart as run
+
+    rows = run(arguments.out, arguments.seed, arguments.epochs)
+    best = max(rows, key=lambda row: row["accuracy"])
+    asked = f"depth={best['depth']}, num_components={best['num_components']}"
+    print(f"\n{size_table(rows)}\n")
+    print(f"bundle   {arguments.out / 'bundle'}\nplot     {arguments.out / 'sizes.png'}")
+    print(f"numbers  {arguments.out / 'results.json'}\n\nLoad a size:\n")
+    print("    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n")
+    print(f"    AutoModelForImageClassification.from_pretrained({str(arguments.out / 'bundle')!r}, {asked})")
+
+
+def materialise(arguments: argparse.Namespace) -> None:
+    from .hub import publish_model, readable
+    from .metrics import count_macs, count_parameters, quiet_loading
+    from .modeling_lingene import LinGeneForImageClassification
+
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        raise ValueError(f"`out` {arguments.out} must be a new or empty folder.")
+    hub = {"revision": arguments.revision} if arguments.revision else {}
+    with quiet_loading():
+        model = LinGeneForImageClassification.from_pretrained(arguments.bundle, **_asked(arguments), **hub)
+    publish_model(model, arguments.bundle, arguments.out, **hub)
+    params, macs = readable(count_parameters(model)), readable(count_macs(model.config))
+    print(f"{arguments.out}: ViT of {model.config.num_hidden_layers} layers, {params} parameters, {macs} MACs")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from .data import load_images
+    from .hub import size_table, write_json
+    from .metrics import evaluate_model
+
+    images = load_images(arguments.data, arguments.split)
+    row = evaluate_model(arguments.model, _asked(arguments), images, arguments.batch_size, arguments.device)
+    print(size_table([row]))
+    print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
+    if arguments.out:
+        write_json(arguments.out, row)
+
+
+def info(arguments: argparse.Namespace) -> None:
+    from .hub import describe, size_table, write_json
+
+    facts, rows = describe(arguments.bundle, **({"revision": arguments.revision} if arguments.revision else {}))
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+    print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
+    if arguments.out:
+        write_json(arguments.out, {**facts, "sizes": rows})
+
+
+def card(arguments: argparse.Namespace) -> None:
+    from .hub import check_folder, write_card
+
+    check_folder(arguments.bundle)
+    write_card(arguments.bundle, arguments.repo)
+    print(arguments.bundle / "README.md")
+
+
+def push(arguments: argparse.Namespace) -> None:
+    from .hub import push as run
+
+    url = run(arguments.bundle, arguments.repo, private=arguments.private, revision=arguments.revision)
+    print(f"{url}: pushed, and loads to the same logits in a clean process")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Cards, measured sizes, pushing: what turns a bundle folder into a repository on the Hub.
+
+The card is rendered from `config.json`, `sizes.json` and the template in `hub_cards/`; no number in it is typed. A
+push is verified by loading the repository back in a process of its own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from importlib import resources
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
+
+from .bundle_lingene import SIZES_FILE, Bundle
+from .configuration_lingene import LinGeneConfig, Size
+from .saving_lingene import bundle_weights_id, push_bundle
+
+
+CARD_FILE = "README.md"
+VERIFY = """
+import json, sys
+import torch
+from transformers import AutoModelForImageClassification
+
+name, kwargs = json.loads(sys.argv[1])
+sys.modules["modeling_lingene"] = None  # as on a machine without the package: the code comes from the repository
+model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True, **kwargs)
+size = model.config.image_size
+height, width = (size, size) if isinstance(size, int) else size
+pixels = torch.linspace(-1, 1, model.config.num_channels * height * width).view(1, -1, height, width)
+with torch.no_grad():
+    print(json.dumps(model(pixels.to(model.dtype)).logits.float().flatten().tolist()))
+"""
+
+
+def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
+    """The configuration of a bundle.
+
+    Raises:
+        ValueError: the name is a model, but not a bundle; or nothing is there.
+    """
+    if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
+        raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
+    try:
+        config = AutoConfig.from_pretrained(bundle, **hub)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("`"):
+            raise
+        raise ValueError(f"`bundle` {bundle} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, LinGeneConfig):
+        raise ValueError(f"`bundle` {bundle} is a {config.model_type} model, not a bundle of shared components.")
+    return config
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that no half-written one is ever seen."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_sizes(folder: str | os.PathLike, rows: list[dict]) -> None:
+    """`sizes.json` of a bundle folder, tied to its weights."""
+    write_json(Path(folder) / SIZES_FILE, {"weights_id": bundle_weights_id(folder), "sizes": rows})
+
+
+def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
+    """The configuration of a bundle folder whose weights are the ones that its index and sizes speak of.
+
+    Raises:
+        ValueError: no bundle, a file missing, or `weights_id` of index or sizes not that of the files.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise ValueError(f"`bundle` {folder} must be a folder with {CONFIG_NAME} and {SAFE_WEIGHTS_INDEX_NAME}.")
+    config = read_config(folder)
+    bundle = Bundle(folder, config)
+    missing = sorted(file for file in set(bundle.weight_map.values()) if not (folder / file).is_file())
+    if missing:
+        raise ValueError(f"`bundle` {folder} lacks {', '.join(missing)}; save it again.")
+    if bundle_weights_id(folder) != bundle.weights_id:
+        raise ValueError(f"`weights_id` of {folder} is not that of its weight files; save the bundle again.")
+    bundle.measured()
+    return config
+
+
+def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
+    """What a bundle holds, and the rows of its `sizes.json`; no weights are read or downloaded."""
+    config = read_config(bundle, **hub)
+    size = config.size()
+    coefficients = f"{config.basis} at {config.nodes} nodes, degrees from {config.start_degree}"
+    facts = {
+        "bundle": str(bundle),
+        "depth": f"{config.reference_depth} layers, trained at {', '.join(map(str, config.trained_depths))}",
+        "num_components": f"1 to {config.reference_components}",
+        "width_ratio": f"trained at {', '.join(config.trained_width_ratios)}; legal: "
+        f"{', '.join(map(str, config.legal_width_ratios))}",
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "images": f"{config.image_size} pixels, patches of {config.patch_size}, {config.num_channels} channels",
+        "classes": config.num_labels,
+        "coefficients": f"{coefficients}, depth map {config.depth_map}",
+        "stored_params": readable(config.stored_params(size)),
+        "weights_id": config.weights_id,
+    }
+    return facts, Bundle(bundle, config, hub).measured()
+
+
+def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
+    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
+    staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        model.save_pretrained(staging)
+        processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        if processor is not None:
+            shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
+        if out.exists():
+            out.rmdir()
+        os.replace(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def size_table(rows: list[dict]) -> str:
+    """Measured sizes as a Markdown table, the most accurate first; `-` where a number was not measured."""
+    columns = ["depth", "width", "components", "accuracy", "parameters", "download", "MACs"]
+    timed = any("latency_ms" in row for row in rows)
+    lines = [columns + ["latency"] * timed]
+    for row in sorted(rows, key=lambda row: (-row["accuracy"], row["macs"], row["stored_params"])):
+        cells = [row["depth"], row["width_ratio"], row["num_components"] or "-", f"{100 * row['accuracy']:.1f} %"]
+        cells += [readable(row["params"]), readable(row["stored_params"]), readable(row["macs"])]
+        cells += [f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else "-"] * timed
+        lines.append([str(cell) for cell in cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    drawn = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([drawn[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *drawn[1:]])
+
+
+def readable(count: float) -> str:
+    """1234567 -> `1.23 M`: three digits and a unit."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:g}"
+
+
+def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
+    """The model card of a bundle folder, from its configuration and measured sizes.
+
+    Args:
+        repo_id: name in the loading example; default the folder's.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    rows = Bundle(folder, config).measured()
+    size = config.size()
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["lingene", "vision", "elastic"],
+        datasets=sorted({row["dataset"] for row in rows if "/" in row["dataset"]}) or None,
+        model_name=repo_id or folder.name,
+    )
+    example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
+    if rows:
+        best = max(rows, key=lambda row: (row["accuracy"], -row["macs"]))
+        smaller = [row for row in rows if row["depth"] < best["depth"]] or rows
+        chosen = max(smaller, key=lambda row: (row["accuracy"], -row["macs"]))
+        example = {"depth": chosen["depth"], "num_components": chosen["num_components"]}
+    classes = [config.id2label[index] for index in sorted(config.id2label)]
+    template = resources.files("modeling_lingene.hub_cards").joinpath("TEMPLATE.md").read_text(encoding="utf-8")
+    return ModelCard.from_template(
+        data,
+        template_str=template,
+        repo_id=repo_id or folder.name,
+        example=", ".join(f"{name}={value}" for name, value in example.items()),
+        config=config,
+        widths=", ".join(map(str, config.legal_width_ratios)),
+        table=size_table(rows) if rows else None,
+        measured_on=sorted({f"{row['dataset']} ({row['split']})" for row in rows}),
+        devices=sorted({row["device"] for row in rows if "device" in row}),
+        classes=", ".join(classes[:50]) + (f", ... ({len(classes)} in all)" if len(classes) > 50 else ""),
+        stored=readable(config.stored_params(size)),
+    ).content
+
+
+def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
+    """Render the card into a bundle folder."""
+    write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id) + "\n")
+
+
+def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
+    """Push a bundle folder with its card, in one commit, and verify it by loading it back in a clean process.
+
+    Args:
+        folder: a bundle; checked before anything is sent, changed only by its rendered card.
+        repo_id: created where it is missing.
+        private: of a new repository.
+        revision: branch; created where it is missing.
+
+    Returns:
+        The commit's URL.
+
+    Raises:
+        ValueError: the folder is not a complete bundle.
+        RuntimeError: what was pushed does not load to the same model; says how it differs.
+    """
+    config = check_folder(folder)
+    write_card(folder, repo_id)
+    commit = push_bundle(folder, repo_id, private=private, revision=revision, commit_message="Upload bundle")
+    size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
+    verify(str(folder), commit.repo_url.repo_id, commit.oid, size)
+    return commit.commit_url
+
+
+def verify(folder: str, repo_id: str, revision: str, size: Size) -> None:
+    """Load one size of a pushed bundle without this package and compare its logits with the folder's."""
+    asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
+    asked["allow_untrained"] = True
+    logits = []
+    for name, kwargs in ((folder, asked), (repo_id, {**asked, "revision": revision})):
+        command = [sys.executable, "-c", VERIFY, json.dumps([name, kwargs])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{name} does not load in a clean process:\n{done.stderr[-2000:]}")
+        logits.append(torch.tensor(json.loads(done.stdout.splitlines()[-1])))
+    if not torch.allclose(*logits, rtol=1e-5, atol=1e-5):
+        difference = (logits[0] - logits[1]).abs().max().item()
+        raise RuntimeError(f"{repo_id} was pushed, but its logits differ from {folder}'s by up to {difference:.3g}.")
