@@ -8,29 +8,34 @@ the result plus little.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import isfinite, prod
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
-from .configuration_lingene import LinGeneConfig, Size
+from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .recompose_lingene import sliced_shape
 
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
-SIZE_FIELDS = ("depth", "width_ratio", "num_components")
+HEAD = ("classifier.weight", "classifier.bias")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 BLOCK_ELEMENTS = 1 << 17  # of one component; 12 of them fill 6 MiB, measured best from 2^14 to 2^18 on two cores
 
 
 def component_file(index: int) -> str:
     return f"component-{index:02d}.safetensors"
+
+
+def is_plain_name(file: str) -> bool:
+    """Whether an index may name this file: one beside it."""
+    return file.endswith(".safetensors") and os.path.basename(file) == file
 
 
 class Bundle:
@@ -49,23 +54,45 @@ class Bundle:
 
     def __init__(self, name: str | os.PathLike, config: LinGeneConfig, hub: dict | None = None):
         self.name, self.config, self.hub = str(name), config, hub or {}
-        with open(cached_file(self.name, SAFE_WEIGHTS_INDEX_NAME, **self.hub), encoding="utf-8") as file:
-            try:
-                index = json.load(file)
-                self.weight_map, self.weights_id = index["weight_map"], index["metadata"].get("weights_id")
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-                raise ValueError(
-                    f"`{SAFE_WEIGHTS_INDEX_NAME}` of {self.name} is damaged; fetch or save it again."
-                ) from None
+        self.weight_map, self.weights_id = self._read_index()
         if config.weights_id is not None and config.weights_id != self.weights_id:
             raise ValueError(
                 f"`weights_id` of {self.name} differs between config.json and {SAFE_WEIGHTS_INDEX_NAME}: a save was "
                 "interrupted between the two; save the bundle again, or restore the folder."
             )
+        self._check_keys()
+
+    def _read_index(self) -> tuple[dict[str, str], str]:
+        with open(cached_file(self.name, SAFE_WEIGHTS_INDEX_NAME, **self.hub), encoding="utf-8") as file:
+            try:
+                index = json.load(file)
+                weight_map, weights_id = dict(index["weight_map"].items()), index["metadata"].get("weights_id")
+                outside = next((key for key, file in weight_map.items() if not is_plain_name(file)), None)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged = f"`{SAFE_WEIGHTS_INDEX_NAME}` of {self.name} is damaged; fetch or save it again."
+                raise ValueError(damaged) from None
+        if outside is not None:
+            raise ValueError(f"`{outside}` points outside of {self.name}: {weight_map[outside]!r}.")
+        return weight_map, weights_id
+
+    def _check_keys(self):
+        """The index must list exactly what the configuration promises: nothing may be random, nothing cut off."""
+        expected = [*self.config.shared_shapes(), *self._component_keys(self.config.reference_components)]
+        expected += HEAD if any(key in self.weight_map for key in HEAD) else ()
+        for key in expected:
+            if key not in self.weight_map:
+                raise ValueError(f"`{key}` is missing from the index of {self.name}; the bundle is incomplete.")
+        known = set(expected)
+        for key in self.weight_map:
+            if key not in known:
+                raise ValueError(
+                    f"`{key}` stands in the index of {self.name}, and its configuration knows no such tensor; "
+                    "config.json belongs to another bundle."
+                )
 
     @property
     def has_head(self) -> bool:
-        return "classifier.weight" in self.weight_map
+        return HEAD[0] in self.weight_map
 
     def stored_size(self) -> dict:
         """The size fields as config.json has them, before any keyword of the caller's."""
@@ -92,7 +119,10 @@ class Bundle:
             try:
                 sizes = json.load(file)
                 weights_id, rows = sizes["weights_id"], sizes["sizes"]
-            except (json.JSONDecodeError, KeyError, TypeError):
+                for row in rows:
+                    _row_size(row, self.config)
+                    float(row["accuracy"]), float(row["params"]), float(row["macs"])
+            except (ValueError, KeyError, TypeError):
                 raise ValueError(f"`{SIZES_FILE}` of {self.name} is damaged; measure the bundle again.") from None
         if weights_id != self.weights_id:
             raise ValueError(
@@ -103,21 +133,13 @@ class Bundle:
 
     def locate(self, keys: Iterable[str]) -> dict[str, str]:
         """Local path of the file that holds each key; downloads the files that are missing, and no others."""
-        files = {}
-        for key in keys:
-            file = self.weight_map.get(key)
-            if file is None:
-                raise ValueError(f"`{key}` is missing from the index of {self.name}; the bundle is incomplete.")
-            if os.path.basename(file) != file:
-                raise ValueError(f"`{key}` points outside of {self.name}: {file!r}.")
-            files[key] = file
+        files = {key: self.weight_map[key] for key in keys}
         wanted = sorted(set(files.values()))
         paths = dict(zip(wanted, cached_files(self.name, wanted, **self.hub)))
         return {key: paths[file] for key, file in files.items()}
 
     def shared_keys(self, head: bool) -> list[str]:
-        head_keys = [key for key in ("classifier.weight", "classifier.bias") if head and key in self.weight_map]
-        return [*self.config.shared_shapes(), *head_keys]
+        return [*self.config.shared_shapes(), *(HEAD if head and self.has_head else ())]
 
     def read(self, size: Size, head: bool, dtype: torch.dtype | None = None) -> tuple[dict, dict]:
         """One size, recomposed (LinDec, Eq. 1).
@@ -131,34 +153,41 @@ class Bundle:
             The tensors outside the blocks by key, and per block tensor (`attention.query.weight`, ...) the list of its
             `depth` layers' weights, each with its own memory.
         """
-        shared, shapes = self.shared_keys(head), self.config.component_shapes()
-        components = {
-            name: [f"components.{n}.{name}" for n in range(size.num_components)]
-            for name in sorted(shapes, key=lambda name: -math.prod(shapes[name]))  # large first: lowest peak
-        }
-        paths = self.locate([*shared, *(key for keys in components.values() for key in keys)])
+        shared, table, layers = self.shared_keys(head), self.config.coefficients(size), {}
+        paths = self.locate([*shared, *self._component_keys(size.num_components)])
         with opened(self.name, paths, shared) as slices:
             outside = {key: self._take(key, tensor, size).clone() for key, tensor in slices.items()}
-        table = self.config.coefficients(size)
-        layers = {}
-        for name, keys in components.items():
+        for names in self._mapped_together():
+            keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
             with opened(self.name, paths, keys) as slices:
-                parts = [self._take(key, tensor, size, check=False) for key, tensor in slices.items()]
-                layers[name] = combine(parts, table * self.config.branch_scale(name, size), dtype)
-                del parts
-            if not math.isfinite(layers[name][0].sum(dtype=torch.float32)):
-                raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
-            if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
-                for gain in layers[name]:
-                    gain += self.config.gain_offset
+                for name in names:
+                    layers[name] = self._combine(name, slices, table, size, dtype)
         return outside, layers
+
+    def _combine(self, name: str, slices: dict, table: torch.Tensor, size: Size, dtype) -> list[torch.Tensor]:
+        """One block tensor of every layer."""
+        keys = [f"components.{n}.{name}" for n in range(size.num_components)]
+        parts = [self._take(key, slices[key], size, check=False) for key in keys]
+        layers = combine(parts, table * self.config.branch_scale(name, size), dtype)
+        if not isfinite(layers[0].sum(dtype=torch.float32)):
+            raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
+        if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
+            for gain in layers:
+                gain += self.config.gain_offset
+        return layers
+
+    def _component_keys(self, count: int) -> list[str]:
+        return [f"components.{n}.{name}" for n in range(count) for name in self.config.component_shapes()]
+
+    def _mapped_together(self) -> list[list[str]]:
+        """Block tensors in the order of reading, large ones first and alone, small ones together: lowest peak."""
+        shapes = self.config.component_shapes()
+        matrices = sorted((name for name, shape in shapes.items() if len(shape) > 1), key=lambda n: -prod(shapes[n]))
+        return [*([name] for name in matrices), [name for name, shape in shapes.items() if len(shape) == 1]]
 
     def read_components(self, size: Size, head: bool) -> dict[str, torch.Tensor]:
         """One size as components: the state dict of the constrained model, sliced and truncated."""
-        keys = self.shared_keys(head)
-        keys += [
-            f"components.{n}.{name}" for n in range(size.num_components) for name in self.config.component_shapes()
-        ]
+        keys = [*self.shared_keys(head), *self._component_keys(size.num_components)]
         with opened(self.name, self.locate(keys), keys) as slices:
             tensors = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
         return tensors if size.width_ratio == 1 else {key: tensor.clone() for key, tensor in tensors.items()}
@@ -173,7 +202,7 @@ class Bundle:
                 "the weights belong to another configuration."
             )
         part = tensor[tuple(slice(length) for length in sliced_shape(key, shape, size.width_ratio))]
-        if check and not math.isfinite(part.sum(dtype=torch.float32)):
+        if check and not isfinite(part.sum(dtype=torch.float32)):
             raise ValueError(f"`{key}` of {self.name} holds values that are not finite.")
         return part
 
@@ -222,7 +251,7 @@ def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dty
     on_cpu = {"device": first.device}  # also where the caller's default device is another
     layers = [torch.empty(first.shape, dtype=dtype or first.dtype, **on_cpu) for _ in range(len(table))]
     rest = first.shape[1:]
-    step = min(first.shape[0], max(1, BLOCK_ELEMENTS // math.prod(rest)))
+    step = min(first.shape[0], max(1, BLOCK_ELEMENTS // prod(rest)))
     source = torch.empty(len(parts), step, *rest, dtype=wide, **on_cpu)
     result = torch.empty(len(table), step, *rest, dtype=wide, **on_cpu)
     for start in range(0, first.shape[0], step):

@@ -6,7 +6,7 @@ it). Everything else - coefficients, shapes, the sized ViT's own configuration -
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
+from math import isfinite, prod
 
 import torch
 from transformers import PretrainedConfig, ViTConfig
@@ -19,6 +19,7 @@ from .recompose_lingene import (
     NODES,
     PRESETS,
     RESIDUAL_OUTPUTS,
+    check_degree,
     coefficients,
     legal_width_ratios,
     read_width_ratio,
@@ -28,6 +29,7 @@ from .recompose_lingene import (
 
 
 BUNDLE_FORMAT = 1
+SIZE_FIELDS = ("depth", "width_ratio", "num_components")
 VIT_FIELDS = (
     "hidden_size num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob "
     "initializer_range layer_norm_eps image_size patch_size num_channels qkv_bias"
@@ -133,7 +135,11 @@ class LinGeneConfig(PretrainedConfig):
             self.trained_depths = [self.reference_depth]
         if self.trained_width_ratios is None:
             self.trained_width_ratios = ["1"]
+        if isinstance(self.width_ratio, Fraction):
+            self.width_ratio = str(self.width_ratio)  # a configuration must print as JSON
         if self.depth_rows is not None:
+            if not isinstance(self.depth_rows, dict) or not all(str(depth).isdigit() for depth in self.depth_rows):
+                raise ValueError(f"`depth_rows` must be {{depth: rows}}, got {self.depth_rows!r}.")
             self.depth_rows = {int(depth): list(rows) for depth, rows in self.depth_rows.items()}
 
     def _check_stored(self):
@@ -142,6 +148,8 @@ class LinGeneConfig(PretrainedConfig):
         for name, allowed in (("basis", BASES), ("nodes", NODES), ("depth_map", DEPTH_MAPS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        check_degree("start_degree", self.start_degree)
+        check_count("num_attention_heads", self.num_attention_heads)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` {self.hidden_size} is not a multiple of `num_attention_heads` "
@@ -150,14 +158,25 @@ class LinGeneConfig(PretrainedConfig):
         if (self.coefficient_matrix is not None) != (self.basis == "learned"):
             raise ValueError("`coefficient_matrix` belongs to the basis 'learned': give both or neither.")
         if self.coefficient_matrix is not None:
-            shape = (len(self.coefficient_matrix), {len(row) for row in self.coefficient_matrix})
-            if shape != (self.reference_depth, {self.reference_components}):
-                raise ValueError(
-                    f"`coefficient_matrix` must be {self.reference_depth} rows of {self.reference_components} numbers."
-                )
+            self._check_matrix()
         for depth, rows in (self.depth_rows or {}).items():
             if len(rows) != depth or not all(0 <= row < self.reference_depth for row in rows):
                 raise ValueError(f"`depth_rows` for depth {depth} must be {depth} rows below {self.reference_depth}.")
+        legal, heads = self.legal_width_ratios, self.num_attention_heads
+        trained = [read_width_ratio(ratio, heads, name="trained_width_ratios") for ratio in self.trained_width_ratios]
+        for ratio in trained:
+            if ratio not in legal:
+                raise ValueError(f"`trained_width_ratios` {ratio} leaves no whole heads; use of {_listed(legal)}.")
+        self.trained_width_ratios = [str(ratio) for ratio in trained]
+
+    def _check_matrix(self):
+        matrix = self.coefficient_matrix if isinstance(self.coefficient_matrix, (list, tuple)) else []
+        rows = [row for row in matrix if isinstance(row, (list, tuple)) and len(row) == self.reference_components]
+        finite = all(isinstance(number, (int, float)) and isfinite(number) for row in rows for number in row)
+        if not (finite and len(rows) == len(matrix) == self.reference_depth):
+            raise ValueError(
+                f"`coefficient_matrix` must be {self.reference_depth} rows of {self.reference_components} numbers."
+            )
 
     @property
     def num_hidden_layers(self) -> int:
@@ -172,8 +191,10 @@ class LinGeneConfig(PretrainedConfig):
     def from_dict(cls, config_dict, **kwargs):
         if kwargs.get("depth") is not None and kwargs.get("num_hidden_layers") is not None:
             raise ValueError("`depth` and `num_hidden_layers` name the same thing; give one of them.")
+        # None leaves what is stored, as everywhere; transformers would write it into the configuration.
+        kwargs = {key: value for key, value in kwargs.items() if key not in SIZE_FIELDS or value is not None}
         if isinstance(kwargs.get("width_ratio"), Fraction):
-            kwargs["width_ratio"] = str(kwargs["width_ratio"])  # a configuration must print as JSON
+            kwargs["width_ratio"] = str(kwargs["width_ratio"])
         return super().from_dict(config_dict, **kwargs)
 
     def size(self, depth=None, width_ratio=None, num_components=None) -> Size:

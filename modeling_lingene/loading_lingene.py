@@ -14,10 +14,11 @@ from typing import ClassVar
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
+from transformers.utils.hub import cached_file
 
-from .bundle_lingene import HUB_KWARGS, SIZE_FIELDS, Bundle, choose_size
-from .configuration_lingene import LinGeneConfig, Size
+from .bundle_lingene import HUB_KWARGS, Bundle, choose_size
+from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .saving_lingene import push_bundle, write_bundle
 
 
@@ -93,6 +94,8 @@ class BundleMixin:
                 "be recomposed there. Use device_map='meta' for an empty model, or leave the context."
             )
         name, output_info = str(pretrained_model_name_or_path), kwargs.get("output_loading_info", False)
+        if depth is not None and kwargs.get("num_hidden_layers") is not None:
+            raise ValueError("`depth` and `num_hidden_layers` name the same thing; give one of them.")
         hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
         for key in AUTO_KWARGS:
             kwargs.pop(key, None)
@@ -125,6 +128,8 @@ class BundleMixin:
         """The bundle's configuration with the keywords that are fields of it applied, and the keywords left."""
         if isinstance(config, LinGeneConfig) or getattr(config, "model_type", None) == LinGeneConfig.model_type:
             return copy.deepcopy(config), kwargs
+        if config is None and cached_file(name, CONFIG_NAME, **hub) is None:
+            raise OSError(f"{name} has no config.json.")  # transformers would go on with its defaults
         config, kwargs = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **hub, **kwargs)
         return config, {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
 

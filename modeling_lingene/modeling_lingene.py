@@ -21,6 +21,12 @@ from .recompose_lingene import recompose, slice_tensor
 from .vit_lingene import BlockSettings, attention_function, block, embed, layer_norm
 
 
+NO_ADAPTERS = (
+    "Adapters on a constrained model are refused: on components they would train (sum c A)(sum c B), not what their "
+    "name says, and the other modules are read, not called. Put them on `model.materialise()`."
+)
+
+
 class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
     """What both models share: initialisation, sizes, the recomposing encoder, loading, saving."""
 
@@ -59,15 +65,11 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         elif isinstance(module, SharedWeight):
             # Matrices so that recomposed layers get the usual scale, gains so that they recompose to 1, biases 0.
             if module.weight.dim() == 1:
-                init.constant_(module.weight, self._initial_gain(module.index))
+                init.constant_(module.weight, component_gains(self.config)[module.index])
             else:
                 init.trunc_normal_(module.weight, std=std / component_scale(self.config))
             if module.bias is not None:
                 init.zeros_(module.bias)
-
-    def _initial_gain(self, index: int) -> float:
-        constant = self.config.start_degree == 0 and self.config.basis != "learned"
-        return 1.0 - self.config.gain_offset if constant and index == 0 else 0.0
 
     def recomposed(self, size: Size) -> dict[str, torch.Tensor]:
         """The block weights of one size, by name, each (l, ...), with gradients to the components (LinDec, Eq. 1)."""
@@ -128,6 +130,8 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         """Images (b, channels, height, width) -> normed hidden states (b, t, d), all hidden states, attentions."""
         if pixel_values is None:
             raise ValueError("`pixel_values` is missing.")
+        if hasattr(self, "peft_config"):
+            raise ValueError(NO_ADAPTERS)
         weights = self._shared(size)
         pixel_values = pixel_values.to(weights["embeddings.patch_embeddings.weight"].dtype)
         image_size = self.config.image_size
@@ -139,10 +143,11 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
             hidden = after
             if output_hidden_states:
                 states.append(hidden)
-            if output_attentions:
+            if output_attentions and probabilities is not None:
                 attentions.append(probabilities)
         hidden = layer_norm(hidden, weights, "layernorm", self.config.layer_norm_eps)
-        states, attentions = (tuple(states) if output_hidden_states else None), tuple(attentions) or None
+        kept = ((states, output_hidden_states), (attentions, output_attentions))
+        states, attentions = (tuple(values) if wanted else None for values, wanted in kept)
         return hidden, states, attentions
 
     @torch.no_grad()
@@ -173,7 +178,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         return {key: slice_tensor(key, tensor, size.width_ratio) for key, tensor in named}
 
     def add_adapter(self, *args, **kwargs):
-        raise ValueError("Adapters on components do not train what they say; put them on `model.materialise()`.")
+        raise ValueError(NO_ADAPTERS)
 
 
 class LinGeneModel(LinGenePreTrainedModel):
@@ -268,10 +273,24 @@ class LinGeneForImageClassification(LinGenePreTrainedModel):
         return output if _as_dict(config, return_dict) else output.to_tuple()
 
 
+def reference_coefficients(config: LinGeneConfig) -> torch.Tensor:
+    """a(l, n) of all components at the depth they were made for."""
+    return config.coefficients(config.size(config.reference_depth, 1, config.reference_components))
+
+
 def component_scale(config: LinGeneConfig) -> float:
     """sqrt(mean_l sum_n a(l, n)^2): how much larger than a component a recomposed layer is, for random components."""
-    table = config.coefficients(config.size(config.reference_depth, 1, config.reference_components))
-    return float(table.square().sum(dim=1).mean().sqrt())
+    return float(reference_coefficients(config).square().sum(dim=1).mean().sqrt())
+
+
+def component_gains(config: LinGeneConfig) -> list[float]:
+    """The LayerNorm gain of each component with which every layer's recomposes to 1, or nearest to it.
+
+    The constant component carries it where there is one, and `gain_offset` where it is 1.
+    """
+    table = reference_coefficients(config)
+    target = torch.full((len(table), 1), 1.0 - config.gain_offset, dtype=table.dtype, device=table.device)
+    return [round(gain, 12) for gain in torch.linalg.lstsq(table, target, driver="gelsd").solution.flatten().tolist()]
 
 
 def _as_dict(config: LinGeneConfig, return_dict: bool | None) -> bool:

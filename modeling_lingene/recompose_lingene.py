@@ -38,7 +38,7 @@ def nodes_at(depth: int, nodes: str) -> torch.Tensor:
     Returns:
         (depth,) float64, ascending.
     """
-    layer = torch.arange(1, depth + 1, dtype=torch.float64)
+    layer = torch.arange(1, depth + 1, dtype=torch.float64, device="cpu")  # whatever the caller's default device
     if nodes == "uniform":
         return (layer - 1) / depth
     if nodes == "roots":
@@ -91,7 +91,9 @@ def resample_matrix(matrix: torch.Tensor, depth: int) -> torch.Tensor:
         (depth, n) float64.
     """
     reference = matrix.shape[0]
-    position = ((torch.arange(depth, dtype=torch.float64) + 0.5) * reference / depth - 0.5).clamp(0, reference - 1)
+    position = ((torch.arange(depth, dtype=torch.float64, device="cpu") + 0.5) * reference / depth - 0.5).clamp(
+        0, reference - 1
+    )
     below = position.floor().long()
     above = (below + 1).clamp(max=reference - 1)
     weight = (position - below).unsqueeze(1)
@@ -130,22 +132,35 @@ def coefficients(
     for name, value in (("depth", depth), ("num_components", num_components)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    check_degree("start_degree", start_degree)
     if basis not in BASES:
         raise ValueError(f"`basis` must be one of {', '.join(BASES)}, got {basis!r}.")
     if (matrix is not None) != (basis == "learned"):
         raise ValueError("`matrix` belongs to the basis 'learned': give both or neither.")
     if basis == "learned":
-        table = torch.as_tensor(matrix, dtype=torch.float64)
-        if table.shape[1] < num_components:
-            raise ValueError(f"`matrix` has {table.shape[1]} columns, too few for {num_components} components.")
+        table = torch.as_tensor(matrix, dtype=torch.float64, device="cpu")
+        if table.dim() != 2 or table.shape[1] < num_components:
+            raise ValueError(
+                f"`matrix` must be of shape (layers, at least {num_components}), got {tuple(table.shape)}."
+            )
         table = table[:, :num_components]
         table = table if depth == table.shape[0] else resample_matrix(table, depth)
     else:
         degrees = range(start_degree, start_degree + num_components)
         table = basis_at(nodes_at(depth, nodes), basis, degrees)
         if degree_weight:
-            table = table / (torch.tensor(degrees, dtype=torch.float64) + 1) ** degree_weight
-    return table if rows is None else table[list(rows)]
+            table = table / (torch.tensor(degrees, dtype=torch.float64, device="cpu") + 1) ** degree_weight
+    if rows is None:
+        return table
+    if not all(isinstance(row, int) and 0 <= row < depth for row in rows):
+        raise ValueError(f"`rows` must be layers from 0 to {depth - 1}, got {list(rows)}.")
+    return table[list(rows)]
+
+
+def check_degree(name: str, value: int) -> None:
+    """Refuse what is no degree of a polynomial."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")
 
 
 def selected_rows(reference_depth: int, depth: int) -> list[int]:
@@ -167,17 +182,20 @@ def recompose(components: torch.Tensor, coefficients: torch.Tensor) -> torch.Ten
         (l, ...) in the dtype of `components`.
     """
     wide = torch.promote_types(components.dtype, torch.float32)
-    with torch.autocast(components.device.type, enabled=False):
+    device = "cpu" if components.is_meta else components.device.type  # autocast does not know meta
+    with torch.autocast(device, enabled=False):
         table = coefficients.to(device=components.device, dtype=wide)
         flat = table @ components.to(wide).flatten(1)
     return flat.view(-1, *components.shape[1:]).to(components.dtype)
 
 
-def read_width_ratio(width_ratio: float | int | str | Fraction, heads: int) -> Fraction:
+def read_width_ratio(width_ratio: float | int | str | Fraction, heads: int, name: str = "width_ratio") -> Fraction:
     """A width ratio as the fraction that is meant: 0.3333333 of 6 heads is 1/3.
 
+    A ratio further than 1e-6 from every fraction of the heads is returned as it is; it is not a legal one.
+
     Raises:
-        ValueError: not a number or fraction string, or further than 1e-6 from every fraction of the heads.
+        ValueError: not a number or fraction string; `name` is what the message calls it.
     """
     try:
         if isinstance(width_ratio, bool):
@@ -185,7 +203,7 @@ def read_width_ratio(width_ratio: float | int | str | Fraction, heads: int) -> F
         exact = Fraction(width_ratio)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(
-            f"`width_ratio` must be a number or a fraction string such as '1/2', got {width_ratio!r}."
+            f"`{name}` must be a number or a fraction string such as '1/2', got {width_ratio!r}."
         ) from None
     ratio = exact.limit_denominator(heads)
     return ratio if abs(ratio - exact) <= WIDTH_TOLERANCE else exact
@@ -208,11 +226,10 @@ def sliced_dims(key: str) -> tuple[int, ...]:
 
 def sliced_shape(key: str, shape: tuple[int, ...], ratio: Fraction) -> tuple[int, ...]:
     """The shape of a bundle's tensor at a legal width ratio; nothing is rounded."""
-    dims = sliced_dims(key)
-    sizes = [size * ratio if dim in dims else Fraction(size) for dim, size in enumerate(shape)]
-    if any(size.denominator != 1 for size in sizes):
+    dims, (above, below) = sliced_dims(key), ratio.as_integer_ratio()  # integers: torch.compile traces no Fraction
+    if any(shape[dim] * above % below for dim in dims):
         raise ValueError(f"`width_ratio` {ratio} does not divide `{key}` of shape {tuple(shape)} into whole units.")
-    return tuple(int(size) for size in sizes)
+    return tuple(size * above // below if dim in dims else size for dim, size in enumerate(shape))
 
 
 def slice_tensor(key: str, tensor: torch.Tensor, ratio: Fraction) -> torch.Tensor:

@@ -44,28 +44,38 @@ def write_bundle(
         The `weights_id`: SHA-256 over the weight files' SHA-256s, in the order of their names.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    new = not folder.exists() or not any(folder.iterdir())
+    where = folder.parent if new else folder  # beside a new folder, within one to update: it may be a mount point
+    where.mkdir(parents=True, exist_ok=True)
+    staging = where / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     staging.mkdir()
     try:
-        groups: dict[str, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            groups.setdefault(file_of(key), {})[key] = tensor.detach().contiguous()
-        digests = {}
-        for file, group in sorted(groups.items()):
-            save_file(group, staging / file, metadata={"format": "pt"})
-            digests[file] = file_sha256(staging / file)
-        weights_id = weights_id_of(digests)
-        write_rest(staging, weights_id)
-        names = _fresh_names(folder, digests)
-        for file, name in names.items():
-            shutil.copymode(staging / CONFIG_NAME, staging / file)  # safetensors writes for the owner alone
-            os.rename(staging / file, staging / name)
-        _write_index(staging, tensors, names, weights_id)
-        _publish(staging, folder, set(names.values()))
+        weights_id, weights = _stage(staging, folder, tensors, write_rest)
+        if not (new and _renamed(staging, folder)):
+            _publish(staging, folder, weights)
+            _remove_stale(folder, weights, weights_id)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return weights_id
+
+
+def _stage(staging: Path, folder: Path, tensors: Mapping[str, torch.Tensor], write_rest: Callable) -> tuple:
+    """Every file of the bundle, under its final name; the `weights_id` and the names of the weight files."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        groups.setdefault(file_of(key), {})[key] = tensor.detach().contiguous()
+    digests = {}
+    for file, group in sorted(groups.items()):
+        save_file(group, staging / file, metadata={"format": "pt"})
+        digests[file] = file_sha256(staging / file)
+    weights_id = weights_id_of(digests)
+    write_rest(staging, weights_id)
+    names = _fresh_names(folder, digests)
+    for file, name in names.items():
+        shutil.copymode(staging / CONFIG_NAME, staging / file)  # safetensors writes for the owner alone
+        os.rename(staging / file, staging / name)
+    _write_index(staging, tensors, names, weights_id)
+    return weights_id, set(names.values())
 
 
 def file_sha256(path: Path) -> str:
@@ -87,12 +97,13 @@ def bundle_weights_id(folder: str | os.PathLike) -> str:
 
 
 def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """Final name per file: the plain one, unless other content has it already; equal content keeps its name."""
+    """Final name per file: that of a file of equal content, else the plain one, else, if it is taken, a marked one."""
     names = {}
     for file, digest in digests.items():
         marked = file.replace(".safetensors", f"-{digest[:8]}.safetensors")
-        taken = (folder / file).exists() and file_sha256(folder / file) != digest
-        names[file] = marked if taken else file
+        there = {name: file_sha256(folder / name) for name in (file, marked) if (folder / name).exists()}
+        equal = [name for name, other in there.items() if other == digest]
+        names[file] = equal[0] if equal else (marked if file in there else file)
     return names
 
 
@@ -106,23 +117,37 @@ def _write_index(staging: Path, tensors: Mapping[str, torch.Tensor], names: Mapp
     (staging / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
 
 
+def _renamed(staging: Path, folder: Path) -> bool:
+    """Rename the staged folder into place; not possible onto a mount point, nor onto any folder on some systems."""
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        return False
+    return True
+
+
 def _publish(staging: Path, folder: Path, weights: set[str]):
-    """Move the staged files into place, the index last, and drop what belonged to another bundle."""
-    if not folder.exists() or not any(folder.iterdir()):
-        try:
-            os.replace(staging, folder)
-            return
-        except OSError:  # a mount point, or a system that does not rename over an empty folder
-            folder.mkdir(exist_ok=True)
+    """Move the staged files into place: code, then weights, then config.json, and the index, which decides, last."""
+    folder.mkdir(exist_ok=True)
+    within = staging if staging.parent == folder else folder / staging.name
     order = {SAFE_WEIGHTS_INDEX_NAME: 3, CONFIG_NAME: 2}
-    for file in sorted(staging.iterdir(), key=lambda path: order.get(path.name, 1 if path.name in weights else 0)):
-        os.replace(file, folder / file.name)
+    try:
+        if within != staging:
+            shutil.copytree(staging, within)
+        for file in sorted(within.iterdir(), key=lambda path: order.get(path.name, 1 if path.name in weights else 0)):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(within, ignore_errors=True)
+
+
+def _remove_stale(folder: Path, weights: set[str], weights_id: str):
+    """Drop what belonged to another bundle; a model.safetensors would be read before the index, by the Trainer too."""
     stale = [path for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in weights]
-    # A model.safetensors would be read before the index by the Trainer and by transformers.
     for path in [*stale, folder / SAFE_WEIGHTS_NAME]:
         path.unlink(missing_ok=True)
-    if stale:
-        (folder / SIZES_FILE).unlink(missing_ok=True)  # measured on the weights that are gone
+    sizes = folder / SIZES_FILE
+    if sizes.exists() and weights_id not in sizes.read_text(encoding="utf-8", errors="replace"):
+        sizes.unlink()
 
 
 def push_bundle(

@@ -163,7 +163,7 @@ def test_device_names_are_for_people():
 def test_a_measured_row_has_the_fields_of_sizes_json():
     """The fields and their order are a format that other files read."""
     model, batches = vit(), random_batches([3])
-    size = dict(depth=2, width_ratio=1 / 3, num_components=1, split="test", dataset="noise")
+    size = dict(depth=2, width_ratio=1 / 3, num_components=1, stored_params=77, split="test", dataset="noise")
     row = measure(model, batches, **size)
     assert row == {
         "depth": 2,
@@ -182,7 +182,7 @@ def test_a_measured_row_has_the_fields_of_sizes_json():
 
 def test_a_model_of_another_size_is_not_measured_under_a_wrong_name():
     """A row whose depth is not the model's would mislead every later choice by budget."""
-    size = dict(width_ratio="1", num_components=1, split="test", dataset="noise")
+    size = dict(width_ratio="1", num_components=1, stored_params=77, split="test", dataset="noise")
     with pytest.raises(ValueError, match="stock ViT of depth 3; got a vit model of depth 2"):
         measure(vit(), random_batches([1]), depth=3, **size)
     constrained = SimpleNamespace(config=SimpleNamespace(model_type="lingene", num_hidden_layers=2))

@@ -1,0 +1,153 @@
+"""Small bundles that every test module uses, and a reference for them that is written in numpy and shares no code.
+
+Plain functions, so that a test may vary them; fixtures are in conftest.py.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy
+import torch
+from numpy.polynomial import Chebyshev, Legendre, Polynomial
+from numpy.polynomial.chebyshev import chebpts1
+from transformers import ViTConfig, ViTForImageClassification
+
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGenePreTrainedModel
+
+
+TINY = dict(
+    hidden_size=48,
+    num_attention_heads=4,
+    intermediate_size=96,
+    image_size=16,
+    patch_size=4,
+    depth=6,
+    num_components=5,
+    num_labels=7,
+    trained_width_ratios=["1/2", "1"],
+)
+
+# Parts of a block in a bundle, and the modules of transformers' ViT that hold the same.
+STOCK_PARTS = {
+    "norm1": "layernorm_before",
+    "attention.query": "attention.q_proj",
+    "attention.key": "attention.k_proj",
+    "attention.value": "attention.v_proj",
+    "attention.output": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def tiny_config(**fields) -> LinGeneConfig:
+    """Six layers of 48 channels and 4 heads from 5 components, 17 tokens, 7 labels; any field may be replaced."""
+    return LinGeneConfig(**{**TINY, **fields})
+
+
+def tiny_model(
+    config: LinGeneConfig | None = None,
+    seed: int = 0,
+    model_class: type[LinGenePreTrainedModel] = LinGeneForImageClassification,
+    noise: float = 0.1,
+) -> LinGenePreTrainedModel:
+    """A constrained model in evaluation mode, every parameter changed by seeded noise.
+
+    Args:
+        config: default `tiny_config()`.
+        noise: standard deviation of what is added, so that no initial value (0, 1, or drawn again) can pass for it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(tiny_config() if config is None else config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=noise)
+    return model
+
+
+def bundle(folder: str | Path, config: LinGeneConfig | None = None, seed: int = 0) -> Path:
+    """A `tiny_model` of that configuration saved as a bundle into the folder, which is returned."""
+    tiny_model(config, seed).save_pretrained(folder)
+    return Path(folder)
+
+
+def images(batch: int = 3, height: int = 16, width: int | None = None, seed: int = 0) -> torch.Tensor:
+    """Seeded images (b, 3, height, width), unit variance; square unless a width is given."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, height, width or height, generator=generator)
+
+
+def labels(batch: int = 3, seed: int = 0) -> torch.Tensor:
+    """Seeded class indices (b,) of 7 classes."""
+    return torch.randint(0, TINY["num_labels"], (batch,), generator=torch.Generator().manual_seed(seed))
+
+
+def numpy_nodes(depth: int, nodes: str) -> numpy.ndarray:
+    """(depth,) positions of the layers: numpy's Chebyshev points of the first kind, or (l - 1) / L."""
+    return chebpts1(depth) if nodes == "roots" else numpy.arange(depth) / depth
+
+
+def numpy_basis(x: numpy.ndarray, basis: str, degree: int) -> numpy.ndarray:
+    """One column: numpy's polynomial classes, and for Fourier 1, cos(pi x), sin(pi x), cos(2 pi x), ..."""
+    if basis == "fourier":
+        wave = numpy.cos if degree % 2 or degree == 0 else numpy.sin
+        return wave(numpy.pi * ((degree + 1) // 2) * x)
+    return {"chebyshev": Chebyshev, "legendre": Legendre, "taylor": Polynomial}[basis].basis(degree)(x)
+
+
+def numpy_table(config: LinGeneConfig, depth: int, num_components: int) -> numpy.ndarray:
+    """a(l, n) of one size, (depth, num_components), by numpy alone (LinDec, Eq. 3 and 9)."""
+    rows = range(depth)
+    if config.depth_map == "select":
+        reference = config.reference_depth
+        rows = (config.depth_rows or {}).get(depth) or [i * reference // depth for i in range(depth)]
+        depth = reference
+    if config.basis == "learned":
+        matrix = numpy.array(config.coefficient_matrix)
+        stored, asked = ((numpy.arange(count) + 0.5) / count for count in (len(matrix), depth))
+        columns = [numpy.interp(asked, stored, column) for column in matrix.T]
+    else:
+        x = numpy_nodes(depth, config.nodes)
+        degrees = range(config.start_degree, config.start_degree + num_components)
+        columns = [numpy_basis(x, config.basis, g) / (g + 1) ** config.degree_weight for g in degrees]
+    return numpy.stack(columns[:num_components], axis=1)[list(rows)]
+
+
+def residual_scale(config: LinGeneConfig, part: str, depth: int) -> float:
+    """Factor on one part of a block: reference / depth on the branch outputs of a deeper model, if asked."""
+    scaled = config.scale_residual and depth > config.reference_depth and part in ("attention.output", "mlp.fc2")
+    return config.reference_depth / depth if scaled else 1.0
+
+
+def reference_vit(
+    model: LinGeneForImageClassification, depth: int, width_ratio: str = "1", num_components: int | None = None
+) -> ViTForImageClassification:
+    """A stock ViT of one size: shapes from its own configuration, weights summed by numpy in float64 (LinDec, Eq. 1).
+
+    Every tensor of a slice is the leading part of the full one, so the stock tensor's shape says what to keep.
+    """
+    config, ratio = model.config, Fraction(width_ratio)
+    num_components = num_components or config.reference_components
+    same = "image_size patch_size num_channels qkv_bias layer_norm_eps hidden_act num_labels problem_type".split()
+    sized = "hidden_size num_attention_heads intermediate_size".split()
+    fields = {name: getattr(config, name) for name in same}
+    fields |= {name: int(getattr(config, name) * ratio) for name in sized}
+    vit = ViTForImageClassification(ViTConfig(**fields, num_hidden_layers=depth)).eval()
+    stored = {key: tensor.detach().double().numpy() for key, tensor in model.state_dict().items()}
+    table, weights = numpy_table(config, depth, num_components), {}
+    for key, target in vit.state_dict().items():
+        part, _, kind = key.removeprefix("vit.").rpartition(".")
+        if part.startswith("layers."):
+            _, layer, part = part.split(".", 2)
+            ours = next(name for name, stock in STOCK_PARTS.items() if stock == part)
+            parts = [stored[f"components.{n}.{ours}.{kind}"] for n in range(num_components)]
+            full = numpy.einsum("n,n...->...", table[int(layer)], parts) * residual_scale(config, ours, depth)
+            if ours.startswith("norm") and kind == "weight":
+                full = full + config.gain_offset
+        else:
+            full = stored[key.removeprefix("vit.").replace("patch_embeddings.projection", "patch_embeddings")]
+        leading = full[tuple(slice(size) for size in target.shape)]
+        weights[key] = torch.from_numpy(numpy.ascontiguousarray(leading)).to(target.dtype)
+    vit.load_state_dict(weights)
+    return vit
