@@ -28,7 +28,8 @@ def incremental_phases(
         ValueError: totals that do not increase to the number of components, or depths the model cannot take.
     """
     stored = model.config.reference_components
-    if list(totals) != sorted(set(totals)) or totals[0] < 1 or totals[-1] != stored:
+    whole = all(isinstance(total, int) and total > 0 for total in totals)
+    if not whole or list(totals) != sorted(set(totals)) or stored not in totals[-1:]:
         raise ValueError(f"`totals` must increase and end at the {stored} components, got {list(totals)}.")
     for depth in depths:
         model.config.size(depth=depth)

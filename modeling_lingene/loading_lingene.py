@@ -6,6 +6,7 @@ brings everything stock loading offers; with it the components are handed over t
 
 import copy
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,7 @@ class BundleMixin:
         hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
         for key in AUTO_KWARGS:
             kwargs.pop(key, None)
+        hub = pinned(name, hub)
         dtype = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or dtype or "auto"
         config, kwargs = cls._read_config(name, config, hub, kwargs)
@@ -128,8 +130,6 @@ class BundleMixin:
         """The bundle's configuration with the keywords that are fields of it applied, and the keywords left."""
         if isinstance(config, LinGeneConfig) or getattr(config, "model_type", None) == LinGeneConfig.model_type:
             return copy.deepcopy(config), kwargs
-        if config is None and cached_file(name, CONFIG_NAME, **hub) is None:
-            raise OSError(f"{name} has no config.json.")  # transformers would go on with its defaults
         config, kwargs = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **hub, **kwargs)
         return config, {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
 
@@ -221,6 +221,19 @@ class BundleMixin:
                 revision=revision,
                 create_pr=create_pr,
             )
+
+
+def pinned(name: str, hub: dict) -> dict:
+    """`hub` with the commit that its revision stands for now: a push in the middle must not mix two bundles.
+
+    Raises:
+        OSError: nothing is there, or no config.json, without which transformers would go on with its defaults.
+    """
+    path = cached_file(name, CONFIG_NAME, **hub)
+    if path is None:
+        raise OSError(f"{name} has no {CONFIG_NAME}.")
+    commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
+    return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
 
 
 def stock_vit(outside: dict, layers: dict[str, list], config: ViTConfig, head: bool, **kwargs):

@@ -1,6 +1,8 @@
 """Named runs as Python functions. Each docstring gives cost and expected number, or says that it was never run."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from .hub import write_card, write_json, write_sizes
 from .metrics import measure_sizes
 from .modeling_lingene import LinGeneForImageClassification
 from .plots import plot_sizes
-from .training import TrainingLoop, TrainingSettings
+from .training import STAGING, TrainingLoop, TrainingSettings, check_identity
 
 
 TOTALS = (1, 2, 4, 6)
@@ -40,15 +42,17 @@ def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: in
     """
     out = Path(out)
     settings = TrainingSettings(seed=seed, epochs=epochs, device="cpu")
-    identity = {"recipe": "quickstart", "totals": list(TOTALS), "depths": list(DEPTHS)}
-    finished = _finished(out, settings, identity)
+    recipe = {"recipe": "quickstart", "totals": list(TOTALS), "depths": list(DEPTHS)}
+    identity = {**vars(settings), **recipe}
+    finished = _finished(out, identity)
     if finished is not None:
         return finished
     train, test = load_images("digits", "train"), load_images("digits", "test")
     processor = image_processor(8)
     model = _quickstart_model(train.class_names, seed)
     phases = incremental_phases(model, TOTALS, DEPTHS)
-    TrainingLoop(model, to_tensors(train, processor), settings, out, identity, shift).fit(phases)
+    with one_thread():
+        TrainingLoop(model, to_tensors(train, processor), settings, out, recipe, shift).fit(phases)
     bundle = out / "bundle"
     model.save_pretrained(bundle)
     processor.save_pretrained(bundle)
@@ -57,7 +61,7 @@ def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: in
     write_sizes(bundle, rows)
     write_card(bundle, "lingene-digits")
     plot_sizes(rows, out / "sizes.png", "One bundle, twelve sizes: handwritten digits")
-    write_json(out / "results.json", {"identity": identity, "settings": vars(settings), "sizes": rows})
+    write_json(out / "results.json", {"identity": identity, "sizes": rows})
     return rows
 
 
@@ -79,6 +83,17 @@ def _quickstart_model(class_names: list[str], seed: int) -> LinGeneForImageClass
     return LinGeneForImageClassification(config)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """With matrices this small, threads only wait for each other: on a busy machine up to fifty times the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def shift(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Each image moved by up to one pixel in both directions, black moving in; (b, c, h, w) -> (b, c, h, w)."""
     padded = torch.nn.functional.pad(pixel_values, (1, 1, 1, 1), value=-1.0)
@@ -88,14 +103,21 @@ def shift(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return windows[torch.arange(len(pixel_values), device=pixel_values.device), :, down, right]
 
 
-def _finished(out: Path, settings: TrainingSettings, identity: dict) -> list[dict] | None:
-    """The rows of a finished run of these settings; None where there is none yet."""
+def _finished(out: Path, identity: dict) -> list[dict] | None:
+    """The rows of a finished run; None where it is yet to run or to go on. Refuses the place of something else."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise ValueError(f"`out` must be a folder, and {out} is a file.")
     results = out / "results.json"
     if results.is_file():
-        stored = json.loads(results.read_text(encoding="utf-8"))
-        if stored.get("identity") != identity or stored.get("settings") != vars(settings):
-            raise ValueError(f"`out` {out} holds another finished run; choose another folder, or delete this one.")
-        return stored["sizes"]
-    if out.is_dir() and any(out.iterdir()) and not (out / "checkpoints").is_dir():
+        try:
+            stored = json.loads(results.read_text(encoding="utf-8"))
+            named, rows = stored["identity"], stored["sizes"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"`out` {out} holds a results.json that is not this run's; choose another.") from None
+        check_identity(out, named, identity)
+        return rows
+    if any(path.name not in ("checkpoints", "bundle", "sizes.png", STAGING) for path in out.iterdir()):
         raise ValueError(f"`out` {out} holds other files; choose a new or empty folder.")
     return None

@@ -8,6 +8,8 @@ epoch goes on as if it had not stopped.
 import dataclasses
 import json
 import math
+import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from tqdm.auto import tqdm
 
 
 KEPT_CHECKPOINTS = 2
+STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
+CHECKPOINT = re.compile(r"\d{3}-\d{5}")
+TINY, HUGE = 1e-12, 1e12
+RANGES = {"learning_rate": (TINY, HUGE), "max_grad_norm": (TINY, HUGE), "weight_decay": (0, HUGE), "warmup": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,18 @@ class TrainingSettings:
     device: str = "auto"
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {getattr(self, name)!r}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f"`device` must be auto or cpu, got {self.device!r}.")
+        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", None)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
+                wanted = "an integer" if low is None else f"an integer of at least {low}"
+                raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+        for name, allowed in RANGES.items():
+            low, high = allowed
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"`{name}` must be from {low:g} to {high:g}, got {getattr(self, name)!r}.")
+        for name, choices in (("device", ("auto", "cpu")), ("precision", ("no", "fp16", "bf16"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,11 @@ class TrainingLoop:
         self.model, self.images, self.settings, self.augment = model, images, settings, augment
         self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
         self.checkpoints = None if folder is None else Path(folder) / "checkpoints"
-        self.identity = {"settings": dataclasses.asdict(settings), **(identity or {})}
+        self.identity = json.loads(json.dumps({**dataclasses.asdict(settings), **(identity or {})}))
+
+    @property
+    def _staging(self) -> Path:
+        return self.checkpoints.parent / STAGING
 
     def fit(self, phases: list[Phase]) -> None:
         """Run all phases, going on from the newest checkpoint of this run where there is one.
@@ -133,9 +147,9 @@ class TrainingLoop:
             self.accelerator.load_state(str(state["folder"]))
         bar.set_description(phase.name)
         for epoch in range(state["epoch"] if state else 0, self.settings.epochs):
-            seed = _mixed_seed(self.settings.seed, index, epoch)
-            generator.manual_seed(seed)
-            loss = self._run_epoch(prepared, phase, torch.Generator().manual_seed(seed + 1))
+            generator.manual_seed(self._seed("order", index, epoch))
+            draws = torch.Generator().manual_seed(self._seed("draws", index, epoch))
+            loss = self._run_epoch(prepared, phase, draws)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
             if self.checkpoints is not None:
@@ -168,38 +182,49 @@ class TrainingLoop:
 
     def _save(self, phase: int, epoch: int) -> None:
         """A complete checkpoint or none: written beside, renamed into place, then the oldest removed."""
-        staging = self.checkpoints.parent / ".checkpoint.partial"
-        self.accelerator.save_state(str(staging))
+        self.accelerator.save_state(str(self._staging))
         if self.accelerator.is_main_process:
             state = {"phase": phase, "epoch": epoch, "identity": self.identity}
-            (staging / "state.json").write_text(json.dumps(state, indent=2))
+            (self._staging / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             target = self.checkpoints / f"{phase:03d}-{epoch:05d}"
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
-            staging.rename(target)
-            for old in sorted(self.checkpoints.iterdir())[:-KEPT_CHECKPOINTS]:
+            self._staging.rename(target)
+            for old in self._complete()[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    def _complete(self) -> list[Path]:
+        """This loop's checkpoints, oldest first; whatever else lies there is not ours."""
+        if self.checkpoints is None or not self.checkpoints.is_dir():
+            return []
+        return sorted(path for path in self.checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name))
+
     def _newest(self) -> dict | None:
         """The newest checkpoint's phase, epoch and folder; a run with other settings is refused."""
-        if self.checkpoints is None or not self.checkpoints.is_dir():
-            return None
-        shutil.rmtree(self.checkpoints.parent / ".checkpoint.partial", ignore_errors=True)
-        for folder in sorted(self.checkpoints.iterdir(), reverse=True):
-            state = json.loads((folder / "state.json").read_text())
-            differing = sorted(
-                key
-                for key in self.identity.keys() | state["identity"].keys()
-                if json.loads(json.dumps(self.identity.get(key))) != state["identity"].get(key)
-            )
-            if differing:
-                raise ValueError(
-                    f"`out` {self.checkpoints.parent} holds another run, differing in {', '.join(differing)}; choose "
-                    "another folder, or delete this one."
-                )
+        if self.checkpoints is not None:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        for folder in reversed(self._complete()):
+            if not (folder / STATE_FILE).is_file():
+                continue  # on its way out when the run stopped, or copied in part
+            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            check_identity(self.checkpoints.parent, state["identity"], self.identity)
             return {**state, "folder": folder}
         return None
+
+    def _seed(self, use: str, phase: int, epoch: int) -> int:
+        """A seed of its own for every use in every epoch of every phase, the same on every machine."""
+        return random.Random(f"{self.settings.seed} {use} {phase} {epoch}").getrandbits(63)
+
+
+def check_identity(folder: Path, stored: dict, asked: dict) -> None:
+    """Refuse to go on with, or read back, a run of other settings; names what differs."""
+    differing = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
+    if differing:
+        raise ValueError(
+            f"`out` {folder} holds another run, differing in {', '.join(differing)}; choose another folder, or delete "
+            "this one."
+        )
 
 
 def decayed_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:
@@ -220,8 +245,3 @@ def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
     return factor
-
-
-def _mixed_seed(seed: int, phase: int, epoch: int) -> int:
-    """An even seed of its own for every epoch of every phase, the same on every machine."""
-    return 2 * ((seed * 1_000_003 + phase) * 1_000_003 + epoch)
