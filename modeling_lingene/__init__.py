@@ -27,11 +27,11 @@ AutoModel.register(LinGeneConfig, LinGeneModel, exist_ok=True)
 AutoModelForImageClassification.register(LinGeneConfig, LinGeneForImageClassification, exist_ok=True)
 
 
-def _write_card(folder) -> None:
+def _write_card(folder, repo_id: str) -> None:
     """`push_to_hub` of a constrained model puts our card beside it; hub.py is imported only then."""
     from .hub import write_card
 
-    write_card(folder)
+    write_card(folder, repo_id)
 
 
 LinGenePreTrainedModel.write_card = staticmethod(_write_card)

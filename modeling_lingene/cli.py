@@ -7,19 +7,28 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 for wrong input with one line that says what to do, 130 when interrupted."""
+    """Run one command: 0 on success, 2 for wrong input, 1 for what failed on the way, 130 when interrupted.
+
+    Whatever is wrong is one line on stderr that says what to do.
+    """
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(f"lingene {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(arguments.command, error, 2)
+    except RuntimeError as error:
+        return _fail(arguments.command, error, 1)
     except KeyboardInterrupt:
         print(f"\nlingene {arguments.command}: interrupted. {arguments.resume}", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(command: str, error: Exception, status: int) -> int:
+    print(f"lingene {command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,7 +99,9 @@ SIZE_FIELDS = "depth width_ratio num_components allow_untrained max_params max_m
 
 def _asked(arguments: argparse.Namespace) -> dict:
     """The size options that were given."""
-    return {name: value for name in SIZE_FIELDS if (value := getattr(arguments, name)) not in (None, False)}
+    return {
+        name: value for name in SIZE_FIELDS if (value := getattr(arguments, name)) is not None and value is not False
+    }
 
 
 def quickstart(arguments: argparse.Namespace) -> None:
@@ -108,13 +119,14 @@ def quickstart(arguments: argparse.Namespace) -> None:
 
 
 def materialise(arguments: argparse.Namespace) -> None:
-    from .hub import publish_model, readable
+    from .hub import publish_model, read_config, readable
     from .metrics import count_macs, count_parameters, quiet_loading
     from .modeling_lingene import LinGeneForImageClassification
 
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
         raise ValueError(f"`out` {arguments.out} must be a new or empty folder.")
     hub = {"revision": arguments.revision} if arguments.revision else {}
+    read_config(arguments.bundle, **hub)
     with quiet_loading():
         model = LinGeneForImageClassification.from_pretrained(arguments.bundle, **_asked(arguments), **hub)
     publish_model(model, arguments.bundle, arguments.out, **hub)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_lingene import LinGeneConfig, Size
-from .saving_lingene import bundle_weights_id, push_bundle
+from .saving_lingene import bundle_weights_id, ensure_repo, push_bundle
 
 
 CARD_FILE = "README.md"
@@ -62,6 +63,7 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no half-written one is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -125,15 +127,18 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
 
 def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
     """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
+    out = Path(os.path.abspath(out))
     staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         model.save_pretrained(staging)
         processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
         if processor is not None:
             shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
-        if out.exists():
-            out.rmdir()
-        os.replace(staging, out)
+        if out.exists():  # empty, and perhaps somebody's working directory: filled, not replaced; config.json last
+            for file in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+                os.replace(file, out / file.name)
+        else:
+            os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -155,10 +160,11 @@ def size_table(rows: list[dict]) -> str:
 
 def readable(count: float) -> str:
     """1234567 -> `1.23 M`: three digits and a unit."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:g}"
+    for size, unit in ((1, ""), (1e3, " k"), (1e6, " M"), (1e9, " G"), (1e12, " T")):
+        rounded = float(f"{count / size:.3g}")
+        if rounded < 1000:
+            break
+    return f"{rounded:g}{unit}"
 
 
 def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
@@ -170,35 +176,47 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
     folder = Path(folder)
     config = read_config(folder)
     rows = Bundle(folder, config).measured()
-    size = config.size()
+    name = repo_id or folder.resolve().name
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["lingene", "vision", "elastic"],
         datasets=sorted({row["dataset"] for row in rows if "/" in row["dataset"]}) or None,
-        model_name=repo_id or folder.name,
+        model_name=name,
     )
-    example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
-    if rows:
-        best = max(rows, key=lambda row: (row["accuracy"], -row["macs"]))
-        smaller = [row for row in rows if row["depth"] < best["depth"]] or rows
-        chosen = max(smaller, key=lambda row: (row["accuracy"], -row["macs"]))
-        example = {"depth": chosen["depth"], "num_components": chosen["num_components"]}
     classes = [config.id2label[index] for index in sorted(config.id2label)]
     template = resources.files("modeling_lingene.hub_cards").joinpath("TEMPLATE.md").read_text(encoding="utf-8")
     return ModelCard.from_template(
         data,
         template_str=template,
-        repo_id=repo_id or folder.name,
-        example=", ".join(f"{name}={value}" for name, value in example.items()),
+        repo_id=name,
+        example=", ".join(f"{key}={value!r}" for key, value in _example(config, rows).items()),
         config=config,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
         measured_on=sorted({f"{row['dataset']} ({row['split']})" for row in rows}),
         devices=sorted({row["device"] for row in rows if "device" in row}),
         classes=", ".join(classes[:50]) + (f", ... ({len(classes)} in all)" if len(classes) > 50 else ""),
-        stored=readable(config.stored_params(size)),
+        stored=readable(config.stored_params(config.size())),
     ).content
+
+
+def _example(config: LinGeneConfig, rows: list[dict]) -> dict:
+    """The size in the card's loading example: the best of the measured ones that are less deep than the best."""
+    if rows:
+        best = max(rows, key=lambda row: (row["accuracy"], -row["macs"]))
+        smaller = [row for row in rows if row["depth"] < best["depth"]] or rows
+        chosen = max(smaller, key=lambda row: (row["accuracy"], -row["macs"]))
+        example = {key: chosen[key] for key in ("depth", "num_components", "width_ratio")}
+    else:
+        size, trained = config.size(), [Fraction(ratio) for ratio in config.trained_width_ratios]
+        example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
+        example["width_ratio"] = str(max(trained, default=1))
+    if example["width_ratio"] not in config.trained_width_ratios:
+        example["allow_untrained"] = True
+    if example["width_ratio"] == "1":
+        del example["width_ratio"]
+    return example
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
@@ -223,10 +241,11 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     config = check_folder(folder)
+    repo_id = ensure_repo(repo_id, private=private)
     write_card(folder, repo_id)
-    commit = push_bundle(folder, repo_id, private=private, revision=revision, commit_message="Upload bundle")
+    commit = push_bundle(folder, repo_id, revision=revision, commit_message="Upload bundle")
     size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
-    verify(str(folder), commit.repo_url.repo_id, commit.oid, size)
+    verify(str(folder), repo_id, commit.oid, size)
     return commit.commit_url
 
 

@@ -5,6 +5,7 @@ brings everything stock loading offers; with it the components are handed over t
 """
 
 import copy
+import json
 import os
 import re
 import tempfile
@@ -20,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import HUB_KWARGS, Bundle, choose_size
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
-from .saving_lingene import push_bundle, write_bundle
+from .saving_lingene import ensure_repo, push_bundle, write_bundle
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +51,9 @@ class BundleMixin:
     """Loading and saving for a `PreTrainedModel` whose weights are a bundle."""
 
     has_head: ClassVar[bool]
-    write_card: ClassVar[Callable[[Path], None] | None] = None  # the installed package sets it; code alone has no card
+    write_card: ClassVar[Callable[[Path, str], None] | None] = (
+        None  # the installed package sets it; code alone has no card
+    )
 
     @classmethod
     def from_pretrained(
@@ -209,14 +212,14 @@ class BundleMixin:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "bundle"
             self.save_pretrained(folder)
+            repo_id = ensure_repo(repo_id, private, token)
             if type(self).write_card is not None:
-                type(self).write_card(folder)
+                type(self).write_card(folder, repo_id)
             return push_bundle(
                 folder,
                 repo_id,
                 commit_message=commit_message or f"Upload {type(self).__name__}",
                 commit_description=commit_description,
-                private=private,
                 token=token,
                 revision=revision,
                 create_pr=create_pr,
@@ -228,10 +231,15 @@ def pinned(name: str, hub: dict) -> dict:
 
     Raises:
         OSError: nothing is there, or no config.json, without which transformers would go on with its defaults.
+        ValueError: another kind of model.
     """
     path = cached_file(name, CONFIG_NAME, **hub)
     if path is None:
         raise OSError(f"{name} has no {CONFIG_NAME}.")
+    with open(path, encoding="utf-8") as file:
+        model_type = json.load(file).get("model_type")
+    if model_type != LinGeneConfig.model_type:
+        raise ValueError(f"{name} is a {model_type} model, not a bundle of shared components.")
     commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
     return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
 

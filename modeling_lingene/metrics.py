@@ -242,7 +242,11 @@ def evaluate_model(
     Raises:
         ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it.
     """
-    config = AutoConfig.from_pretrained(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model` {name} cannot be read: {str(error).splitlines()[0]}") from None
+    device = check_device(device)
     is_bundle = config.model_type == LinGeneConfig.model_type
     if asked and not is_bundle:
         raise ValueError(
@@ -257,7 +261,6 @@ def evaluate_model(
         ) from None
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, **asked)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = model.source_size if is_bundle else None
     return measure(
         model,
@@ -272,6 +275,21 @@ def evaluate_model(
         device=device,
         progress=True,
     )
+
+
+def check_device(device: str | None) -> str:
+    """The device asked for, by default the GPU if there is one.
+
+    Raises:
+        ValueError: no such kind of device, or none here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
 
 
 @contextmanager

@@ -119,6 +119,8 @@ def _write_index(staging: Path, tensors: Mapping[str, torch.Tensor], names: Mapp
 
 def _renamed(staging: Path, folder: Path) -> bool:
     """Rename the staged folder into place; not possible onto a mount point, nor onto any folder on some systems."""
+    if folder.exists() and folder.samefile(os.getcwd()):
+        return False  # the caller would be left in a folder that is gone
     try:
         os.replace(staging, folder)
     except OSError:
@@ -150,11 +152,15 @@ def _remove_stale(folder: Path, weights: set[str], weights_id: str):
         sizes.unlink()
 
 
+def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | None = None) -> str:
+    """Create the repository where it is missing; its full name, with the namespace."""
+    return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
 def push_bundle(
     folder: str | os.PathLike,
     repo_id: str,
     *,
-    private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -164,17 +170,15 @@ def push_bundle(
 
     Args:
         folder: a bundle, complete.
-        repo_id: repository, created where it is missing.
-        private: of a new repository.
+        repo_id: as `ensure_repo` gives it.
         revision: branch to push to, created where it is missing.
         create_pr: open a pull request in place of a commit.
         commit: `commit_message`, `commit_description`.
 
     Returns:
-        huggingface_hub's `CommitInfo`; its `repo_url.repo_id` is the full name.
+        huggingface_hub's `CommitInfo`.
     """
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     stale = ["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE]
