@@ -99,9 +99,8 @@ SIZE_FIELDS = "depth width_ratio num_components allow_untrained max_params max_m
 
 def _asked(arguments: argparse.Namespace) -> dict:
     """The size options that were given."""
-    return {
-        name: value for name in SIZE_FIELDS if (value := getattr(arguments, name)) is not None and value is not False
-    }
+    given = {name: getattr(arguments, name) for name in SIZE_FIELDS}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def quickstart(arguments: argparse.Namespace) -> None:

@@ -160,11 +160,12 @@ def size_table(rows: list[dict]) -> str:
 
 def readable(count: float) -> str:
     """1234567 -> `1.23 M`: three digits and a unit."""
-    for size, unit in ((1, ""), (1e3, " k"), (1e6, " M"), (1e9, " G"), (1e12, " T")):
-        rounded = float(f"{count / size:.3g}")
+    for unit in ("", " k", " M", " G"):
+        rounded = float(f"{count:.3g}")
         if rounded < 1000:
-            break
-    return f"{rounded:g}{unit}"
+            return f"{rounded:g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
 
 
 def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
@@ -241,9 +242,14 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     config = check_folder(folder)
-    repo_id = ensure_repo(repo_id, private=private)
-    write_card(folder, repo_id)
-    commit = push_bundle(folder, repo_id, revision=revision, commit_message="Upload bundle")
+    try:
+        repo_id = ensure_repo(repo_id, private=private)
+        write_card(folder, repo_id)
+        commit = push_bundle(folder, repo_id, revision=revision, commit_message="Upload bundle")
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # what the HTTP library of the day raises without a network
+        raise ConnectionError(f"{repo_id} cannot be pushed to: {error}") from error
     size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
     verify(str(folder), repo_id, commit.oid, size)
     return commit.commit_url

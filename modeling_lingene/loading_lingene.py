@@ -51,9 +51,7 @@ class BundleMixin:
     """Loading and saving for a `PreTrainedModel` whose weights are a bundle."""
 
     has_head: ClassVar[bool]
-    write_card: ClassVar[Callable[[Path, str], None] | None] = (
-        None  # the installed package sets it; code alone has no card
-    )
+    write_card: ClassVar[Callable[[Path, str], None] | None] = None  # set by the installed package
 
     @classmethod
     def from_pretrained(
