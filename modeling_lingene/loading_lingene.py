@@ -122,6 +122,12 @@ class BundleMixin:
             weights = bundle.read(size, cls.has_head, wanted)
             result = stock_vit(*weights, config.vit_config(size), cls.has_head, dtype=dtype, **kwargs)
         model = result[0] if output_info else result
+        devices = set(getattr(model, "hf_device_map", {}).values())
+        if constrained and (len(devices) > 1 or "disk" in devices):
+            raise ValueError(
+                f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are combined "
+                "in one place: use one device, or load it without constrained=True."
+            )
         model.name_or_path = model.config.name_or_path = name
         model.source_size = size
         return result

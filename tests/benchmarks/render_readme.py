@@ -1,0 +1,43 @@
+"""Fill the tables of README.md from the measured files in `results/`.
+
+python tests/benchmarks/render_readme.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+from modeling_lingene.hub import size_table
+
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[2] / "README.md"
+
+
+def quickstart_table() -> str:
+    return size_table(json.loads((RESULTS / "quickstart.json").read_text())["sizes"])
+
+
+def loading_table() -> str:
+    results = json.loads((RESULTS / "loading.json").read_text())
+    lines = ["| size | time | peak memory |", "|---|---:|---:|"]
+    lines += [
+        f"| {name} | {time['ratio']:.2f}x | {results['peak_memory'][name]['ratio']:.2f}x |"
+        for name, time in results["time"].items()
+    ]
+    versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in results["versions"].items())
+    return "\n".join([*lines, "", f"{results['hardware']}, {versions}."])
+
+
+def render(text: str) -> str:
+    """The README's text with every table between its markers made anew."""
+    for name, table in (("quickstart", quickstart_table()), ("loading", loading_table())):
+        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"README.md must have the markers of {name} once, has them {count} times.")
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")

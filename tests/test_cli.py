@@ -1,0 +1,434 @@
+"""Laws of `lingene ...`: statuses, errors of one line, the same numbers on the terminal and in files, resuming.
+
+Commands run in this process, as a new one costs seconds of imports; what is about processes has its own.
+
+    pytest tests/test_cli.py
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+import helpers
+from modeling_lingene import cli, hub, recipes, saving_lingene
+from modeling_lingene.data import image_processor, load_images, to_tensors
+from modeling_lingene.metrics import count_macs
+from test_hub import ROWS, assert_table_shows, files, number, read, table
+
+
+COMMANDS = {"quickstart", "materialise", "evaluate", "info", "card", "push"}
+BAR = re.compile(r"\d%\|.*\|")  # of tqdm
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A bundle for digits with preprocessing and measured sizes, and a size of it as a plain model; read only."""
+    folder = tmp_path_factory.mktemp("digits")
+    config = helpers.tiny_config(num_labels=10, image_size=8)
+    bundle = helpers.bundle(folder / "bundle", config)
+    image_processor(8).save_pretrained(bundle)
+    hub.write_sizes(bundle, ROWS)
+    plain = folder / "plain"
+    helpers.tiny_model(config).materialise(3).save_pretrained(plain)
+    image_processor(8).save_pretrained(plain)
+    return SimpleNamespace(bundle=bundle, plain=plain, model=helpers.tiny_model(config))
+
+
+@pytest.fixture
+def lingene(capfd: pytest.CaptureFixture):
+    """Runs a command; gives its status, and the lines of both outputs that are not a progress bar's."""
+
+    def run(*arguments: Any) -> SimpleNamespace:
+        capfd.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        captured = capfd.readouterr()
+        errors = [line for line in re.split(r"[\r\n]+", captured.err) if line.strip() and not BAR.search(line)]
+        return SimpleNamespace(code=code, out=captured.out, errors=errors)
+
+    return run
+
+
+def test_help_lists_every_command_and_each_explains_its_options(lingene):
+    """What is not listed is not found; what is listed must be there."""
+    listed = lingene("--help")
+    assert listed.code == 0
+    assert set(re.findall(r"^    (\w+)(?: .*)?$", listed.out, re.MULTILINE)) == COMMANDS
+    for command in COMMANDS:
+        told = lingene(command, "--help")
+        assert told.code == 0 and told.out.startswith(f"usage: lingene {command}")
+        bare = re.findall(r"^  (?:-\S+|[A-Z]+)(?: [A-Z_]+)?$", told.out, re.MULTILINE)
+        assert [line for line in bare if not re.search(rf"{re.escape(line)}\n {{10}}", told.out)] == []
+
+
+@pytest.mark.parametrize("option", ["depth", "num-components", "width-ratio", "allow-untrained", "revision"])
+def test_the_options_of_a_size_are_the_same_words_everywhere(lingene, option):
+    """The field's name with dashes, as in `from_pretrained`."""
+    assert f"--{option}" in lingene("materialise", "--help").out
+
+
+# Command, and what its one line on stderr must name. B is the bundle, P the plain model, O a new folder, S a bundle of
+# seven classes, N a plain model without preprocessing.
+WRONG = {
+    "depth 0": ("materialise B --depth 0 --out O", "`depth`"),
+    "depth negative": ("materialise B --depth -1 --out O", "`depth`"),
+    "depth too large": ("materialise B --depth 7 --out O", "`depth`"),
+    "too many components": ("materialise B --num-components 6 --out O", "`num_components`"),
+    "no component": ("materialise B --num-components 0 --out O", "`num_components`"),
+    "a width of no heads": ("materialise B --width-ratio 1/3 --out O", "`width_ratio`"),
+    "a width of 0": ("materialise B --width-ratio 0 --out O", "`width_ratio`"),
+    "a width in words": ("materialise B --width-ratio half --out O", "`width_ratio`"),
+    "a width never trained": ("materialise B --width-ratio 1/4 --out O", "`width_ratio`"),
+    "nothing fits": ("materialise B --max-params 5 --out O", "`max_params`"),
+    "a budget of 0": ("materialise B --max-params 0 --out O", "`max_params`"),
+    "a budget and a size": ("materialise B --max-macs 1e9 --depth 3 --out O", "`max_macs`"),
+    "materialise a plain model": ("materialise P --out O", "`bundle`"),
+    "materialise nothing": ("materialise /absent/bundle --out O", "`bundle`"),
+    "materialise into a file": ("materialise B --out B/config.json", "`out`"),
+    "materialise over something": ("materialise B --out P", "`out`"),
+    "evaluate depth 0": ("evaluate B --depth 0 --data digits --out O", "`depth`"),
+    "evaluate nothing": ("evaluate /absent/model --data digits --out O", "`model`"),
+    "evaluate on nothing": ("evaluate B --data /absent/images --out O", "`data`"),
+    "evaluate on no such split": ("evaluate B --data digits --split third --out O", "`split`"),
+    "evaluate in batches of 0": ("evaluate B --data digits --batch-size 0 --out O", "`batch_size`"),
+    "evaluate a size of a plain model": ("evaluate P --depth 2 --data digits --out O", "`depth`"),
+    "evaluate with too few classes": ("evaluate S --data digits --out O", "`num_labels`"),
+    "evaluate without preprocessing": ("evaluate N --data digits --out O", "preprocessor_config.json"),
+    "evaluate on no such device": ("evaluate B --data digits --device abacus --out O", "`device`"),
+    "info on nothing": ("info /absent/bundle --out O", "`bundle`"),
+    "info on a plain model": ("info P --out O", "`bundle`"),
+    "card of nothing": ("card /absent/bundle", "`bundle`"),
+    "card of a plain model": ("card P", "`bundle`"),
+    "push nothing": ("push /absent/bundle org/name", "`bundle`"),
+    "push a plain model": ("push P org/name", "`bundle`"),
+    "no epochs": ("quickstart --epochs 0 --out O", "`epochs`"),
+    "quickstart over something": ("quickstart --out P", "`out`"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gives_status_2_one_line_that_names_it_and_no_file(lingene, digits, bundle, tmp_path, case):
+    """A traceback tells a user nothing, and a file that is there looks like a result."""
+    line, named = WRONG[case]
+    small, out = Path(shutil.copytree(bundle, tmp_path / "small")), tmp_path / "out"
+    bare = Path(shutil.copytree(digits.plain, tmp_path / "bare"))
+    (bare / "preprocessor_config.json").unlink()
+    image_processor(16).save_pretrained(small)
+    places = {"B": digits.bundle, "P": digits.plain, "S": small, "N": bare, "O": out}
+    arguments = [re.sub(r"^[BPSNO](?=/|$)", lambda m: str(places[m[0]]), word) for word in line.split()]
+    before = [files(folder) for folder in (tmp_path, digits.bundle, digits.plain)]
+    told = lingene(*arguments)
+    assert told.code == 2
+    assert len(told.errors) == 1 and told.errors[0].startswith(f"lingene {arguments[0]}: ")
+    assert named in told.errors[0]
+    assert [files(folder) for folder in (tmp_path, digits.bundle, digits.plain)] == before
+
+
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        ("", "COMMAND"),
+        ("fly", "fly"),
+        ("materialise", "BUNDLE"),
+        ("materialise B", "--out"),
+        ("materialise B --out O --depth six", "--depth"),
+        ("materialise B --out O --deep 6", "--deep"),
+        ("evaluate P", "--data"),
+        ("quickstart --epochs 1.5", "--epochs"),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed_gives_status_2_and_names_the_option(lingene, line, named):
+    """argparse prints its usage first; the last line says what is wrong."""
+    told = lingene(*line.split())
+    assert told.code == 2 and told.out == "" and named in told.errors[-1]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, ImportError])
+def test_an_error_is_one_line_also_where_its_message_has_many(lingene, monkeypatch, error):
+    """transformers' messages have paragraphs."""
+
+    def describe(*_, **__):
+        raise error("`bundle` is\n\n   not what\tit was")
+
+    monkeypatch.setattr(hub, "describe", describe)
+    told = lingene("info", "anything")
+    assert (told.code, told.out, told.errors) == (2, "", ["lingene info: `bundle` is not what it was"])
+
+
+def test_a_bug_of_ours_is_not_passed_off_as_wrong_input(monkeypatch):
+    """Its traceback is what we need to be sent."""
+
+    def describe(*_, **__):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(hub, "describe", describe)
+    with pytest.raises(AssertionError):
+        cli.main(["info", "anything"])
+
+
+@pytest.mark.parametrize(
+    "line, owner, name, message",
+    [
+        ("info anything", hub, "describe", "Nothing was changed."),
+        ("quickstart --out anything", recipes, "quickstart", "Run the same command again to go on."),
+    ],
+)
+def test_an_interrupted_command_gives_status_130_and_says_how_to_go_on(
+    lingene, monkeypatch, line, owner, name, message
+):
+    """130 is what a shell expects of a program that was stopped with Ctrl-C."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    told = lingene(*line.split())
+    assert told.code == 130 and told.errors == [f"lingene {line.split()[0]}: interrupted. {message}"]
+
+
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        ("", (6, "1", 5)),
+        ("--depth 2", (2, "1", 5)),
+        ("--depth 4 --width-ratio 1/2 --num-components 3", (4, "1/2", 3)),
+        ("--width-ratio 0.25 --num-components 1 --allow-untrained", (6, "1/4", 1)),
+        ("--max-macs 5e6", (1, "1", 5)),
+        ("--max-latency-ms 4", (3, "1", 2)),
+        ("--max-params 500000", (1, "1", 5)),
+    ],
+)
+def test_a_materialised_model_is_stock_and_the_size_that_was_asked_for(lingene, digits, tmp_path, options, size):
+    """Against the ViT that numpy recomposes; the folder has the preprocessing, and no code."""
+    out = tmp_path / "deep" / "vit"
+    told = lingene("materialise", digits.bundle, *options.split(), "--out", out)
+    assert (told.code, told.errors) == (0, [])
+    assert set(files(out)) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert read(out / "config.json")["model_type"] == "vit" and "auto_map" not in read(out / "config.json")
+    model, auto = ViTForImageClassification.from_pretrained(out), AutoModelForImageClassification.from_pretrained(out)
+    pixels = helpers.images(height=8)
+    with torch.no_grad():
+        expected = helpers.reference_vit(digits.model, *size)(pixels).logits
+        assert torch.allclose(model(pixels).logits, expected, atol=1e-5)
+        assert torch.equal(model(pixels).logits, auto(pixels).logits)
+    assert AutoImageProcessor.from_pretrained(out).size == {"height": 8, "width": 8}
+    params, macs = re.fullmatch(
+        rf"{re.escape(str(out))}: ViT of {size[0]} layers, (.*) parameters, (.*) MACs\n", told.out
+    ).groups()
+    assert number(params) == pytest.approx(model.num_parameters(), rel=5.1e-3)
+    assert number(macs) == pytest.approx(count_macs(model.config), rel=5.1e-3)
+
+
+def test_a_model_without_preprocessing_and_an_empty_folder_are_fine(lingene, bundle, tmp_path, monkeypatch):
+    """A bundle saved from memory has none; `.` is an empty folder too."""
+    monkeypatch.chdir(tmp_path)
+    assert lingene("materialise", bundle, "--depth", 1, "--out", ".").code == 0
+    assert set(files(tmp_path)) == {"config.json", "model.safetensors"}
+
+
+def test_a_crash_while_materialising_leaves_nothing(lingene, digits, tmp_path, monkeypatch):
+    """A full disk, for example: status 2, and neither a part of the model nor a hidden folder."""
+
+    def copyfile(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    told = lingene("materialise", digits.bundle, "--out", tmp_path / "vit")
+    assert told.code == 2 and told.errors == ["lingene materialise: No space left on device"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "kind, options, size",
+    [
+        ("bundle", "--depth 2 --num-components 3", (2, "1", 3)),
+        ("bundle", "--width-ratio 1/2 --batch-size 7", (6, "1/2", 5)),
+        ("bundle", "--max-macs 5e6 --split train", (1, "1", 5)),
+        ("plain", "", (3, "1", None)),
+    ],
+)
+def test_evaluate_prints_and_writes_the_same_measured_numbers(lingene, digits, tmp_path, kind, options, size):
+    """Accuracy is counted here a second time, on the ViT that numpy recomposes."""
+    pytest.importorskip("sklearn")
+    out = tmp_path / "made" / "row.json"
+    told = lingene("evaluate", getattr(digits, kind), "--data", "digits", *options.split(), "--out", out)
+    assert (told.code, told.errors) == (0, [])
+    row, (shown,) = read(out), table(told.out)
+    assert (row["depth"], row["width_ratio"], row["num_components"]) == size
+    split = "train" if "train" in options else "test"
+    assert (row["dataset"], row["split"]) == ("digits", split) and f"digits ({split})" in told.out
+    assert row["device"] in told.out
+    assert_table_shows([{**row, "num_components": row["num_components"] or "-"}], [shown])
+    reference = helpers.reference_vit(digits.model, size[0], size[1], size[2])
+    pixel_values, labels = to_tensors(load_images("digits", split), image_processor(8))
+    with torch.no_grad():
+        right = (reference(pixel_values).logits.argmax(-1) == labels).sum().item()
+    assert abs(row["accuracy"] * len(labels) - right) < 1.01  # one tie between two classes may round another way
+    assert row["params"] == reference.num_parameters() and row["macs"] == count_macs(reference.config)
+
+
+def test_info_shows_and_writes_what_the_bundle_holds_without_its_weights(lingene, digits, tmp_path):
+    """The weights are deleted: they cannot have been read."""
+    bundle = Path(shutil.copytree(digits.bundle, tmp_path / "bundle"))
+    for file in bundle.glob("*.safetensors"):
+        file.unlink()
+    told = lingene("info", bundle, "--out", tmp_path / "info.json")
+    assert (told.code, told.errors) == (0, [])
+    facts = read(tmp_path / "info.json")
+    assert facts.pop("sizes") == ROWS
+    assert_table_shows(ROWS, table(told.out))
+    shown = dict(re.findall(r"^(\w+)  +(.*)$", told.out, re.MULTILINE))
+    assert shown == {name: str(value) for name, value in facts.items()} and len(facts) > 8
+    assert shown["hidden_size"] == "48" and read(bundle / "config.json")["weights_id"] == shown["weights_id"]
+
+
+def test_info_says_so_where_nothing_was_measured(lingene, bundle):
+    """An empty table would look like a failure."""
+    told = lingene("info", bundle)
+    assert told.code == 0 and "no measured sizes" in told.out and "|" not in told.out
+
+
+@pytest.mark.parametrize("options, name", [([], "mine"), (["--repo", "org/name"], "org/name")])
+def test_card_renders_into_the_folder(lingene, digits, tmp_path, options, name):
+    """The same card that a push writes, to be read before."""
+    bundle = Path(shutil.copytree(digits.bundle, tmp_path / "mine"))
+    told = lingene("card", bundle, *options)
+    assert (told.code, told.out.strip()) == (0, str(bundle / "README.md"))
+    card = (bundle / "README.md").read_text()
+    assert f'from_pretrained("{name}"' in card and card == hub.render_card(bundle, name) + "\n"
+    assert_table_shows(ROWS, table(card))
+
+
+@pytest.mark.parametrize(
+    "options, passed",
+    [
+        ([], {"private": None, "revision": None}),
+        (["--private", "--revision", "wide"], {"private": True, "revision": "wide"}),
+    ],
+)
+def test_push_passes_its_options_on_and_prints_the_commit(lingene, monkeypatch, options, passed):
+    """Without `--private` an existing repository must stay as it is."""
+    calls = []
+    monkeypatch.setattr(hub, "push", lambda *inputs, **named: calls.append((inputs, named)) or "http://hub/commit/1")
+    told = lingene("push", "folder", "org/name", *options)
+    assert calls == [((Path("folder"), "org/name"), passed)]
+    assert told.code == 0 and told.out.startswith("http://hub/commit/1")
+
+
+def test_a_push_that_does_not_load_back_is_one_line_and_no_success(lingene, monkeypatch):
+    """It is on the Hub already: the line must say what differs, and the status must stop a script."""
+
+    def push(*_, **__):
+        raise RuntimeError("org/name was pushed, but its logits differ\nfrom folder's by up to 0.5.")
+
+    monkeypatch.setattr(hub, "push", push)
+    told = lingene("push", "folder", "org/name")
+    assert told.code not in (0, None)
+    assert told.errors == ["lingene push: org/name was pushed, but its logits differ from folder's by up to 0.5."]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_and_no_success(lingene, digits, tmp_path, monkeypatch):
+    """Without network, huggingface_hub raises its HTTP client's own errors, which are not OSErrors."""
+    bundle = shutil.copytree(digits.bundle, tmp_path / "bundle")
+    nowhere = HfApi(endpoint="http://127.0.0.1:1", token="hf_anything")
+    monkeypatch.setattr(saving_lingene, "HfApi", lambda **_: nowhere)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    told = lingene("push", bundle, "org/name")
+    assert told.code not in (0, None) and told.out == ""
+    assert len(told.errors) == 1 and told.errors[0].startswith("lingene push: ")
+
+
+def test_quickstart_shows_its_table_and_code_that_loads_the_best_size(lingene, digits, monkeypatch, tmp_path):
+    """What is printed is meant to be pasted."""
+    calls = []
+    monkeypatch.setattr(recipes, "quickstart", lambda *inputs: calls.append(inputs) or ROWS)
+    shutil.copytree(digits.bundle, tmp_path / "run" / "bundle")
+    told = lingene("quickstart", "--out", tmp_path / "run", "--seed", 3, "--epochs", 2)
+    assert (told.code, told.errors, calls) == (0, [], [(tmp_path / "run", 3, 2)])
+    assert_table_shows(ROWS, table(told.out))
+    code = textwrap.dedent(told.out.partition("Load a size:\n\n")[2])
+    *_, last = ast.parse(code).body
+    names: dict[str, Any] = {}
+    exec(code, names)
+    size = eval(ast.unparse(last), names).source_size
+    assert (size.depth, str(size.width_ratio), size.num_components) == (6, "1", 5)
+    for name in ("bundle", "sizes.png", "results.json"):
+        assert str(tmp_path / "run" / name) in told.out
+
+
+def process(*arguments: str, folder: Path, **options) -> subprocess.Popen:
+    """The command line in a new process, with one thread: a step takes milliseconds."""
+    command = [sys.executable, "-m", "modeling_lingene.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **options)
+
+
+def stop(running: subprocess.Popen, signum: int, when: Path) -> str:
+    """Sends a signal as soon as a path is there, and returns what the process then said on stderr."""
+    patience = time.monotonic() + 120
+    while not list(when.parent.glob(when.name)) and running.poll() is None and time.monotonic() < patience:
+        time.sleep(0.01)
+    running.send_signal(signum)
+    return running.communicate(timeout=60)[1]
+
+
+def test_a_quickstart_that_is_killed_and_then_interrupted_goes_on_to_the_end(tmp_path):
+    """By a batch system with SIGTERM, by a user with Ctrl-C; the third command begins where the second stopped."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "away").mkdir()
+    command, checkpoints = ("quickstart", "--epochs", "3", "--out", "../out"), tmp_path / "out" / "checkpoints"
+    killed = process(*command, folder=tmp_path / "away")
+    stop(killed, signal.SIGTERM, checkpoints / "000-00001")
+    assert killed.returncode == -signal.SIGTERM and not (tmp_path / "out" / "results.json").exists()
+    interrupted = process(*command, folder=tmp_path / "away")
+    said = stop(interrupted, signal.SIGINT, checkpoints / "001-00001")
+    assert interrupted.returncode == 130 and "Traceback" not in said
+    assert said.splitlines()[-1] == "lingene quickstart: interrupted. Run the same command again to go on."
+    assert first_bar(said) >= 1
+    finishing = process(*command, folder=tmp_path / "away")
+    out, said = finishing.communicate(timeout=120)
+    assert finishing.returncode == 0 and first_bar(said) >= 4
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["sizes"]
+    assert_table_shows(rows, table(out))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "bundle",
+        "checkpoints",
+        "results.json",
+        "sizes.png",
+    }
+
+
+def first_bar(said: str) -> int:
+    """With how many of the twelve epochs the progress bar of training began."""
+    return int(re.search(r"training:.*?(\d+)/12 ", said)[1])
+
+
+def test_importing_the_command_line_imports_no_optional_package():
+    """`lingene info` must work, and start fast, where scikit-learn, matplotlib and datasets are not installed."""
+    code = (
+        "import sys\nfor name in ('sklearn', 'matplotlib', 'datasets'): sys.modules[name] = None\n"
+        "import modeling_lingene.cli, modeling_lingene.hub, modeling_lingene.data, modeling_lingene.metrics\n"
+        "modeling_lingene.cli.build_parser()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

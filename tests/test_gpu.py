@@ -1,0 +1,57 @@
+"""What only a GPU can show; deselected by default. `pytest -m gpu`"""
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+from transformers.utils import is_flash_attn_2_available
+
+import helpers
+
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_materialised_and_constrained_logits_agree_on_the_gpu(bundle, dtype, tolerance):
+    """The same sizes through `device_map`, and through the recomposing forward pass where the matrices are."""
+    for size in ({}, {"depth": 3, "width_ratio": "1/2", "num_components": 2}):
+        vit = AutoModelForImageClassification.from_pretrained(bundle, device_map="cuda", dtype=dtype, **size)
+        shared = AutoModelForImageClassification.from_pretrained(
+            bundle, constrained=True, device_map="cuda", dtype=dtype, **size
+        )
+        pixels = helpers.images().cuda()
+        with torch.no_grad():
+            torch.testing.assert_close(vit(pixels).logits, shared(pixels).logits, rtol=0, atol=tolerance)
+
+
+@pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs flash-attn")
+def test_flash_attention_agrees_with_sdpa(bundle):
+    """The constrained block calls transformers' attention functions by name."""
+    pixels = helpers.images().cuda()
+    logits = []
+    for implementation in ("sdpa", "flash_attention_2"):
+        model = AutoModelForImageClassification.from_pretrained(
+            bundle, constrained=True, dtype=torch.bfloat16, attn_implementation=implementation
+        ).cuda()
+        with torch.no_grad():
+            logits.append(model(pixels).logits.float())
+    torch.testing.assert_close(*logits, rtol=0, atol=0.1)
+
+
+def test_a_compiled_step_trains_on_the_gpu():
+    """One graph, gradients to the components, loss going down."""
+    model = helpers.tiny_model().cuda().train()
+    compiled = torch.compile(model, fullgraph=True)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    pixels, labels = helpers.images().cuda(), helpers.labels().cuda()
+    losses = []
+    for _ in range(20):
+        loss = compiled(pixels, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2

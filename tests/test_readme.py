@@ -1,0 +1,64 @@
+"""README.md is true: its numbers come from the measured files, its code and its commands run."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_lingene.cli import build_parser
+
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """A folder in which `lingene quickstart` has run, with one epoch a phase: accuracy does not matter here."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    from modeling_lingene.recipes import quickstart
+
+    folder = tmp_path_factory.mktemp("readme")
+    quickstart(folder / "lingene-quickstart", epochs=1)
+    return folder
+
+
+def test_tables_are_rendered_from_the_measured_files():
+    """A number typed by hand, or left from an older measurement, would mislead whoever chooses by it."""
+    sys.path.insert(0, str(README.parent / "tests" / "benchmarks"))
+    from render_readme import render
+
+    assert render(TEXT) == TEXT
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code, quickstart, monkeypatch):
+    """The first thing a newcomer does is to paste them, beside what quickstart wrote."""
+    monkeypatch.chdir(quickstart)
+    names = {}
+    exec(code, names)
+    for value in names.values():
+        if hasattr(value, "config"):
+            assert value.config.model_type in ("vit", "lingene")
+
+
+def test_commands_parse():
+    """Every `lingene ...` in README must be one that the program takes."""
+    commands = re.findall(r"`(lingene [^`]+)`", TEXT) + re.findall(r"&& (lingene .*)", TEXT)
+    assert len(commands) > 5
+    for command in commands:
+        build_parser().parse_args(shlex.split(command)[1:])
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    """`.ci/run` takes the line from README; it must find exactly one there, and quickstart's beside it."""
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert len([line for line in commands if re.match(r"pip install .*&& pytest", line)]) == 1
+    assert len([line for line in commands if re.match(r"pip install .*&& lingene quickstart$", line)]) == 1

@@ -1,0 +1,427 @@
+"""Writing a bundle: the layout of DESIGN 4, and that a crash at any step leaves no mixture that loads.
+
+pytest tests/test_saving.py
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+import helpers
+import modeling_lingene
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, loading_lingene
+from modeling_lingene import saving_lingene as saving
+
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ["shared.safetensors", *(f"component-{n:02d}.safetensors" for n in range(5))]
+CODE = sorted(path.name for path in Path(modeling_lingene.__file__).parent.glob("*_lingene.py"))
+BLOCK = [
+    f"{part}.{kind}"
+    for part in "norm1 attention.query attention.key attention.value attention.output norm2 mlp.fc1 mlp.fc2".split()
+    for kind in ("weight", "bias")
+]
+OUTSIDE = (
+    "embeddings.cls_token embeddings.position_embeddings embeddings.patch_embeddings.weight "
+    "embeddings.patch_embeddings.bias layernorm.weight layernorm.bias classifier.weight classifier.bias"
+).split()
+
+
+def logits(model, **size) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(helpers.images().to(model.dtype), **size).logits
+
+
+def load(folder, **keywords):
+    return AutoModelForImageClassification.from_pretrained(folder, **keywords)
+
+
+def index_of(folder: Path) -> dict:
+    return json.loads((folder / INDEX).read_text())
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def write_sizes(folder: Path):
+    sizes = {"weights_id": index_of(folder)["metadata"]["weights_id"], "sizes": []}
+    (folder / "sizes.json").write_text(json.dumps(sizes))
+
+
+def changed(model, part: str = "", by: float = 0.5):
+    """The model with noise on the parameters whose name contains `part`."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if part in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
+    return model
+
+
+# -- layout
+
+
+def test_a_bundle_is_a_file_per_component_a_shared_one_index_configuration_and_code(bundle):
+    """Anything else in it would be pushed with it; a pickle would be refused by whoever downloads it."""
+    assert files(bundle) == {*WEIGHTS, INDEX, "config.json", *CODE}
+    parts = Path(modeling_lingene.__file__).parent
+    assert CODE and all((bundle / name).read_bytes() == (parts / name).read_bytes() for name in CODE)
+
+
+def test_keys_are_the_state_dicts_and_each_component_has_a_file_of_its_own(bundle):
+    """What other readers of bundles rely on: names, and which file to fetch."""
+    found = {}
+    for name in WEIGHTS:
+        with safe_open(bundle / name, "pt") as file:
+            assert file.metadata() == {"format": "pt"}
+            found |= {key: name for key in file.keys()}
+    expected = {f"components.{n}.{name}": f"component-{n:02d}.safetensors" for n in range(5) for name in BLOCK}
+    expected |= dict.fromkeys(OUTSIDE, "shared.safetensors")
+    assert found == expected == index_of(bundle)["weight_map"]
+    assert set(found) == set(helpers.tiny_model().state_dict())
+
+
+def test_weights_id_is_the_hash_of_the_files_hashes(bundle):
+    """`push` and `sweep` recompute it; any other program must be able to, from the bytes alone."""
+    digests = "".join(sha256(bundle / name) for name in sorted(WEIGHTS))
+    expected = hashlib.sha256(digests.encode()).hexdigest()
+    assert index_of(bundle)["metadata"]["weights_id"] == expected == saving.bundle_weights_id(bundle)
+    assert json.loads((bundle / "config.json").read_text())["weights_id"] == expected
+
+
+def test_the_configuration_names_the_classes_for_every_auto_class(bundle):
+    """Without `AutoModel` in it, the encoder alone could not be loaded from the Hub."""
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_lingene.LinGeneConfig",
+        "AutoModel": "modeling_lingene.LinGeneModel",
+        "AutoModelForImageClassification": "modeling_lingene.LinGeneForImageClassification",
+    }
+    assert config["model_type"] == "lingene" and config["architectures"] == ["LinGeneForImageClassification"]
+    assert config["bundle_format"] == 1 and config["dtype"] == "float32"
+
+
+def test_a_headless_bundle_has_no_classifier(tmp_path):
+    """Not even a random one."""
+    helpers.tiny_model(model_class=LinGeneModel).save_pretrained(tmp_path / "bundle")
+    assert set(load_file(tmp_path / "bundle" / "shared.safetensors")) == set(OUTSIDE[:-2])
+    assert set(index_of(tmp_path / "bundle")["weight_map"]) == set(helpers.tiny_model().state_dict()) - {*OUTSIDE[-2:]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weights_reload_bit_for_bit_in_the_dtype_they_were_saved_in(tmp_path, dtype):
+    """A bundle is an archive: nothing may be rounded on the way to it and back."""
+    model = helpers.tiny_model().to(dtype)
+    model.save_pretrained(tmp_path / "bundle")
+    assert {tensor.dtype for name in WEIGHTS for tensor in load_file(tmp_path / "bundle" / name).values()} == {dtype}
+    again = load(tmp_path / "bundle", constrained=True)
+    assert again.config.dtype == dtype
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor)
+
+
+# -- arguments
+
+
+def test_the_state_dict_that_is_handed_in_is_what_is_saved(tmp_path):
+    """The Trainer gathers a sharded model's weights and hands them over."""
+    model, other = helpers.tiny_model(), helpers.tiny_model(seed=1)
+    model.save_pretrained(tmp_path / "bundle", state_dict=other.state_dict())
+    assert torch.equal(logits(load(tmp_path / "bundle", constrained=True)), logits(other))
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
+    """All processes of a distributed run call it."""
+    helpers.tiny_model().save_pretrained(tmp_path / "bundle", is_main_process=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_to_a_file_is_refused(tmp_path):
+    """transformers logs an error and returns: the weights would be lost."""
+    (tmp_path / "bundle").write_text("mine")
+    with pytest.raises(ValueError, match="`save_directory` must be a folder"):
+        helpers.tiny_model().save_pretrained(tmp_path / "bundle")
+    assert files(tmp_path) == {"bundle"} and (tmp_path / "bundle").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mark", ["_hf_peft_config_loaded", "hf_quantizer"])
+def test_adapters_and_quantised_weights_are_refused(tmp_path, mark):
+    """Components with something on top are no components."""
+    model = helpers.tiny_model()
+    setattr(model, mark, True)
+    with pytest.raises(ValueError, match="no bundle"):
+        model.save_pretrained(tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stock_arguments_are_taken_and_files_still_follow_the_components(tmp_path):
+    """Programs pass them to every model."""
+    helpers.tiny_model().save_pretrained(tmp_path / "bundle", max_shard_size="1KB", safe_serialization=True)
+    assert files(tmp_path / "bundle") == {*WEIGHTS, INDEX, "config.json", *CODE}
+
+
+@pytest.mark.parametrize("name", ["out", "out/", "deep/down/out", ".", "./out/.."])
+@pytest.mark.parametrize("existing", [False, True])
+def test_any_way_to_write_the_folder_will_do(tmp_path, monkeypatch, name, existing):
+    """Beside `.` there is no sibling to fill and rename; nothing may be left where the staging was."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    if existing or ".." in name:
+        (work / "out").mkdir()
+        Path(name).mkdir(parents=True, exist_ok=True)
+        (Path(name) / "notes.txt").write_text("mine")
+    model = helpers.tiny_model()
+    model.save_pretrained(name)
+    assert torch.equal(logits(load(name, constrained=True)), logits(model))
+    assert not list(tmp_path.rglob("*.partial")) and [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+# -- over a folder that has files
+
+
+def test_saving_over_a_bundle_keeps_other_files_and_removes_the_stale_ones(tmp_path):
+    """A smaller bundle must not offer components of the larger one, nor be shadowed by a file of the Trainer's."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    write_sizes(folder)
+    (folder / "notes").mkdir()
+    others = ["README.md", "preprocessor_config.json", "training_args.bin", "notes/component-09.safetensors", "app.py"]
+    for name in others:
+        (folder / name).write_text(name)
+    (folder / "model.safetensors").write_bytes((folder / "shared.safetensors").read_bytes())
+    model = helpers.tiny_model(helpers.tiny_config(num_components=3), seed=1)
+    model.save_pretrained(folder)
+    weights = {name for name in files(folder) if name.endswith(".safetensors") and "/" not in name}
+    assert weights == set(index_of(folder)["weight_map"].values()) and len(weights) == 4
+    assert files(folder) == {*weights, INDEX, "config.json", *CODE, *others}
+    assert all((folder / name).read_text() == name for name in others)
+    assert torch.equal(logits(load(folder, constrained=True)), logits(model))
+    assert saving.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
+
+
+def test_unchanged_components_keep_their_file(tmp_path):
+    """A bundle in which one component was tuned uploads one file."""
+    model = helpers.tiny_model()
+    folder = tmp_path / "bundle"
+    model.save_pretrained(folder)
+    for part in ("components.2", "components.4"):
+        before = {file: sha256(folder / file) for file in set(index_of(folder)["weight_map"].values())}
+        changed(model, part).save_pretrained(folder)
+        after = {file: sha256(folder / file) for file in set(index_of(folder)["weight_map"].values())}
+        assert len(after.items() - before.items()) == 1
+        assert torch.equal(logits(load(folder, constrained=True)), logits(model))
+
+
+def test_saving_the_same_weights_again_changes_no_file_of_weights_and_keeps_the_sizes(tmp_path):
+    """New class names, say: what was measured is still true, whatever saves came before."""
+    model = helpers.tiny_model()
+    folder = tmp_path / "bundle"
+    model.save_pretrained(folder)
+    for _ in range(2):
+        write_sizes(folder)
+        before = {file: sha256(folder / file) for file in files(folder) if "safetensors" in file or "sizes" in file}
+        model.config.id2label = {n: f"class {n}" for n in range(7)}
+        model.save_pretrained(folder)
+        after = {file: sha256(folder / file) for file in files(folder) if "safetensors" in file or "sizes" in file}
+        assert after == before
+        assert load(folder).config.id2label[3] == "class 3"
+        changed(model).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("part", ["", "components.4", "classifier"])
+def test_sizes_measured_on_other_weights_are_removed(tmp_path, part):
+    """Loading refuses a bundle whose sizes.json is of other weights."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    write_sizes(folder)
+    changed(helpers.tiny_model(), part).save_pretrained(folder)
+    assert not (folder / "sizes.json").exists()
+    load(folder, depth=2)
+
+
+def test_a_bundle_that_gains_a_component_writes_one_file_and_drops_the_sizes(tmp_path):
+    """Incremental training: the first components are frozen and stay what they are."""
+    large = helpers.tiny_model()
+    folder = tmp_path / "bundle"
+    small = LinGeneForImageClassification(helpers.tiny_config(num_components=4))
+    small.load_state_dict({key: tensor for key, tensor in large.state_dict().items() if "components.4" not in key})
+    small.save_pretrained(folder)
+    write_sizes(folder)
+    before = {name: sha256(folder / name) for name in WEIGHTS[:-1]}
+    large.save_pretrained(folder)
+    assert {name: sha256(folder / name) for name in WEIGHTS[:-1]} == before
+    assert torch.equal(logits(load(folder, constrained=True)), logits(large))
+    assert not (folder / "sizes.json").exists()
+    load(folder, depth=2)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"width_ratio": "1/2"}, {"num_components": 3, "depth": 4}], ids=str)
+def test_a_loaded_bundle_can_be_saved_over_itself(tmp_path, keywords):
+    """Its parameters are still mapped from the very files that are replaced."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    model = load(folder, constrained=True, **keywords)
+    with torch.no_grad():
+        model.layernorm.weight.mul_(1.5)
+    expected = logits(model)
+    model.save_pretrained(folder)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(load(folder, constrained=True)), expected)
+    assert saving.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
+
+
+def test_a_folder_on_another_file_system_can_be_saved_to(tmp_path, monkeypatch):
+    """A mounted volume or a link to one: nothing can be renamed into it from beside it."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    rename = os.rename
+
+    def device(path) -> bool:
+        return Path(path) != folder and folder in Path(path).parents
+
+    def guarded(source, target):
+        if device(source) != device(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+        if Path(target) == folder:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(target))
+        rename(source, target)
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, guarded)
+    for seed in range(2):  # empty, then over a bundle
+        model = helpers.tiny_model(seed=seed)
+        model.save_pretrained(folder)
+        assert torch.equal(logits(load(folder, constrained=True)), logits(model))
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+# -- crashes
+
+
+class Crash(Exception):
+    """What the test throws in the middle of a save."""
+
+
+STEPS = [
+    (saving, "save_file"),
+    (saving, "file_sha256"),
+    (saving.os, "replace"),
+    (saving.os, "rename"),
+    (saving.shutil, "copy"),
+    (loading_lingene, "custom_object_save"),
+    (LinGeneConfig, "save_pretrained"),
+    (Path, "write_text"),
+    (Path, "unlink"),
+]
+
+
+def save_crashing_at(step: int, save: Callable[[], None], monkeypatch) -> bool:
+    """Runs `save` and crashes before its step of that number; whether it came that far."""
+    count = 0
+
+    def crashing(function):
+        def call(*arguments, **keywords):
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Crash
+            return function(*arguments, **keywords)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in STEPS:
+            patch.setattr(owner, name, crashing(getattr(owner, name)))
+        try:
+            save()
+        except Crash:
+            return True
+    return False
+
+
+def loaded_or_refused(folder: Path) -> torch.Tensor | None:
+    try:
+        return logits(load(folder, depth=6, local_files_only=True))
+    except (ValueError, OSError):
+        return None
+
+
+OTHER = {"same configuration": {}, "another of fewer components": {"num_components": 3, "preset": "paper"}}
+
+
+@pytest.mark.parametrize("fields", OTHER.values(), ids=OTHER)
+def test_a_crash_while_saving_over_a_bundle_leaves_the_old_the_new_or_a_refusal(tmp_path, monkeypatch, fields):
+    """A mixture of two trainings would load without a word and be worth nothing."""
+    old, new = helpers.tiny_model(), helpers.tiny_model(helpers.tiny_config(**fields), seed=1)
+    old.save_pretrained(tmp_path / "old")
+    old_logits, new_logits, step, outcomes = logits(old, depth=6), logits(new, depth=6), 0, []
+    crashed = True
+    while crashed:
+        step += 1
+        folder = tmp_path / f"step {step}" / "bundle"
+        shutil.copytree(tmp_path / "old", folder)
+        write_sizes(folder)
+        crashed = save_crashing_at(step, lambda to=folder: new.save_pretrained(to), monkeypatch)
+        found = loaded_or_refused(folder)
+        kinds = {"refused": found is None}
+        if found is not None:
+            kinds["old"] = torch.allclose(found, old_logits, atol=1e-4)
+            kinds["new"] = torch.allclose(found, new_logits, atol=1e-4)
+        assert any(kinds.values()), f"step {step} left a mixture"
+        outcomes.append(next(kind for kind, fits in kinds.items() if fits))
+        assert [path.name for path in folder.parent.iterdir()] == ["bundle"], f"step {step} left something beside"
+        if outcomes[-1] != "old" or step % 8 == 0:  # a second attempt repairs whatever was left
+            new.save_pretrained(folder)
+            torch.testing.assert_close(loaded_or_refused(folder), new_logits, rtol=0, atol=1e-4)
+            assert set(index_of(folder)["weight_map"].values()) == {path.name for path in folder.glob("*.safetensors")}
+    assert step > 20 and outcomes[0] == "old" and outcomes[-1] == "new"
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new folder", "empty folder"])
+def test_a_crash_while_saving_to_a_new_folder_leaves_nothing_or_the_bundle(tmp_path, monkeypatch, existing):
+    """A half-written folder would have to be recognised and cleared by hand."""
+    model, step, crashed, complete = helpers.tiny_model(), 0, True, 0
+    while crashed:
+        step += 1
+        folder = tmp_path / f"step {step}" / "bundle"
+        (folder if existing else folder.parent).mkdir(parents=True)
+        crashed = save_crashing_at(step, lambda to=folder: model.save_pretrained(to), monkeypatch)
+        left = files(folder.parent)
+        if left:
+            complete += 1
+            assert left == {f"bundle/{name}" for name in {*WEIGHTS, INDEX, "config.json", *CODE}}
+            assert torch.equal(logits(load(folder, constrained=True)), logits(model))
+        assert not [path for path in folder.parent.iterdir() if path != folder]
+    assert step > 15 and complete <= 2
+
+
+def test_a_full_disk_leaves_the_old_bundle(tmp_path, monkeypatch):
+    """The commonest crash: every write from some moment on fails, and fails as OSError, which is caught in places."""
+    old, new = helpers.tiny_model(), helpers.tiny_model(seed=1)
+    folder = tmp_path / "bundle"
+    old.save_pretrained(folder)
+    before = {name: sha256(folder / name) for name in files(folder)}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("save_file", "_write_index"):
+        with monkeypatch.context() as patch:
+            patch.setattr(saving, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                new.save_pretrained(folder)
+        assert {name: sha256(folder / name) for name in files(folder)} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
