@@ -216,10 +216,11 @@ class LinGeneConfig(PretrainedConfig):
                 f"`depth` {depth} is above `reference_depth` {self.reference_depth}, and this bundle selects layers "
                 f"(`depth_map` 'select'); use 1 to {self.reference_depth}, or resample with depth_map='resample'."
             )
-        ratio = read_width_ratio(_first(width_ratio, self.width_ratio, 1), self.num_attention_heads)
+        given = _first(width_ratio, self.width_ratio, 1)
+        ratio = read_width_ratio(given, self.num_attention_heads)
         if ratio not in self.legal_width_ratios:
             raise ValueError(
-                f"`width_ratio` must leave whole heads and MLP units: {ratio} of {self.num_attention_heads} heads is "
+                f"`width_ratio` must leave whole heads and MLP units: {given} of {self.num_attention_heads} heads is "
                 f"{float(ratio * self.num_attention_heads):g}, of {self.intermediate_size} MLP units "
                 f"{float(ratio * self.intermediate_size):g}; use one of {_listed(self.legal_width_ratios)}."
             )

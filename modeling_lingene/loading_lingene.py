@@ -19,6 +19,12 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
+
+try:
+    from transformers.core_model_loading import revert_weight_conversion
+except ImportError:  # a version that saves its modules' own names
+    revert_weight_conversion = None
+
 from .bundle_lingene import HUB_KWARGS, Bundle, choose_size
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
@@ -33,6 +39,7 @@ AUTO_MAP = {
 }
 # What Auto classes pass on and stock loading of weights in memory does not take.
 AUTO_KWARGS = ("trust_remote_code", "_from_auto", "code_revision", "_commit_hash", "adapter_kwargs", "use_safetensors")
+PUSH_KWARGS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
 # The names stock ViT checkpoints have always had: transformers maps them to its modules' names of the day and back.
 VIT_NAMES = {
     "embeddings.patch_embeddings": "embeddings.patch_embeddings.projection",
@@ -105,6 +112,8 @@ class BundleMixin:
         dtype = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or dtype or "auto"
         config, kwargs = cls._read_config(name, config, hub, kwargs)
+        if dtype == "auto" and config.dtype is not None:
+            dtype = config.dtype  # Auto classes of some versions pass a dtype on in the configuration only
         bundle = Bundle(name, config, hub)
         if cls.has_head and not bundle.has_head:
             logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
@@ -125,8 +134,8 @@ class BundleMixin:
         devices = set(getattr(model, "hf_device_map", {}).values())
         if constrained and (len(devices) > 1 or "disk" in devices):
             raise ValueError(
-                f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are combined "
-                "in one place: use one device, or load it without constrained=True."
+                f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are "
+                "combined in one place: use one device, or load it without constrained=True."
             )
         model.name_or_path = model.config.name_or_path = name
         model.source_size = size
@@ -175,7 +184,8 @@ class BundleMixin:
             is_main_process: only the main process writes.
             state_dict: the full state dict where the model's own is sharded.
             push_to_hub: push to `repo_id` (default: the folder's name) afterwards.
-            kwargs: for `push_to_hub`; `max_shard_size` is of no effect, files follow the components.
+            kwargs: for `push_to_hub`; others of transformers, such as `max_shard_size`, are of no effect: files follow
+                the components.
         """
         if getattr(self, "_hf_peft_config_loaded", False) or getattr(self, "hf_quantizer", None) is not None:
             raise ValueError("A model with adapters or quantised weights is no bundle; save a materialised one.")
@@ -187,8 +197,8 @@ class BundleMixin:
             tensors = self.state_dict() if state_dict is None else state_dict
             write_bundle(save_directory, tensors, self._write_rest)
         if push_to_hub:
-            kwargs = {key: value for key, value in kwargs.items() if key not in ("max_shard_size", "variant")}
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+            repo_id = kwargs.get("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            self.push_to_hub(repo_id, **{key: kwargs[key] for key in PUSH_KWARGS if key in kwargs})
 
     def _write_rest(self, folder, weights_id: str):
         custom_object_save(self, folder, config=self.config)
@@ -267,6 +277,24 @@ def stock_vit(outside: dict, layers: dict[str, list], config: ViTConfig, head: b
         part, _, kind = name.rpartition(".")
         for layer, tensor in enumerate(rows):
             weights[f"{prefix}encoder.layer.{layer}.{VIT_NAMES[part]}.{kind}"] = tensor
-    if head:
-        return ViTForImageClassification.from_pretrained(None, config=config, state_dict=weights, **kwargs)
-    return ViTModel.from_pretrained(None, config=config, state_dict=weights, add_pooling_layer=False, **kwargs)
+    if not head:
+        kwargs["add_pooling_layer"] = False
+    vit_class = ViTForImageClassification if head else ViTModel
+    result = vit_class.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+    (result[0] if isinstance(result, tuple) else result).register_load_state_dict_pre_hook(take_saved_names)
+    return result
+
+
+def take_saved_names(module, state_dict: dict, prefix: str, *_) -> None:
+    """Let `load_state_dict` of a stock ViT take the names that its own `save_pretrained` writes.
+
+    transformers 5 saves a ViT under its long-standing names, and its Trainer loads a best checkpoint, or one to resume
+    from, by the raw names with strict=False: only embeddings and head would come back (transformers issue 43701).
+    """
+    own = module.state_dict()
+    if revert_weight_conversion is None or prefix or state_dict.keys() <= own.keys():
+        return
+    keys = {id(tensor): key for key, tensor in own.items()}
+    for name, tensor in revert_weight_conversion(module, dict(own)).items():
+        if name in state_dict and id(tensor) in keys:
+            state_dict[keys[id(tensor)]] = state_dict.pop(name)

@@ -183,5 +183,11 @@ def push_bundle(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     stale = ["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE]
     return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, revision=revision, create_pr=create_pr, delete_patterns=stale, **commit
+        repo_id=repo_id,
+        folder_path=folder,
+        revision=revision,
+        create_pr=create_pr,
+        delete_patterns=stale,
+        ignore_patterns=["*.partial", "*.partial/*"],  # what a save that was killed may have left
+        **commit,
     )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification
@@ -119,27 +119,6 @@ def run(request, one_thread_for_all, bundle, tmp_path_factory) -> SimpleNamespac
     return SimpleNamespace(kind=request.param, before=before, **vars(result))
 
 
-@pytest.fixture(scope="module")
-def stock_is_reloaded(tmp_path_factory) -> bool:
-    """Whether the installed Trainer loads a checkpoint of any stock ViT back, one that never was a bundle.
-
-    transformers 5 saves a ViT under its long-standing names, and its Trainer loads them raw: only embeddings and head
-    fit, and a warning names the rest (transformers issue 43701).
-    """
-    sizes = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48, "num_hidden_layers": 1}
-    vit = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=4, num_labels=7))
-    result = tuned(vit, tmp_path_factory.mktemp("stock") / "run")
-    best = ViTForImageClassification.from_pretrained(result.checkpoints[0])
-    return same(result.model.state_dict(), best.state_dict())
-
-
-@pytest.fixture
-def as_far_as_stock(run, request):
-    """A materialised ViT is a stock ViT, for better or worse."""
-    if run.kind == "materialised" and not request.getfixturevalue("stock_is_reloaded"):
-        pytest.xfail("this version of transformers' Trainer does not load checkpoints of a stock ViT back")
-
-
 def reloaded(run: SimpleNamespace, folder: Path):
     return AutoModelForImageClassification.from_pretrained(
         folder, **({"constrained": True} if run.kind == "constrained" else {})
@@ -175,7 +154,7 @@ def test_checkpoints_hold_the_weights_of_their_epoch_and_the_first_is_the_best(r
     assert not same(run.last.weights, reloaded(run, run.checkpoints[0]).state_dict())
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end(run, as_far_as_stock):
+def test_the_best_checkpoint_is_loaded_at_the_end(run):
     """The Trainer reloads with strict=False: with keys that differ nothing loads, and only a warning says so."""
     assert same(run.model.state_dict(), reloaded(run, run.checkpoints[0]).state_dict())
 
@@ -212,7 +191,7 @@ def test_a_checkpoint_holds_what_its_kind_promises(run):
             assert type(reloaded(run, checkpoint)) is ViTForImageClassification
 
 
-def test_resuming_from_a_checkpoint_ends_where_the_whole_run_ended(run, as_far_as_stock, bundle, tmp_path):
+def test_resuming_from_a_checkpoint_ends_where_the_whole_run_ended(run, bundle, tmp_path):
     """From the first epoch's checkpoint, in a model of other weights: all that counts must be in the checkpoint."""
     start = fresh(bundle, run.kind)
     with torch.no_grad():
