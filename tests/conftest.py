@@ -8,13 +8,14 @@ import torch
 import helpers
 
 
+torch.set_num_threads(1)  # for fixtures of modules too, which run before those of functions
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Threads that wait for each other make tiny models a hundred times slower where tests run in parallel."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
