@@ -26,7 +26,8 @@ SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
 HEAD = ("classifier.weight", "classifier.bias")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-BLOCK_ELEMENTS = 1 << 17  # of one component; 12 of them fill 6 MiB, measured best from 2^14 to 2^18 on two cores
+MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 26, 4  # of files at a time; opening them anew drops their pages
+BLOCK_ELEMENTS = 1 << 16  # of one component; 12 of them fill 3 MiB, best of 2^14 to 2^18 on two cores
 
 
 def component_file(index: int) -> str:
@@ -54,6 +55,7 @@ class Bundle:
 
     def __init__(self, name: str | os.PathLike, config: LinGeneConfig, hub: dict | None = None):
         self.name, self.config, self.hub = str(name), config, hub or {}
+        self.block_shapes, self.shared_shapes = config.component_shapes(), config.shared_shapes()
         self.weight_map, self.weights_id = self._read_index()
         if config.weights_id is not None and config.weights_id != self.weights_id:
             raise ValueError(
@@ -77,7 +79,7 @@ class Bundle:
 
     def _check_keys(self):
         """The index must list exactly what the configuration promises: nothing may be random, nothing cut off."""
-        expected = [*self.config.shared_shapes(), *self._component_keys(self.config.reference_components)]
+        expected = [*self.shared_shapes, *self._component_keys(self.config.reference_components)]
         expected += HEAD if any(key in self.weight_map for key in HEAD) else ()
         for key in expected:
             if key not in self.weight_map:
@@ -139,7 +141,7 @@ class Bundle:
         return {key: paths[file] for key, file in files.items()}
 
     def shared_keys(self, head: bool) -> list[str]:
-        return [*self.config.shared_shapes(), *(HEAD if head and self.has_head else ())]
+        return [*self.shared_shapes, *(HEAD if head and self.has_head else ())]
 
     def read(self, size: Size, head: bool, dtype: torch.dtype | None = None) -> tuple[dict, dict]:
         """One size, recomposed (LinDec, Eq. 1).
@@ -157,7 +159,7 @@ class Bundle:
         paths = self.locate([*shared, *self._component_keys(size.num_components)])
         with opened(self.name, paths, shared) as slices:
             outside = {key: self._take(key, tensor, size).clone() for key, tensor in slices.items()}
-        for names in self._mapped_together():
+        for names in self._mapped_together(size):
             keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
             with opened(self.name, paths, keys) as slices:
                 for name in names:
@@ -177,13 +179,20 @@ class Bundle:
         return layers
 
     def _component_keys(self, count: int) -> list[str]:
-        return [f"components.{n}.{name}" for n in range(count) for name in self.config.component_shapes()]
+        return [f"components.{n}.{name}" for n in range(count) for name in self.block_shapes]
 
-    def _mapped_together(self) -> list[list[str]]:
-        """Block tensors in the order of reading, large ones first and alone, small ones together: lowest peak."""
-        shapes = self.config.component_shapes()
-        matrices = sorted((name for name, shape in shapes.items() if len(shape) > 1), key=lambda n: -prod(shapes[n]))
-        return [*([name] for name in matrices), [name for name, shape in shapes.items() if len(shape) == 1]]
+    def _mapped_together(self, size: Size) -> list[list[str]]:
+        """Block tensors in the order of reading, large ones first, in groups that map a bounded amount: low peak."""
+        shapes, groups, mapped = self.block_shapes, [[]], 0
+        for name in sorted(shapes, key=lambda name: -prod(shapes[name])):
+            # Sliced rows touch their pages whole, so that the width counts once.
+            extent = int(prod(shapes[name]) * size.width_ratio) * size.num_components * BYTES_PER_ELEMENT
+            if mapped + extent > MAPPED_BYTES and groups[-1]:
+                groups.append([])
+                mapped = 0
+            groups[-1].append(name)
+            mapped += extent
+        return groups
 
     def read_components(self, size: Size, head: bool) -> dict[str, torch.Tensor]:
         """One size as components: the state dict of the constrained model, sliced and truncated."""
@@ -208,8 +217,8 @@ class Bundle:
 
     def _stored_shape(self, key: str) -> tuple[int, ...] | None:
         if key.startswith("components."):
-            return self.config.component_shapes()[key.split(".", 2)[2]]
-        return self.config.shared_shapes().get(key)  # the head's is for stock loading to judge: num_labels may be new
+            return self.block_shapes[key.split(".", 2)[2]]
+        return self.shared_shapes.get(key)  # the head's is for stock loading to judge: num_labels may be new
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Without the constraint the weights are recomposed once and handed to transformer
 brings everything stock loading offers; with it the components are handed over the same way.
 """
 
-import copy
 import json
 import os
 import re
@@ -145,7 +144,7 @@ class BundleMixin:
     def _read_config(cls, name: str, config, hub: dict, kwargs: dict) -> tuple[LinGeneConfig, dict]:
         """The bundle's configuration with the keywords that are fields of it applied, and the keywords left."""
         if isinstance(config, LinGeneConfig) or getattr(config, "model_type", None) == LinGeneConfig.model_type:
-            return copy.deepcopy(config), kwargs
+            return config, kwargs
         config, kwargs = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **hub, **kwargs)
         return config, {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
 

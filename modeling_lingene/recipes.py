@@ -51,7 +51,7 @@ def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: in
     processor = image_processor(8)
     model = _quickstart_model(train.class_names, seed)
     phases = incremental_phases(model, TOTALS, DEPTHS)
-    with one_thread():
+    with one_thread():  # matrices of 64 x 128
         TrainingLoop(model, to_tensors(train, processor), settings, out, recipe, shift).fit(phases)
     bundle = out / "bundle"
     model.save_pretrained(bundle)
@@ -118,6 +118,8 @@ def _finished(out: Path, identity: dict) -> list[dict] | None:
             raise ValueError(f"`out` {out} holds a results.json that is not this run's; choose another.") from None
         check_identity(out, named, identity)
         return rows
-    if any(path.name not in ("checkpoints", "bundle", "sizes.png", STAGING) for path in out.iterdir()):
+    found = {path.name for path in out.iterdir()}
+    begun = found & {"checkpoints", STAGING}  # a bundle without them is somebody's
+    if found and not begun or found - {"checkpoints", "bundle", "sizes.png", STAGING}:
         raise ValueError(f"`out` {out} holds other files; choose a new or empty folder.")
     return None

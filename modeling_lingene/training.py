@@ -142,6 +142,7 @@ class TrainingLoop:
         steps = self.settings.epochs * len(loader)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.settings.warmup))
         # Prepared anew in every phase: what is trainable has changed, and with it the optimiser.
+        self.accelerator.free_memory()  # what a phase that was interrupted had prepared
         prepared = self.accelerator.prepare(self.model, optimizer, loader, scheduler)
         if state is not None:
             self.accelerator.load_state(str(state["folder"]))

@@ -198,14 +198,21 @@ def test_other_settings_are_refused_in_a_folder_that_is_finished_or_begun(run, u
 
 @pytest.mark.parametrize(
     "name, content",
-    [("notes.txt", "mine"), ("results.json", "{}"), ("results.json", "[]"), ("results.json", "cut sh"), ("", "mine")],
+    [
+        ("notes.txt", "mine"),
+        ("results.json", "{}"),
+        ("results.json", "[]"),
+        ("results.json", "cut sh"),
+        ("bundle/config.json", "mine"),
+        ("sizes.png", "mine"),
+        ("", "mine"),
+    ],
 )
 def test_a_place_that_holds_something_else_is_refused_and_left_alone(tmp_path, monkeypatch, name, content):
-    """Before the first step; also where `out` is a file."""
+    """Before the first step; a bundle that no checkpoint goes with is somebody's, and `out` itself may be a file."""
     out = tmp_path / "out"
-    if name:
-        out.mkdir()
-    (out / name if name else out).write_text(content)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text(content)
     before = contents(tmp_path)
     forbid(monkeypatch, "fit")
     with pytest.raises(ValueError, match="`out`"):

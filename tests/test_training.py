@@ -136,6 +136,16 @@ def test_a_resumed_run_ends_bitwise_as_an_uninterrupted_one(whole_bundle, tmp_pa
     assert same(resumed, whole_bundle[0])
 
 
+def test_the_same_loop_goes_on_after_it_was_interrupted(uninterrupted, tmp_path):
+    """In a notebook nobody builds a new one; what the stopped phase had prepared must not be saved and loaded too."""
+    stopwatch, model = Stopwatch(5), linear()
+    loop = TrainingLoop(model, IMAGES, settings(), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit([stopwatch.watch(phase) for phase in phases()])
+    loop.fit(phases())
+    assert same(weights(model), uninterrupted)
+
+
 def test_a_run_that_is_repeated_takes_no_step_and_gives_its_weights(whole_bundle, tmp_path):
     """A recipe that stops after training, while it measures, calls the loop again."""
     first, _ = train_bundle(tmp_path)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoModelForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.metrics import device_name
@@ -51,7 +51,7 @@ def make(folder: Path) -> None:
 
 def load(folder: Path, kwargs: dict | None):
     if kwargs is None:
-        return ViTForImageClassification.from_pretrained(folder / "plain")
+        return AutoModelForImageClassification.from_pretrained(folder / "plain")
     return AutoModelForImageClassification.from_pretrained(folder / "bundle", **kwargs)
 
 
