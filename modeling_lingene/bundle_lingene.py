@@ -26,7 +26,7 @@ SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
 HEAD = ("classifier.weight", "classifier.bias")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 26, 4  # of files at a time; opening them anew drops their pages
+MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
 BLOCK_ELEMENTS = 1 << 16  # of one component; 12 of them fill 3 MiB, best of 2^14 to 2^18 on two cores
 
 

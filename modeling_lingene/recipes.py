@@ -25,7 +25,7 @@ def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: in
     """A small bundle on the digits set of scikit-learn, from nothing to measured sizes and a picture.
 
     Six layers, six components in phases of 1, 2, 4, 6, depths 3, 4 and 6; twelve sizes materialised through
-    `from_pretrained` and measured on the 360 held-out images. About a minute on two CPU cores; 98 % for the best size
+    `from_pretrained` and measured on the 360 held-out images. A minute and a half on two CPU cores; 99 % for the best size
     (tests/benchmarks/results/quickstart.json).
 
     Args:
