@@ -25,8 +25,8 @@ def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: in
     """A small bundle on the digits set of scikit-learn, from nothing to measured sizes and a picture.
 
     Six layers, six components in phases of 1, 2, 4, 6, depths 3, 4 and 6; twelve sizes materialised through
-    `from_pretrained` and measured on the 360 held-out images. A minute and a half on two CPU cores; 99 % for the best size
-    (tests/benchmarks/results/quickstart.json).
+    `from_pretrained` and measured on the 360 held-out images. A minute and a half on two CPU cores; 99 % for the best
+    size (tests/benchmarks/results/quickstart.json).
 
     Args:
         out: `bundle/`, `checkpoints/`, `results.json` and `sizes.png` go there; a run that was interrupted goes on,
