@@ -246,7 +246,7 @@ def test_a_wrong_size_is_named_however_it_is_asked_for(name, asked, tmp_path):
 def test_a_width_through_a_head_is_refused_with_the_legal_ones():
     """The example of the house style: what is wrong, and what to use instead."""
     config = tiny_config(hidden_size=72, num_attention_heads=6)
-    with pytest.raises(ValueError, match="`width_ratio` .*1/4 of 6 heads is 1.5.* 1/6, 1/3, 1/2, 2/3, 5/6, 1"):
+    with pytest.raises(ValueError, match="`width_ratio` .*0.25 of 6 heads is 1.5.* 1/6, 1/3, 1/2, 2/3, 5/6, 1"):
         config.size(width_ratio=0.25)
     assert config.size(width_ratio=0.3333333) == config.size(width_ratio="2/6") == Size(6, Fraction(1, 3), 5)
 
