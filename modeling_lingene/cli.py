@@ -147,12 +147,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    from .hub import describe, size_table, write_json
+    from .hub import describe, readable, size_table, write_json
 
     facts, rows = describe(arguments.bundle, **({"revision": arguments.revision} if arguments.revision else {}))
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
     print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
     if arguments.out:
         write_json(arguments.out, {**facts, "sizes": rows})

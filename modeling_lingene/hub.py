@@ -26,6 +26,8 @@ from .saving_lingene import bundle_weights_id, ensure_repo, push_bundle
 
 
 CARD_FILE = "README.md"
+DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
+DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
 VERIFY = """
 import json, sys
 import torch
@@ -103,25 +105,20 @@ def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
 
 
 def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
-    """What a bundle holds, and the rows of its `sizes.json`; no weights are read or downloaded."""
+    """What a bundle holds, as JSON takes it, and the rows of its `sizes.json`; no weights are read or downloaded."""
     config = read_config(bundle, **hub)
-    size = config.size()
-    coefficients = f"{config.basis} at {config.nodes} nodes, degrees from {config.start_degree}"
     facts = {
         "bundle": str(bundle),
-        "depth": f"{config.reference_depth} layers, trained at {', '.join(map(str, config.trained_depths))}",
-        "num_components": f"1 to {config.reference_components}",
-        "width_ratio": f"trained at {', '.join(config.trained_width_ratios)}; legal: "
-        f"{', '.join(map(str, config.legal_width_ratios))}",
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-        "images": f"{config.image_size} pixels, patches of {config.patch_size}, {config.num_channels} channels",
-        "classes": config.num_labels,
-        "coefficients": f"{coefficients}, depth map {config.depth_map}",
-        "stored_params": readable(config.stored_params(size)),
         "weights_id": config.weights_id,
+        "depth": config.reference_depth,
+        "trained_depths": list(config.trained_depths),
+        "num_components": config.reference_components,
+        "trained_width_ratios": list(config.trained_width_ratios),
+        "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
+        "stored_params": config.stored_params(config.size()),
     }
+    for field in DESCRIBED:
+        facts[field] = getattr(config, field)
     return facts, Bundle(bundle, config, hub).measured()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 import helpers
@@ -346,6 +347,8 @@ def test_a_damaged_folder_is_refused_before_anything_is_sent_or_written(folder, 
 
 def test_a_bundle_is_described_without_opening_or_having_its_weights(measured, monkeypatch):
     """`info` on a bundle of gigabytes answers at once."""
+    files_of = [load_file(file) for file in measured.glob("*.safetensors")]
+    stored = sum(tensor.numel() for tensors in files_of for tensor in tensors.values())
     for file in measured.glob("*.safetensors"):
         file.unlink()
 
@@ -355,9 +358,9 @@ def test_a_bundle_is_described_without_opening_or_having_its_weights(measured, m
     monkeypatch.setattr(bundle_lingene, "safe_open", safe_open)
     facts, rows = hub.describe(measured)
     assert rows == ROWS and facts["weights_id"] == read(measured / CONFIG)["weights_id"]
-    assert (facts["hidden_size"], facts["num_attention_heads"], facts["classes"]) == (48, 4, 7)
-    assert "1/4, 1/2, 3/4, 1" in facts["width_ratio"] and facts["num_components"] == "1 to 5"
-    json.dumps(facts)
+    assert (facts["hidden_size"], facts["num_attention_heads"], facts["num_labels"]) == (48, 4, 7)
+    assert facts["legal_width_ratios"] == ["1/4", "1/2", "3/4", "1"] and facts["num_components"] == 5
+    assert facts["stored_params"] == stored and json.loads(json.dumps(facts)) == facts
 
 
 @pytest.mark.parametrize("name", ["absent/folder/deep", "./absent", "/absent/folder"])
