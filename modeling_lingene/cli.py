@@ -11,7 +11,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Whatever is wrong is one line on stderr that says what to do.
     """
-    arguments = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(next((word for word in argv if not word.startswith("-")), None)).parse_args(argv)
     try:
         arguments.run(arguments)
     except BrokenPipeError:
@@ -31,7 +32,8 @@ def _fail(command: str, error: Exception, status: int) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """The parser; with the options of training commands only for the one that is wanted."""
     parser = argparse.ArgumentParser(prog="lingene", description="One bundle, Vision Transformers of many sizes.")
     parser.set_defaults(resume="Nothing was changed.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("lingene-quickstart"), help="folder (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     command.add_argument("--epochs", type=int, default=60, help="of each of the four phases (default: %(default)s)")
+
+    command = _add(commands, "decompose", decompose, "train a bundle: components, and every number of them measured")
+    command.set_defaults(resume="Run the same command with --resume to go on.")
+    if wanted == "decompose":
+        from .options import add_recipe_options  # imports torch: only for the command that is asked for
+
+        add_recipe_options(command)
 
     command = _add(commands, "materialise", materialise, "write one size of a bundle as a plain model folder")
     _add_bundle(command)
@@ -115,6 +124,17 @@ def quickstart(arguments: argparse.Namespace) -> None:
     print(f"numbers  {arguments.out / 'results.json'}\n\nLoad a size:\n")
     print("    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n")
     print(f"    AutoModelForImageClassification.from_pretrained({str(arguments.out / 'bundle')!r}, {asked})")
+
+
+def decompose(arguments: argparse.Namespace) -> None:
+    from .hub import size_table
+    from .options import asked_recipe
+    from .recipes import decompose as run
+
+    rows = run(asked_recipe(arguments), arguments.out, resume=arguments.resumed)
+    if rows:
+        print(f"\n{size_table(rows)}\n\nbundle   {arguments.out / 'bundle'}\nplot     {arguments.out / 'sizes.png'}")
+        print(f"numbers  {arguments.out / 'results.json'}")
 
 
 def materialise(arguments: argparse.Namespace) -> None:

@@ -54,6 +54,17 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def decoded(self, index: int) -> tuple[Any, str]:
+        """The RGB picture at `index` and "", or None and which file it is and why it does not decode."""
+        from PIL import ImageOps
+
+        try:
+            # Turned upright as transformers' pipelines do, so that what is measured is what a user gets.
+            return ImageOps.exif_transpose(self.images[index]).convert("RGB"), ""
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+            path = self.images.path(index) if isinstance(self.images, EncodedImages) else None
+            return None, f"{path or f'image {index}'} ({error})"
+
 
 def load_images(data: str, split: str = "test") -> LabelledImages:
     """Finds the set that `data` names and opens one split of it.
@@ -120,7 +131,7 @@ def image_processor(image_size: int | tuple[int, int]) -> Any:
     Raises:
         ValueError: a size that is no positive integer.
     """
-    _require("PIL", "Pillow")
+    require("PIL", "Pillow")
     from transformers import ViTImageProcessorPil
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -140,7 +151,8 @@ def to_tensors(images: LabelledImages, processor: Any) -> tuple[torch.Tensor, to
         processor: a transformers image processor, such as `image_processor` gives.
 
     Returns:
-        pixel_values (n, 3, h, w) float32 and labels (n,) int64; without the images that do not decode.
+        pixel_values (n, 3, h, w), float32 or what the processor gives, and labels (n,) int64; without the images that
+        do not decode.
 
     Raises:
         ValueError: more than 1 % of the images do not decode.
@@ -149,7 +161,8 @@ def to_tensors(images: LabelledImages, processor: Any) -> tuple[torch.Tensor, to
     pixel_values, done = torch.empty(0), 0
     for batch in batches(images, processor, batch_size=256):
         if done == 0:  # one allocation: collecting chunks and joining them would need the memory twice
-            pixel_values = torch.empty(len(images), *batch["pixel_values"].shape[1:])
+            first = batch["pixel_values"]
+            pixel_values = torch.empty(len(images), *first.shape[1:], dtype=first.dtype)
         end = done + len(batch["labels"])
         pixel_values[done:end], labels[done:end] = batch["pixel_values"], batch["labels"]
         done = end
@@ -206,21 +219,15 @@ class Batches:
 
     def _decode(self, index: int, unreadable: list[str]) -> Any:
         """The RGB image at `index`, or None after noting it in `unreadable`."""
-        from PIL import ImageOps
-
-        pictures = self.images.images
-        try:
-            # Turned upright as transformers' pipelines do, so that what is measured is what a user gets.
-            return ImageOps.exif_transpose(pictures[index]).convert("RGB")
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            path = pictures.path(index) if isinstance(pictures, EncodedImages) else None
-            unreadable.append(f"{path or f'image {index}'} ({error})")
+        picture, problem = self.images.decoded(index)
+        if picture is None:
+            unreadable.append(problem)
             if len(unreadable) > UNREADABLE_LIMIT * len(self.images):
                 raise ValueError(
                     f"`data` must be images that decode, all but {UNREADABLE_LIMIT:.0%} of them; "
                     f"{self._describe(unreadable)} Remove or repair the files."
-                ) from error
-            return None
+                )
+        return picture
 
     def _describe(self, unreadable: list[str]) -> str:
         shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
@@ -252,7 +259,7 @@ class EncodedImages(Sequence):
         return (self._column[index][self._name] or {}).get("path")
 
 
-def _require(module: str, package: str | None = None) -> Any:
+def require(module: str, package: str | None = None) -> Any:
     """Imports an optional package, or says which extra brings it."""
     try:
         return importlib.import_module(module)
@@ -261,7 +268,7 @@ def _require(module: str, package: str | None = None) -> Any:
 
 
 def _digits(split: str) -> LabelledImages:
-    sklearn_datasets = _require("sklearn.datasets", "scikit-learn")
+    sklearn_datasets = require("sklearn.datasets", "scikit-learn")
     from PIL import Image
     from sklearn.model_selection import train_test_split
 
@@ -281,7 +288,7 @@ def _digits(split: str) -> LabelledImages:
 
 def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
     """One subfolder per class, read by datasets' imagefolder."""
-    datasets = _require("datasets")
+    datasets = require("datasets")
     parts = {part: path for part, path in _split_folders(folder).items() if _has_images(path)}
     if not parts:
         raise ValueError(
@@ -308,7 +315,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 def _has_images(folder: Path) -> bool:
     """Whether any class folder holds a file that Pillow may read."""
-    extensions = _require("PIL.Image", "Pillow").registered_extensions()
+    extensions = require("PIL.Image", "Pillow").registered_extensions()
     return any(path.suffix.lower() in extensions for path in folder.glob("*/*"))
 
 
@@ -328,7 +335,7 @@ def _parquet_files(data: str) -> list[str]:
 
 
 def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImages:
-    datasets = _require("datasets")
+    datasets = require("datasets")
     parts: dict[str, list[str]] = {}
     for file in files:
         match = re.match(rf"({'|'.join(SPLIT_ALIASES)})[-_.]", Path(file).name)
@@ -349,7 +356,7 @@ def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImag
 
 
 def _from_hub(data: str, split: str) -> LabelledImages:
-    datasets = _require("datasets")
+    datasets = require("datasets")
     try:
         chosen = _choose_split(data, split, datasets.get_dataset_split_names(data))
         dataset = datasets.load_dataset(data, split=chosen)

@@ -201,6 +201,7 @@ def measure_sizes(
     batches: Batches,
     sizes: Iterable[tuple[int, str | Fraction | int, int]],
     threads: int | None = None,
+    device: str | None = None,
     progress: bool = True,
 ) -> list[dict]:
     """Materialise sizes of a bundle as a user would, through `from_pretrained`, and measure each.
@@ -209,7 +210,7 @@ def measure_sizes(
         bundle: folder or name.
         batches: of held-out images, as `data.batches` gives them.
         sizes: (depth, width ratio, components).
-        threads: as for `latency_ms`.
+        threads, device: as for `latency_ms`, `accuracy`.
 
     Returns:
         Rows of `sizes.json`, with latency.
@@ -224,7 +225,7 @@ def measure_sizes(
             model = AutoModelForImageClassification.from_pretrained(bundle, **asked)
             stored = config.stored_params(size)
             named = {"split": images.split, "dataset": images.name, "stored_params": stored}
-            rows.append(measure(model, held, **asked, **named, latency=True, threads=threads))
+            rows.append(measure(model, held, **asked, **named, latency=True, threads=threads, device=device))
     return rows
 
 

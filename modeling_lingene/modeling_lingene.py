@@ -6,6 +6,7 @@ forward pass recomposes the layers from the components (LinDec, Eq. 1) and may d
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -50,6 +51,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         self.components = nn.ModuleList(Component(config, n) for n in range(config.reference_components))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
+        self._held: tuple[int, dict] | None = None  # how many components are held, and what they give by size
         self.checkpointed = CheckpointedBlock()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -73,17 +75,52 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
 
     def recomposed(self, size: Size) -> dict[str, torch.Tensor]:
         """The block weights of one size, by name, each (l, ...), with gradients to the components (LinDec, Eq. 1)."""
-        return self._recompose(self._components(size), self.config.coefficients(size), size)
+        return self._recompose(self._components(size), self.config.coefficients(size), size, self._base(size))
+
+    @contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """Inside, the first `count` components are taken as fixed: recomposed once per size, without gradients.
+
+        For phases that train later components only (incremental training, LinDec section 3.2).
+        """
+        self._held = (count, {}) if count else None
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _base(self, size: Size) -> dict[str, torch.Tensor] | None:
+        """What the held components give for a size, (l, ...) by name; None where not all of them are in it."""
+        if self._held is None or size.num_components < self._held[0]:
+            return None
+        return self._held_weights(size)
+
+    @torch.compiler.disable  # changes a dictionary
+    def _held_weights(self, size: Size) -> dict[str, torch.Tensor]:
+        count, known = self._held
+        key = (size.depth, size.width_ratio)
+        if key not in known:
+            with torch.no_grad():
+                table = self.config.coefficients(size)[:, :count]
+                known[key] = self._recompose(self._components(size)[:count], table, size, None)
+        return known[key]
 
     def _components(self, size: Size) -> list[dict[str, torch.Tensor]]:
         return [dict(component.named_parameters()) for component in self.components[: size.num_components]]
 
-    def _recompose(self, components: list[dict], table: torch.Tensor, size: Size) -> dict[str, torch.Tensor]:
+    def _recompose(
+        self, components: list[dict], table: torch.Tensor, size: Size, base: dict | None
+    ) -> dict[str, torch.Tensor]:
+        """`base` holds what the first components give; they are skipped."""
+        first = self._held[0] if base is not None else 0
+        if first == len(components):
+            return base
         weights = {}
         for name in components[0]:
-            stack = torch.stack([slice_tensor(name, part[name], size.width_ratio) for part in components])
-            weights[name] = recompose(stack, table * self.config.branch_scale(name, size))
-            if name.startswith("norm") and name.endswith("weight"):
+            stack = torch.stack([slice_tensor(name, part[name], size.width_ratio) for part in components[first:]])
+            scaled = table[:, first:] * self.config.branch_scale(name, size)
+            weights[name] = recompose(stack, scaled, None if base is None else base[name])
+            if name.startswith("norm") and name.endswith("weight") and base is None:
                 weights[name] = weights[name] + self.config.gain_offset
         return weights
 
@@ -109,13 +146,14 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         """Hidden states and attention weights after each block."""
         settings = self._settings()
         if self.training and self.checkpointed.gradient_checkpointing:
-            components, table = self._components(size), self.config.coefficients(size)
+            components, table, held = self._components(size), self.config.coefficients(size), self._base(size)
             names, flat = list(components[0]), [tensor for part in components for tensor in part.values()]
             for layer in range(size.depth):
+                base = None if held is None else {name: rows[layer : layer + 1] for name, rows in held.items()}
 
-                def recompose_layer(flat, row=table[layer : layer + 1]):
+                def recompose_layer(flat, row=table[layer : layer + 1], base=base):
                     parts = [dict(zip(names, flat[i : i + len(names)])) for i in range(0, len(flat), len(names))]
-                    return {name: stacked[0] for name, stacked in self._recompose(parts, row, size).items()}
+                    return {name: stacked[0] for name, stacked in self._recompose(parts, row, size, base).items()}
 
                 hidden, probabilities = self.checkpointed(hidden, recompose_layer, settings, *flat)
                 yield hidden, probabilities
@@ -273,22 +311,22 @@ class LinGeneForImageClassification(LinGenePreTrainedModel):
         return output if _as_dict(config, return_dict) else output.to_tuple()
 
 
-def reference_coefficients(config: LinGeneConfig) -> torch.Tensor:
-    """a(l, n) of all components at the depth they were made for."""
-    return config.coefficients(config.size(config.reference_depth, 1, config.reference_components))
+def reference_coefficients(config: LinGeneConfig, count: int | None = None) -> torch.Tensor:
+    """a(l, n) of the first `count` components, default all, at the depth they were made for."""
+    return config.coefficients(config.size(config.reference_depth, 1, count or config.reference_components))
 
 
-def component_scale(config: LinGeneConfig) -> float:
-    """sqrt(mean_l sum_n a(l, n)^2): how much larger than a component a recomposed layer is, for random components."""
-    return float(reference_coefficients(config).square().sum(dim=1).mean().sqrt())
+def component_scale(config: LinGeneConfig, count: int | None = None) -> float:
+    """sqrt(mean_l sum_n a(l, n)^2): how much larger than a component a layer of `count` random ones is."""
+    return float(reference_coefficients(config, count).square().sum(dim=1).mean().sqrt())
 
 
-def component_gains(config: LinGeneConfig) -> list[float]:
-    """The LayerNorm gain of each component with which every layer's recomposes to 1, or nearest to it.
+def component_gains(config: LinGeneConfig, count: int | None = None) -> list[float]:
+    """The LayerNorm gain of each of `count` components with which every layer's recomposes to 1, or nearest to it.
 
     The constant component carries it where there is one, and `gain_offset` where it is 1.
     """
-    table = reference_coefficients(config)
+    table = reference_coefficients(config, count)
     target = torch.full((len(table), 1), 1.0 - config.gain_offset, dtype=table.dtype, device=table.device)
     return [round(gain, 12) for gain in torch.linalg.lstsq(table, target, driver="gelsd").solution.flatten().tolist()]
 

@@ -1,24 +1,149 @@
-"""Named runs as Python functions. Each docstring gives cost and expected number, or says that it was never run."""
+"""Named runs as Python functions and values. Each says cost and expected number, or that it was never run.
 
+quickstart("out")                                      digits, a minute and a half on two cores
+decompose(RECIPES["digits"], "out")                    any recipe, from images to a measured bundle
+"""
+
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from .augmentation import AUGMENTATIONS, Augmentation
+from .checkpoints import STAGING, check_identity
 from .configuration_lingene import LinGeneConfig
-from .data import batches, image_processor, load_images, to_tensors
-from .decomposition import incremental_phases
+from .data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images
+from .decomposition import DecompositionSettings, phases
 from .hub import write_card, write_json, write_sizes
-from .metrics import measure_sizes
+from .loaders import Layout, training_images
+from .losses import Objective
+from .metrics import device_name, measure_sizes
 from .modeling_lingene import LinGeneForImageClassification
 from .plots import plot_sizes
-from .training import STAGING, TrainingLoop, TrainingSettings, check_identity
+from .teachers import CachedTeacher, load_teacher
+from .training import TrainingLoop, TrainingSettings, make_accelerator
 
 
-TOTALS = (1, 2, 4, 6)
-DEPTHS = (3, 4, 6)
+OURS = {"checkpoints", "bundle", "best", "log", "sizes.png", STAGING}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network at full size, and the components it is made of.
+
+    Args:
+        hidden_size: channels.
+        num_attention_heads: of each layer.
+        intermediate_size: MLP units; 0 is four times the channels.
+        image_size: pixels; 0 is the height of the first training image.
+        patch_size: pixels.
+        depth: number of layers.
+        num_components: number of components; 0 is as many as layers.
+        preset: stable or paper: nodes, start degree, gain offset and depth map, if not given.
+        basis: chebyshev, legendre, taylor or fourier.
+        nodes: roots or uniform; empty is the preset's.
+        start_degree: of the first component; -1 is the preset's.
+        degree_weight: w divides the coefficients of degree g by (g + 1)^w.
+        depth_map: resample or select; empty is the preset's.
+        dropout: probability, of hidden states.
+    """
+
+    hidden_size: int = 192
+    num_attention_heads: int = 3
+    intermediate_size: int = 0
+    image_size: int = 0
+    patch_size: int = 4
+    depth: int = 12
+    num_components: int = 0
+    preset: str = "stable"
+    basis: str = "chebyshev"
+    nodes: str = ""
+    start_degree: int = -1
+    degree_weight: float = 0.0
+    depth_map: str = ""
+    dropout: float = 0.0
+
+    def config(self, images: LabelledImages, depths: tuple[int, ...]) -> LinGeneConfig:
+        """For the classes and, where no size is given, the size of these images."""
+        names = images.class_names
+        return LinGeneConfig(
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
+            image_size=self.image_size or images.images[0].size[1],
+            patch_size=self.patch_size,
+            layer_norm_eps=1e-6,
+            depth=self.depth,
+            num_components=self.num_components or self.depth,
+            preset=self.preset,
+            basis=self.basis,
+            nodes=self.nodes or None,
+            start_degree=None if self.start_degree < 0 else self.start_degree,
+            degree_weight=self.degree_weight,
+            depth_map=self.depth_map or None,
+            hidden_dropout_prob=self.dropout,
+            trained_depths=sorted({self.depth, *depths}),
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a run: which images, which network, trained how.
+
+    Args:
+        data: as for `load_images`; trained on its split `train`, measured on `test`.
+        teacher: a classifier by name (see `teachers.py`); empty for none.
+        cache_teacher: ask the teacher once per image; for images that are not varied.
+        workers: processes that decode, where the images are not kept in memory.
+    """
+
+    data: str
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    decomposition: DecompositionSettings = field(default_factory=DecompositionSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    objective: Objective = field(default_factory=Objective)
+    teacher: str = ""
+    cache_teacher: bool = False
+    workers: int = 4
+
+    def identity(self, processes: int = 1) -> dict:
+        """What makes this run another run than its neighbour, flat, as JSON takes it."""
+        fields = {**vars(self.model), **self.training.identity(processes), **vars(self.decomposition)}
+        fields |= {**vars(self.augmentation), **vars(self.objective)}
+        fields |= {"data": self.data, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
+        return json.loads(json.dumps(fields))
+
+
+RECIPES = {
+    # A minute and a half on two CPU cores, 99 % for the best size: tests/benchmarks/results/quickstart.json.
+    "digits": Recipe(
+        data="digits",
+        model=ModelSettings(64, 4, intermediate_size=128, depth=6),
+        training=TrainingSettings(device="cpu", evaluate_every=0),
+        decomposition=DecompositionSettings(totals=(1, 2, 4, 6), depths=(3, 4, 6)),
+        augmentation=Augmentation(**AUGMENTATIONS["shift"]),
+    ),
+    # LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; 83.70 % there.
+    # Never run here: weeks of GPU time, and images that are not ours to bring.
+    "paper_imagenet": Recipe(
+        data="ILSVRC/imagenet-1k",
+        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper"),
+        training=TrainingSettings(
+            epochs=100, batch_size=512, learning_rate=8e-4, warmup=0.05, precision="bf16", tracker="tensorboard"
+        ),
+        decomposition=DecompositionSettings(totals=(1, 2, 4, 8, 12)),
+        augmentation=Augmentation(**AUGMENTATIONS["deit"]),
+        teacher="timm:regnety_160",
+        workers=16,
+    ),
+}
 
 
 def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
@@ -40,47 +165,100 @@ def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: in
     Raises:
         ValueError: the folder holds another run, or files of something else.
     """
+    recipe = RECIPES["digits"]
+    training = dataclasses.replace(recipe.training, seed=seed, epochs=epochs)
+    with one_thread():  # matrices of 64 x 128
+        return decompose(
+            dataclasses.replace(recipe, training=training),
+            out,
+            title="One bundle, twelve sizes: handwritten digits",
+            name="lingene-digits",
+            threads=1,
+        )
+
+
+def decompose(
+    recipe: Recipe,
+    out: str | Path,
+    resume: bool = True,
+    title: str | None = None,
+    name: str | None = None,
+    threads: int | None = None,
+) -> list[dict]:
+    """Train a bundle, measure every prefix of its components at every trained depth, write card, table and picture.
+
+    On several processes all call it alike; the main one writes.
+
+    Args:
+        recipe: what to run.
+        out: folder: `bundle/` (the result), `best/` (the best state so far), `checkpoints/`, `log/`, `results.json`,
+            `sizes.png`.
+        resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
+        title: of the picture.
+        name: in the card's loading example; default the folder's.
+        threads: for the latency on a CPU.
+
+    Returns:
+        The rows of `sizes.json`.
+
+    Raises:
+        ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
+    """
     out = Path(out)
-    settings = TrainingSettings(seed=seed, epochs=epochs, device="cpu")
-    recipe = {"recipe": "quickstart", "totals": list(TOTALS), "depths": list(DEPTHS)}
-    identity = {**vars(settings), **recipe}
-    finished = _finished(out, identity)
+    accelerator = make_accelerator(recipe.training, out)
+    identity = recipe.identity(accelerator.num_processes)
+    finished = _finished(out, identity, resume)
     if finished is not None:
         return finished
-    train, test = load_images("digits", "train"), load_images("digits", "test")
-    processor = image_processor(8)
-    model = _quickstart_model(train.class_names, seed)
-    phases = incremental_phases(model, TOTALS, DEPTHS)
-    with one_thread():  # matrices of 64 x 128
-        TrainingLoop(model, to_tensors(train, processor), settings, out, recipe, shift).fit(phases)
-    bundle = out / "bundle"
-    model.save_pretrained(bundle)
-    processor.save_pretrained(bundle)
-    sizes = [(depth, 1, total) for depth in DEPTHS for total in TOTALS]
-    rows = measure_sizes(bundle, batches(test, processor, 128), sizes, threads=1)  # so small that threads only wait
-    write_sizes(bundle, rows)
-    write_card(bundle, "lingene-digits")
-    plot_sizes(rows, out / "sizes.png", "One bundle, twelve sizes: handwritten digits")
-    write_json(out / "results.json", {"identity": identity, "sizes": rows})
-    return rows
+    train, test = load_images(recipe.data, "train"), load_images(recipe.data, "test")
+    if WHOLE in (train.split, test.split):
+        raise ValueError(
+            f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
+        )
+    check_labels(test, len(train.class_names))
+    config = recipe.model.config(train, recipe.decomposition.depths)
+    processor = image_processor(config.image_size)
+    torch.manual_seed(recipe.training.seed)
+    model = LinGeneForImageClassification(config)
+    todo = phases(model, recipe.decomposition, recipe.objective)
+    source = training_images(train, processor, recipe.augmentation, accelerator.device, recipe.workers)
+    teacher = None
+    if recipe.teacher:
+        teacher = load_teacher(recipe.teacher, source)
+        if recipe.cache_teacher:
+            teacher = CachedTeacher(teacher, source, Layout(recipe.training.batch_size))
 
+    def save(folder: Path, state: dict) -> None:
+        model.save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)
 
-def _quickstart_model(class_names: list[str], seed: int) -> LinGeneForImageClassification:
-    torch.manual_seed(seed)
-    config = LinGeneConfig(
-        hidden_size=64,
-        num_attention_heads=4,
-        intermediate_size=128,
-        image_size=8,
-        patch_size=4,
-        layer_norm_eps=1e-6,
-        depth=max(DEPTHS),
-        num_components=TOTALS[-1],
-        trained_depths=list(DEPTHS),
-        id2label=dict(enumerate(class_names)),
-        label2id={name: index for index, name in enumerate(class_names)},
+    loop = TrainingLoop(
+        model,
+        source,
+        recipe.training,
+        out,
+        identity=identity,
+        held_out=training_images(test, processor, Augmentation(), accelerator.device, recipe.workers),
+        teacher=teacher,
+        on_best=lambda state: save(out / "best", state),
+        accelerator=accelerator,
     )
-    return LinGeneForImageClassification(config)
+    history = loop.fit(todo)
+    state = loop.full_state()
+    if not accelerator.is_main_process:
+        return []
+    bundle = out / "bundle"
+    save(bundle, state)
+    totals = recipe.decomposition.prefixes(config.reference_components)
+    sizes = [(depth, 1, total) for depth in config.trained_depths for total in totals]
+    rows = measure_sizes(bundle, batches(test, processor, 128), sizes, threads=threads, device=str(accelerator.device))
+    write_sizes(bundle, rows)
+    write_card(bundle, name)
+    plot_sizes(rows, out / "sizes.png", title or f"One bundle on {train.name}: every size")
+    run = {"hardware": device_name(accelerator.device), "torch": torch.__version__}
+    run["processes"] = accelerator.num_processes
+    write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows, "history": history})
+    return rows
 
 
 @contextmanager
@@ -94,21 +272,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def shift(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image moved by up to one pixel in both directions, black moving in; (b, c, h, w) -> (b, c, h, w)."""
-    padded = torch.nn.functional.pad(pixel_values, (1, 1, 1, 1), value=-1.0)
-    height, width = pixel_values.shape[-2:]
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (b, c, 3, 3, h, w)
-    down, right = torch.randint(3, (2, len(pixel_values)), generator=generator).to(pixel_values.device)
-    return windows[torch.arange(len(pixel_values), device=pixel_values.device), :, down, right]
-
-
-def _finished(out: Path, identity: dict) -> list[dict] | None:
+def _finished(out: Path, identity: dict, resume: bool) -> list[dict] | None:
     """The rows of a finished run; None where it is yet to run or to go on. Refuses the place of something else."""
     if not out.exists():
         return None
     if not out.is_dir():
         raise ValueError(f"`out` must be a folder, and {out} is a file.")
+    found = {path.name for path in out.iterdir()}
+    if found and not resume:
+        raise ValueError(f"`out` {out} is not empty; `resume` goes on with the run in it, or choose another folder.")
     results = out / "results.json"
     if results.is_file():
         try:
@@ -118,8 +290,7 @@ def _finished(out: Path, identity: dict) -> list[dict] | None:
             raise ValueError(f"`out` {out} holds a results.json that is not this run's; choose another.") from None
         check_identity(out, named, identity)
         return rows
-    found = {path.name for path in out.iterdir()}
     begun = found & {"checkpoints", STAGING}  # a bundle without them is somebody's
-    if found and not begun or found - {"checkpoints", "bundle", "sizes.png", STAGING}:
+    if found and not begun or found - OURS:
         raise ValueError(f"`out` {out} holds other files; choose a new or empty folder.")
     return None

@@ -168,7 +168,7 @@ def selected_rows(reference_depth: int, depth: int) -> list[int]:
     return [i * reference_depth // depth for i in range(depth)]
 
 
-def recompose(components: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+def recompose(components: torch.Tensor, coefficients: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
     """W_l = sum_n a(l, n) A_n for all layers at once (LinDec, Eq. 1), differentiable in the components.
 
     The sum runs in at least float32 with autocast off, then returns to the components' dtype: in bfloat16 a
@@ -177,6 +177,7 @@ def recompose(components: torch.Tensor, coefficients: torch.Tensor) -> torch.Ten
     Args:
         components: (n, ...) one kind of tensor, stacked over the components.
         coefficients: (l, n).
+        base: (l, ...) in at least float32, added: the share of components that are held fixed.
 
     Returns:
         (l, ...) in the dtype of `components`.
@@ -185,7 +186,8 @@ def recompose(components: torch.Tensor, coefficients: torch.Tensor) -> torch.Ten
     device = "cpu" if components.is_meta else components.device.type  # autocast does not know meta
     with torch.autocast(device, enabled=False):
         table = coefficients.to(device=components.device, dtype=wide)
-        flat = table @ components.to(wide).flatten(1)
+        flat = components.to(wide).flatten(1)
+        flat = table @ flat if base is None else torch.addmm(base.to(wide).flatten(1), table, flat)
     return flat.view(-1, *components.shape[1:]).to(components.dtype)
 
 

@@ -1,32 +1,43 @@
-"""The one Accelerate loop: epochs of one phase, progress, checkpoints that are complete or absent, resuming.
+"""The one Accelerate loop: phases, mixed precision, accumulation, averaging, evaluation, checkpoints, resuming.
 
 What is trained in it - which components, at which sizes, with which loss - is a `Phase`; see `decomposition.py`.
-Order, augmentation and the sizes drawn depend on (seed, phase, epoch) alone, so a run that is resumed at the end of an
-epoch goes on as if it had not stopped.
+Everything random is a function of (seed, phase, epoch, step, process), so a run that stops after any step goes on
+bit by bit as if it had not stopped (on one kind of machine, with as many processes).
 """
 
+import contextlib
 import dataclasses
-import json
 import math
-import random
-import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from .checkpoints import Checkpoints
+from .loaders import Layout, MemoryImages, PictureImages, derived_seed
 
-KEPT_CHECKPOINTS = 2
-STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
-CHECKPOINT = re.compile(r"\d{3}-\d{5}")
+
+EMA_FILE = "ema.safetensors"
+LOG_STEPS = 20  # between two looks at the loss: each makes the host wait for the device
+STOP_STEPS = 8  # between two agreements of several processes on whether to stop
 TINY, HUGE = 1e-12, 1e12
 RANGES = {"learning_rate": (TINY, HUGE), "max_grad_norm": (TINY, HUGE), "weight_decay": (0, HUGE), "warmup": (0, 1)}
+RANGES |= {"ema": (0, 0.999999)}
+COUNTS = {"epochs": 1, "batch_size": 1, "accumulation": 1, "seed": None, "checkpoint_every": 0}
+COUNTS |= {"keep_checkpoints": 1, "evaluate_every": 0}
+CHOICES = {"device": ("auto", "cpu"), "precision": ("no", "fp16", "bf16")}
+HARMLESS = {"checkpoint_every", "keep_checkpoints", "tracker"}  # may differ when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -35,39 +46,60 @@ class TrainingSettings:
 
     Args:
         epochs: of a phase.
-        batch_size: images per process.
+        batch_size: images per process and forward pass.
+        accumulation: forward passes per optimiser step.
         learning_rate: peak of the cosine, AdamW.
         weight_decay: on matrices only.
         warmup: fraction of a phase's steps.
         max_grad_norm: gradients are clipped to it.
-        seed: of order, augmentation and sizes.
+        ema: decay of an exponential moving average of the weights, which then is the result; 0 for none.
+        seed: of everything random.
         precision: Accelerate's `mixed_precision`: no, fp16, bf16.
         device: cpu or auto (the GPU where there is one).
+        compile: run the model through `torch.compile`.
+        activation_checkpointing: recompute activations in the backward pass: less memory, more time.
+        checkpoint_every: optimiser steps; 0 is once per epoch.
+        keep_checkpoints: how many of the newest stay.
+        evaluate_every: epochs; 0 only at the end of a phase.
+        tracker: any tracker of Accelerate by name (tensorboard, wandb, ...), or none.
     """
 
     epochs: int = 60
     batch_size: int = 128
+    accumulation: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     max_grad_norm: float = 1.0
+    ema: float = 0.0
     seed: int = 0
     precision: str = "no"
     device: str = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    evaluate_every: int = 1
+    tracker: str = "none"
 
     def __post_init__(self):
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", None)):
+        for name, low in COUNTS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
                 wanted = "an integer" if low is None else f"an integer of at least {low}"
                 raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
-        for name, allowed in RANGES.items():
-            low, high = allowed
+        for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"`{name}` must be from {low:g} to {high:g}, got {getattr(self, name)!r}.")
-        for name, choices in (("device", ("auto", "cpu")), ("precision", ("no", "fp16", "bf16"))):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    def identity(self, processes: int = 1) -> dict:
+        """What must agree for a run to be the same run: images of a step instead of how they are divided."""
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in HARMLESS}
+        fields["images_per_step"] = fields.pop("batch_size") * fields.pop("accumulation") * processes
+        return fields
 
 
 @dataclass(frozen=True)
@@ -75,157 +107,370 @@ class Phase:
     """A stretch of training with its own optimiser and schedule.
 
     Args:
-        name: for the progress bar.
+        name: for the progress bar and the history.
         trainable: chooses the parameters that train, by name; all others are frozen.
-        forward: (model, pixel_values, labels, generator) -> loss; may draw sizes from the generator.
+        forward: (model, batch, generator) -> loss; draws sizes from the generator, the same on every process. The
+            batch has pixel_values (b, c, h, w), labels, index and, with a teacher, teacher_logits (b, classes).
+        size: keywords with which the model is evaluated.
+        sampled: whether a step may leave trainable parameters out.
+        during: (bare model) -> context in which the phase runs, such as holding what is frozen.
     """
 
     name: str
     trainable: Callable[[str], bool]
-    forward: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+    forward: Callable[[nn.Module, dict, torch.Generator], torch.Tensor]
+    size: dict = field(default_factory=dict)
+    sampled: bool = False
+    during: Callable[[nn.Module], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has: its checkpoint is written."""
+
+
+@dataclass
+class _Progress:
+    """Where a phase is: what a checkpoint stores beside weights and optimiser."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
 
 
 class TrainingLoop:
-    """Trains a model through phases, with a checkpoint after every epoch.
+    """Trains a model through phases.
 
     Args:
-        model: in memory; its parameters are changed in place.
-        images: pixel_values (n, c, h, w) float32 and labels (n,) int64.
+        model: in memory, gives `.logits` or whatever the phases' forward expects; its parameters change in place.
+        images: source of batches; see `loaders.py`.
         settings: see there.
-        folder: for checkpoints: `folder/checkpoints/`, staging beside it; None keeps none.
+        out: folder for `checkpoints/` and `log/`; None keeps nothing.
         identity: what a checkpoint must agree on to be resumed from, beside the settings.
-        augment: (pixel_values, generator) -> pixel_values, on whole batches.
+        held_out: images to evaluate on; None does not.
+        teacher: batch -> logits (b, classes), for every forward pass; see `teachers.py`.
+        on_best: called on the main process with the full state dict when an evaluation was the best so far.
+        accelerator: default one made for the settings.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        images: tuple[torch.Tensor, torch.Tensor],
+        images: MemoryImages | PictureImages,
         settings: TrainingSettings,
-        folder: Path | None = None,
+        out: str | Path | None = None,
+        *,
         identity: dict | None = None,
-        augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+        held_out: MemoryImages | PictureImages | None = None,
+        teacher: Callable[[dict], torch.Tensor] | None = None,
+        on_best: Callable[[dict], None] | None = None,
+        accelerator: Accelerator | None = None,
     ):
-        if len(images[0]) == 0:
-            raise ValueError("`images` must hold at least one image; got none.")
-        self.model, self.images, self.settings, self.augment = model, images, settings, augment
-        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
-        self.checkpoints = None if folder is None else Path(folder) / "checkpoints"
-        self.identity = json.loads(json.dumps({**dataclasses.asdict(settings), **(identity or {})}))
+        self.model, self.images, self.settings = model, images, settings
+        self.held_out, self.teacher, self.on_best = held_out, teacher, on_best
+        self.accelerator = accelerator or make_accelerator(settings, out)
+        self.layout = layout(self.accelerator, settings)
+        self.steps_per_epoch = images.steps(self.layout)
+        identity = {**settings.identity(self.accelerator.num_processes), **(identity or {})}
+        self.checkpoints = None if out is None else Checkpoints(out, identity, settings.keep_checkpoints)
+        self.history: list[dict] = []  # a row per epoch
+        self.best: float | None = None
 
     @property
-    def _staging(self) -> Path:
-        return self.checkpoints.parent / STAGING
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
 
-    def fit(self, phases: list[Phase]) -> None:
+    def fit(self, phases: list[Phase]) -> list[dict]:
         """Run all phases, going on from the newest checkpoint of this run where there is one.
 
-        Raises:
-            ValueError: the folder holds checkpoints of a run with other settings, or the loss is not finite.
-        """
-        state = self._newest()
-        total = len(phases) * self.settings.epochs
-        done = 0 if state is None else state["phase"] * self.settings.epochs + state["epoch"]
-        quiet = not self.accelerator.is_main_process
-        with tqdm(total=total, initial=done, unit="epoch", desc="training", disable=quiet) as bar:
-            for index, phase in enumerate(phases):
-                if state is not None and index < state["phase"]:
-                    continue
-                self._run_phase(index, phase, state if state and state["phase"] == index else None, bar)
+        Returns:
+            A row per epoch: phase, epoch, loss, learning_rate, images_per_second and, where evaluated, accuracy.
 
-    def _run_phase(self, index: int, phase: Phase, state: dict | None, bar: tqdm) -> None:
+        Raises:
+            ValueError: the folder holds a run with other settings or has no room, or the loss is not finite.
+            Interrupted: a signal asked to stop; the state is saved.
+        """
+        state = self._resume()
+        if self.settings.activation_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        if self.settings.tracker != "none" and self.checkpoints is not None:
+            self.accelerator.init_trackers("log")
+        per_phase = self.settings.epochs * self.steps_per_epoch
+        done = 0 if state is None else state["phase"] * per_phase + state["step"]
+        bar = tqdm(total=len(phases) * per_phase, initial=done, unit="step", desc="training", disable=not self.is_main)
+        with bar, stop_requests() as stop:
+            for index, phase in enumerate(phases):
+                if state is None or index >= state["phase"]:
+                    self._run_phase(index, phase, state if state and state["phase"] == index else None, bar, stop)
+        self.accelerator.end_training()
+        return self.history
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """The model's state dict, gathered where it is sharded; called on every process."""
+        return self.accelerator.get_state_dict(self.model, unwrap=False)
+
+    def _resume(self) -> dict | None:
+        """The state to go on from, the same on every process."""
+        if self.checkpoints is None:
+            return None
+        found = [None]
+        if self.is_main:
+            self.checkpoints.clear_staging()
+            self.checkpoints.check_room(4 * 4 * sum(parameter.numel() for parameter in self.model.parameters()))
+            found = [self.checkpoints.newest()]
+        state = broadcast_object_list(found)[0]
+        if state is not None:
+            self.history, self.best = state["history"], state["best"]
+        return state
+
+    def _run_phase(self, index: int, phase: Phase, state: dict | None, bar: tqdm, stop: threading.Event) -> None:
+        settings, accelerator = self.settings, self.accelerator
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(phase.trainable(name))
-        generator = torch.Generator()
-        loader = DataLoader(TensorDataset(*self.images), self.settings.batch_size, shuffle=True, generator=generator)
-        optimizer = torch.optim.AdamW(decayed_groups(self.model, self.settings), self.settings.learning_rate)
-        steps = self.settings.epochs * len(loader)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.settings.warmup))
         # Prepared anew in every phase: what is trainable has changed, and with it the optimiser.
-        self.accelerator.free_memory()  # what a phase that was interrupted had prepared
-        prepared = self.accelerator.prepare(self.model, optimizer, loader, scheduler)
+        accelerator.free_memory()  # what a phase that was interrupted had prepared
+        accelerator.ddp_handler.find_unused_parameters = phase.sampled
+        optimizer = torch.optim.AdamW(decayed_groups(self.model, settings), settings.learning_rate, fused=True)
+        model, optimizer = accelerator.prepare(self.model, optimizer)
+        average = None
+        if settings.ema:
+            average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        progress = _Progress()
         if state is not None:
-            self.accelerator.load_state(str(state["folder"]))
+            accelerator.load_state(state["folder"])
+            progress = _Progress(**{key.name: state[key.name] for key in dataclasses.fields(_Progress)})
+            if average is not None:
+                average.load_state_dict(load_file(f"{state['folder']}/{EMA_FILE}"))
+        run = _Run(index, phase, model, optimizer, average, progress)
         bar.set_description(phase.name)
-        for epoch in range(state["epoch"] if state else 0, self.settings.epochs):
-            generator.manual_seed(self._seed("order", index, epoch))
-            draws = torch.Generator().manual_seed(self._seed("draws", index, epoch))
-            loss = self._run_epoch(prepared, phase, draws)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        with phase.during(accelerator.unwrap_model(model)):
+            run.forward = torch.compile(model) if settings.compile else model
+            for epoch in range(progress.step // self.steps_per_epoch, settings.epochs):
+                self._run_epoch(run, epoch, bar, stop)
+        if average is not None:
+            with torch.no_grad():
+                for parameter, mean in zip(accelerator.unwrap_model(model).parameters(), average.parameters()):
+                    parameter.copy_(mean)
+        accelerator.free_memory(model, optimizer)
+
+    def _run_epoch(self, run: "_Run", epoch: int, bar: tqdm, stop: threading.Event) -> None:
+        progress, first = run.progress, run.progress.step - epoch * self.steps_per_epoch
+        if first == 0:
+            progress.loss_sum, progress.loss_steps, progress.seconds = 0.0, 0, 0.0
+        started, waiting = time.perf_counter(), []
+        last_epoch, seed = epoch + 1 == self.settings.epochs, f"{self.settings.seed} {run.index} {epoch}"
+        for parts in self.images.batches(seed, self.layout, first):
+            waiting.append(self._step(run, parts))
+            progress.step += 1
             bar.update()
-            if self.checkpoints is not None:
-                self._save(index, epoch + 1)
-        self.accelerator.free_memory(*prepared)
+            ended = progress.step % self.steps_per_epoch == 0
+            every = self.settings.checkpoint_every
+            saving = ended if every == 0 else progress.step % every == 0 or (ended and last_epoch)
+            stopping = self._stop_wanted(stop, progress.step)
+            if len(waiting) == LOG_STEPS or ended or saving or stopping:
+                self._take_losses(run, waiting, started, bar)
+                started = time.perf_counter()
+            if ended:
+                self._end_epoch(run, epoch, bar)
+                started = time.perf_counter()
+            if self.checkpoints is not None and (saving or stopping):
+                self._save(run)
+            if stopping:
+                raise Interrupted(f"stopped after step {progress.step} of {run.phase.name}")
 
-    def _run_epoch(self, prepared: tuple, phase: Phase, draws: torch.Generator) -> float:
-        """One epoch; the mean loss."""
-        (model, optimizer, loader, scheduler), accelerator = prepared, self.accelerator
-        model.train()
+    def _step(self, run: "_Run", parts: list[dict]) -> torch.Tensor:
+        """One optimiser step; the loss, on the device."""
+        settings, accelerator, step = self.settings, self.accelerator, run.progress.step
+        rate = settings.learning_rate * warmup_cosine(step, settings.epochs * self.steps_per_epoch, settings.warmup)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.model.train()
         total = torch.zeros((), device=accelerator.device)
-        for pixel_values, labels in loader:
-            if self.augment is not None:
-                pixel_values = self.augment(pixel_values, draws)
-            with accelerator.autocast():
-                loss = phase.forward(model, pixel_values, labels, draws)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+        for number, batch in enumerate(parts):
+            with accelerator.accumulate(run.model):
+                draws = torch.Generator().manual_seed(derived_seed(settings.seed, "draws", run.index, step))
+                with accelerator.autocast():
+                    if self.teacher is not None:
+                        batch["teacher_logits"] = self.teacher(batch)
+                    set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
+                    loss = run.phase.forward(run.forward, batch, draws)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
             total += loss.detach()
-        mean = total.item() / len(loader)
-        if not math.isfinite(mean):
-            raise ValueError(
-                f"The loss of {phase.name} is {mean}; `learning_rate` {self.settings.learning_rate} may be too high. "
-                "The checkpoints before this epoch are kept."
-            )
-        return mean
+        if run.average is not None:
+            run.average.update_parameters(accelerator.unwrap_model(run.model))
+        return total / len(parts)
 
-    def _save(self, phase: int, epoch: int) -> None:
-        """A complete checkpoint or none: written beside, renamed into place, then the oldest removed."""
-        self.accelerator.save_state(str(self._staging))
-        if self.accelerator.is_main_process:
-            state = {"phase": phase, "epoch": epoch, "identity": self.identity}
-            (self._staging / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-            target = self.checkpoints / f"{phase:03d}-{epoch:05d}"
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            self._staging.rename(target)
-            for old in self._complete()[:-KEPT_CHECKPOINTS]:
-                shutil.rmtree(old)
+    def _take_losses(self, run: "_Run", waiting: list[torch.Tensor], started: float, bar: tqdm) -> None:
+        """Fetch the losses of the last steps, check and log them."""
+        losses = self.accelerator.reduce(torch.stack(waiting), reduction="mean").tolist()
+        seconds, progress = time.perf_counter() - started, run.progress
+        if not all(map(math.isfinite, losses)):
+            kept = "The checkpoints before are kept." if self.checkpoints else ""
+            raise ValueError(
+                f"The loss of {run.phase.name} is {next(x for x in losses if not math.isfinite(x))} near step "
+                f"{progress.step}; `learning_rate` {self.settings.learning_rate} may be too high. {kept}"
+            )
+        for loss in losses:  # one by one: the same sum wherever the run was stopped
+            progress.loss_sum += loss
+        progress.loss_steps += len(losses)
+        progress.seconds += seconds
+        rate = len(losses) * self.layout.images / seconds
+        shown = {"loss": f"{losses[-1]:.3f}", "img/s": f"{rate:.0f}"}
+        if self.history and "accuracy" in self.history[-1]:
+            shown["accuracy"] = f"{100 * self.history[-1]['accuracy']:.1f}%"
+        bar.set_postfix(shown, refresh=False)
+        self._log({"loss": sum(losses) / len(losses), "images_per_second": rate, "learning_rate": run.rate}, run)
+        waiting.clear()
+
+    def _end_epoch(self, run: "_Run", epoch: int, bar: tqdm) -> None:
+        progress, every = run.progress, self.settings.evaluate_every
+        row = {
+            "phase": run.phase.name,
+            "epoch": epoch + 1,
+            "loss": progress.loss_sum / progress.loss_steps,
+            "learning_rate": run.rate,
+            "images_per_second": round(self.steps_per_epoch * self.layout.images / progress.seconds, 1),
+            "seconds": round(progress.seconds, 3),
+        }
+        last = epoch + 1 == self.settings.epochs
+        if self.held_out is not None and (last or (every and (epoch + 1) % every == 0)):
+            row["accuracy"] = self._evaluate(run)
+            self._log({"accuracy": row["accuracy"]}, run)
+            if self.best is None or row["accuracy"] > self.best:
+                self.best = row["accuracy"]
+                if self.on_best is not None:
+                    self._give_best(run)
+        self.history.append(row)
+
+    def _give_best(self, run: "_Run") -> None:
+        if run.average is not None:
+            state = run.average.module.state_dict()
+        else:
+            state = self.accelerator.get_state_dict(run.model)
+        if self.is_main:
+            self.on_best(state)
         self.accelerator.wait_for_everyone()
 
-    def _complete(self) -> list[Path]:
-        """This loop's checkpoints, oldest first; whatever else lies there is not ours."""
-        if self.checkpoints is None or not self.checkpoints.is_dir():
-            return []
-        return sorted(path for path in self.checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name))
+    def _evaluate(self, run: "_Run") -> float:
+        """Top-1 accuracy of the phase's size on the held-out images, divided among the processes."""
+        model = run.average.module if run.average is not None else run.model
+        model.eval()
+        right = torch.zeros(2, dtype=torch.int64, device=self.accelerator.device)
+        with torch.no_grad():
+            for batch in self.held_out.in_order(self.layout):
+                with self.accelerator.autocast():
+                    logits = model(batch["pixel_values"], **run.phase.size).logits
+                right += torch.stack(((logits.argmax(-1) == batch["labels"]).sum(), right.new_tensor(len(logits))))
+        right, total = self.accelerator.reduce(right, reduction="sum").tolist()
+        return right / total
 
-    def _newest(self) -> dict | None:
-        """The newest checkpoint's phase, epoch and folder; a run with other settings is refused."""
-        if self.checkpoints is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-        for folder in reversed(self._complete()):
-            if not (folder / STATE_FILE).is_file():
-                continue  # on its way out when the run stopped, or copied in part
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            check_identity(self.checkpoints.parent, state["identity"], self.identity)
-            return {**state, "folder": folder}
-        return None
+    def _save(self, run: "_Run") -> None:
+        def write(folder: Path) -> None:
+            self.accelerator.save_state(str(folder))
+            if run.average is not None and self.is_main:
+                save_file(run.average.state_dict(), folder / EMA_FILE)
 
-    def _seed(self, use: str, phase: int, epoch: int) -> int:
-        """A seed of its own for every use in every epoch of every phase, the same on every machine."""
-        return random.Random(f"{self.settings.seed} {use} {phase} {epoch}").getrandbits(63)
+        state = {**dataclasses.asdict(run.progress), "history": self.history, "best": self.best}
+        step = state.pop("step")
+        try:
+            self.checkpoints.save(run.index, step, state, write, self.is_main, self.accelerator.wait_for_everyone)
+        except OSError as error:
+            raise OSError(
+                f"A checkpoint cannot be written to {self.checkpoints.folder}: {error}. Those before it are kept; "
+                "make room and resume."
+            ) from error
+
+    def _stop_wanted(self, stop: threading.Event, step: int) -> bool:
+        """Whether to stop after this step; several processes agree on it."""
+        if self.accelerator.num_processes == 1:
+            return stop.is_set()
+        if step % STOP_STEPS:
+            return False
+        asked = torch.tensor(int(stop.is_set()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
+
+    def _log(self, values: dict[str, float], run: "_Run") -> None:
+        if self.settings.tracker != "none" and self.checkpoints is not None:
+            step = run.index * self.settings.epochs * self.steps_per_epoch + run.progress.step
+            self.accelerator.log(values, step=step)
 
 
-def check_identity(folder: Path, stored: dict, asked: dict) -> None:
-    """Refuse to go on with, or read back, a run of other settings; names what differs."""
-    differing = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
-    if differing:
-        raise ValueError(
-            f"`out` {folder} holds another run, differing in {', '.join(differing)}; choose another folder, or delete "
-            "this one."
-        )
+@dataclass
+class _Run:
+    """A phase that is running: what was prepared for it."""
+
+    index: int
+    phase: Phase
+    model: nn.Module
+    optimizer: Any
+    average: AveragedModel | None
+    progress: _Progress
+    forward: Callable | None = None
+
+    @property
+    def rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+
+def make_accelerator(settings: TrainingSettings, out: str | Path | None = None) -> Accelerator:
+    """Accelerate's object for these settings; launched by torchrun or `accelerate launch`, one per process.
+
+    Raises:
+        ValueError: a tracker that is not installed or not known.
+    """
+    tracker = None if settings.tracker == "none" or out is None else settings.tracker
+    if tracker is not None:
+        check_tracker(tracker)
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=tracker,
+        project_dir=None if out is None else str(out),
+        kwargs_handlers=[DistributedDataParallelKwargs()],
+    )
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that Accelerate does not know or cannot use here."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS]
+    if name not in known:
+        raise ValueError(f"`tracker` must be one of none, {', '.join(sorted(known))}, got {name!r}.")
+    if name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
+        raise ValueError(f"`tracker` {name} is not installed: pip install {name}, or use tracker none.")
+
+
+def layout(accelerator: Accelerator, settings: TrainingSettings) -> Layout:
+    """This process's part of a step."""
+    return Layout(settings.batch_size, settings.accumulation, accelerator.num_processes, accelerator.process_index)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set the event; a second one ends the process as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def decayed_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:
@@ -236,13 +481,9 @@ def decayed_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:
     return [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    """Learning rate factor by step: linear to 1 over the first `warmup` of the steps, then a half cosine to 0."""
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Learning rate factor of a step: linear to 1 over the first `warmup` of the steps, then a half cosine to 0."""
     rising = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-    return factor
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

@@ -13,6 +13,9 @@ from numpy.polynomial.chebyshev import chebpts1
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGenePreTrainedModel
+from modeling_lingene.augmentation import Augmentation
+from modeling_lingene.data import LabelledImages, image_processor
+from modeling_lingene.loaders import MemoryImages
 
 
 TINY = dict(
@@ -76,6 +79,23 @@ def images(batch: int = 3, height: int = 16, width: int | None = None, seed: int
     """Seeded images (b, 3, height, width), unit variance; square unless a width is given."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, height, width or height, generator=generator)
+
+
+def pictures(count: int, size: int = 16, seed: int = 0) -> LabelledImages:
+    """Seeded pictures of noise, `size` pixels square, labels 0, 1, 2, ... of the seven of `TINY` in turn."""
+    from PIL import Image
+
+    pixels = numpy.random.default_rng(seed).integers(30, 256, (count, size, size, 3), dtype=numpy.uint8)
+    classes = TINY["num_labels"]
+    names = [f"class {index}" for index in range(classes)]
+    return LabelledImages(
+        [Image.fromarray(one) for one in pixels], [i % classes for i in range(count)], names, "made", "train"
+    )
+
+
+def source(count: int, augmentation: Augmentation | None = None, seed: int = 0) -> MemoryImages:
+    """Those pictures as training images."""
+    return MemoryImages(pictures(count, seed=seed), image_processor(16), augmentation or Augmentation())
 
 
 def labels(batch: int = 3, seed: int = 0) -> torch.Tensor:

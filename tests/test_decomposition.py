@@ -15,13 +15,15 @@ from torch.nn import functional
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification
-from modeling_lingene.decomposition import incremental_phases
+from modeling_lingene.decomposition import DecompositionSettings
+from modeling_lingene.decomposition import phases as phases_of
 from modeling_lingene.training import Phase, TrainingLoop, TrainingSettings
 
 
 TOTALS, DEPTHS = (1, 2, 5), (3, 4)
 SETTINGS = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-2, warmup=0.0, weight_decay=0.5, device="cpu")
-IMAGES = (helpers.images(12), helpers.labels(12))
+IMAGES = helpers.source(12)
+BATCH = {"pixel_values": helpers.images(12), "labels": helpers.labels(12)}
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, or nothing.
 KEY_BIASES = {f"components.{n}.attention.key.bias" for n in range(TOTALS[-1])}
 CONFIGS = [{}, {"nodes": "uniform", "start_degree": 1, "gain_offset": 1.0, "depth_map": "resample"}]
@@ -40,6 +42,10 @@ def fresh(**fields) -> LinGeneForImageClassification:
     """A new bundle as training gets it, in evaluation mode."""
     torch.manual_seed(0)
     return LinGeneForImageClassification(helpers.tiny_config(**fields)).eval()
+
+
+def incremental_phases(model, totals, depths=()) -> list[Phase]:
+    return phases_of(model, DecompositionSettings("incremental", tuple(totals), tuple(depths)))
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -104,15 +110,25 @@ def test_the_function_is_unchanged_where_a_phase_starts(fields, depth):
     assert all(not parameter.any() for n in (2, 3, 4) for parameter in model.components[n].parameters())
 
 
-def test_the_first_components_keep_their_initialisation_and_only_they():
-    """All at zero would never train: every gradient of a matrix is a product with another matrix."""
-    model = fresh()
-    before = weights(model)
+@pytest.mark.parametrize("fields", CONFIGS, ids=["stable", "paper"])
+def test_the_first_components_start_at_the_scale_of_a_dense_network_and_the_others_at_zero(fields):
+    """Alone they must give layers of the usual scale; all at zero would never train."""
+    model = fresh(**fields)
+    before, std = weights(model), model.config.initializer_range
     incremental_phases(model, (2, 5), DEPTHS)
     for name, value in weights(model).items():
-        kept = component_of(name) is None or component_of(name) < 2
-        assert torch.equal(value, before[name] if kept else torch.zeros_like(value)), name
-    assert before["components.2.attention.query.weight"].any()
+        if component_of(name) is None:
+            assert torch.equal(value, before[name]), name
+        elif component_of(name) >= 2:
+            assert before[name].any() or "weight" not in name or "norm" in name
+            assert not value.any(), name
+    layers = model.recomposed(model.config.size(num_components=2))
+    scales = layers["mlp.fc1.weight"].square().mean((1, 2)).sqrt()
+    assert scales.square().mean().sqrt().item() == pytest.approx(std, rel=0.05)
+    assert torch.allclose(layers["norm1.weight"], torch.ones(6, 48), atol=1e-6)
+    first = before["components.0.mlp.fc1.weight"]
+    now = model.components[0].mlp.fc1.weight
+    assert torch.allclose(now / first, (now / first)[0, 0].expand_as(first), rtol=1e-4)
 
 
 def test_new_components_of_one_phase_leave_zero_in_different_directions():
@@ -127,12 +143,12 @@ def test_new_components_of_one_phase_leave_zero_in_different_directions():
         assert all(value.any() for value in new)
 
 
-@pytest.mark.parametrize("totals", [(), (0, 5), (0,), (-1, 5), (5, 2), (2, 2, 5), (1, 2), (1, 6), (1, 2.0, 5)])
+@pytest.mark.parametrize("totals", [(0, 5), (0,), (-1, 5), (5, 2), (2, 2, 5), (1, 2), (1, 6), (1, 2.0, 5)])
 def test_totals_that_do_not_increase_to_the_number_of_components_are_refused(totals):
     """Before anything is zeroed: the message says where they have to end and what came."""
     model = fresh()
     before = weights(model)
-    with pytest.raises(ValueError, match=r"`totals` .*5 components") as caught:
+    with pytest.raises(ValueError, match=r"`totals` must (increase and end at the 5|be increasing)") as caught:
         incremental_phases(model, totals, DEPTHS)
     assert str(list(totals)) in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
@@ -163,7 +179,7 @@ def drawn(phase: Phase, steps: int) -> Counter:
 
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        phase.forward(model, IMAGES[0][:1], IMAGES[1][:1], generator)
+        phase.forward(model, {name: value[:1] for name, value in BATCH.items()}, generator)
     return Counter(sizes)
 
 
@@ -187,10 +203,10 @@ def test_the_loss_is_the_cross_entropy_of_the_network_of_that_many_components(in
     added = weights(model)
     phase = incremental_phases(model, TOTALS, ())[index]
     model.load_state_dict(added)  # so that what must not be used is not zero
-    loss = phase.forward(model, *IMAGES, torch.Generator().manual_seed(0))
+    loss = phase.forward(model, BATCH, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits = helpers.reference_vit(model, 6, num_components=total)(IMAGES[0]).logits
-    assert torch.allclose(loss, functional.cross_entropy(logits, IMAGES[1]), atol=1e-4)
+        logits = helpers.reference_vit(model, 6, num_components=total)(BATCH["pixel_values"]).logits
+    assert torch.allclose(loss, functional.cross_entropy(logits, BATCH["labels"]), atol=1e-4)
     loss.backward()
     for n, component in enumerate(model.components):
         for name, parameter in component.named_parameters():

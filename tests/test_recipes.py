@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from transformers import AutoModelForImageClassification, pipeline
 
 from modeling_lingene import recipes
-from modeling_lingene.recipes import DEPTHS, TOTALS, quickstart, shift
+from modeling_lingene.augmentation import shift
+from modeling_lingene.recipes import RECIPES, quickstart
 from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import TrainingLoop
 
@@ -26,6 +27,7 @@ from modeling_lingene.training import TrainingLoop
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 pytest.importorskip("matplotlib")
 
+TOTALS, DEPTHS = RECIPES["digits"].decomposition.totals, RECIPES["digits"].decomposition.depths
 CLASSES, TOKENS, HIDDEN, MLP = 10, 5, 64, 128  # of the quickstart's model: four patches and the class token
 
 
@@ -80,7 +82,7 @@ def held_out() -> tuple[torch.Tensor, numpy.ndarray]:
 
 def test_the_folder_holds_the_bundle_the_numbers_and_the_plot_and_nothing_half_written(run):
     """The names of the command line's documentation; a leftover of staging would be pushed or shown."""
-    assert {path.name for path in run.out.iterdir()} == {"bundle", "checkpoints", "results.json", "sizes.png"}
+    assert {path.name for path in run.out.iterdir()} == {"best", "bundle", "checkpoints", "results.json", "sizes.png"}
     files = {path.name for path in run.bundle.iterdir()}
     weights = {"shared.safetensors"} | {f"component-{n:02d}.safetensors" for n in range(TOTALS[-1])}
     assert weights | {"config.json", "sizes.json", "README.md", "preprocessor_config.json"} <= files
@@ -103,9 +105,7 @@ def test_there_is_a_row_for_every_size_and_it_is_the_same_everywhere(run):
 def test_results_say_which_run_it_was(run):
     """Without them a second call could not know that it is the same run."""
     results = read(run.out / "results.json")
-    assert (
-        results["identity"].items() >= {"recipe": "quickstart", "totals": list(TOTALS), "depths": list(DEPTHS)}.items()
-    )
+    assert results["identity"].items() >= {"data": "digits", "totals": list(TOTALS), "depths": list(DEPTHS)}.items()
     assert (results["identity"]["epochs"], results["identity"]["seed"]) == (1, 0)
 
 
@@ -244,12 +244,12 @@ def test_training_uses_one_thread_and_gives_the_others_back(tmp_path, monkeypatc
 @pytest.mark.parametrize("shape", [(400, 3, 8, 8), (400, 1, 5, 9), (400, 2, 7, 4)])
 def test_shift_moves_each_image_by_up_to_one_pixel_with_black_moving_in(shape):
     """Against numpy: pad, then cut; every channel alike, all nine moves about equally often, rows not for columns."""
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     before = images.clone()
-    moved = shift(images, torch.Generator().manual_seed(0))
+    moved = shift(images, 1, torch.Generator().manual_seed(0))
     assert moved.shape == images.shape and torch.equal(images, before)
     height, width = shape[2:]
-    padded = numpy.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1.0)
+    padded = numpy.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
     counts = numpy.zeros((3, 3), int)
     for image, result in zip(padded, moved.numpy()):
         moves = [
@@ -265,7 +265,7 @@ def test_shift_moves_each_image_by_up_to_one_pixel_with_black_moving_in(shape):
 def test_shift_draws_from_its_generator_alone():
     """Resuming repeats an epoch's moves; another epoch has others."""
     images, state = torch.randn(64, 3, 8, 8), torch.get_rng_state()
-    first, again, other = (shift(images, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    first, again, other = (shift(images, 1, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -31,12 +31,17 @@ RANKS = {
     "data": 6,
     "losses": 6,
     "metrics": 7,
-    "training": 7,
-    "decomposition": 8,
-    "plots": 8,
-    "hub": 9,
-    "recipes": 10,
-    "cli": 11,
+    "augmentation": 7,
+    "checkpoints": 7,
+    "loaders": 8,
+    "teachers": 9,
+    "training": 9,
+    "decomposition": 10,
+    "plots": 10,
+    "hub": 10,
+    "recipes": 11,
+    "options": 12,
+    "cli": 13,
 }
 ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
 AT_HOME = {"matplotlib", "sklearn", "datasets", "PIL", "torchvision", "timm", "accelerate", "torchmetrics", "pandas"}

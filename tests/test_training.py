@@ -19,13 +19,14 @@ from torch import nn
 from torch.nn import functional
 
 import helpers
-from modeling_lingene.decomposition import incremental_phases
-from modeling_lingene.recipes import shift
+from modeling_lingene.augmentation import Augmentation
+from modeling_lingene.decomposition import DecompositionSettings
+from modeling_lingene.decomposition import phases as phases_of
 from modeling_lingene.training import Phase, TrainingLoop, TrainingSettings, decayed_groups, warmup_cosine
 
 
-IMAGES = (helpers.images(10), torch.arange(10) % helpers.TINY["num_labels"])
-EPOCHS, STEPS = 3, 3  # of a phase, of an epoch (4 + 4 + 2 images)
+IMAGES = helpers.source(14)
+EPOCHS, STEPS = 3, 3  # of a phase, of an epoch (4 + 4 + 4 images; two wait for another epoch's order)
 
 
 def settings(**changes) -> TrainingSettings:
@@ -38,8 +39,8 @@ def linear(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, helpers.TINY["num_labels"]))
 
 
-def cross_entropy(model, pixel_values, labels, generator):
-    return functional.cross_entropy(model(pixel_values), labels)
+def cross_entropy(model, batch, generator):
+    return functional.cross_entropy(model(batch["pixel_values"]), batch["labels"])
 
 
 def phases(forward=cross_entropy, count: int = 1) -> list[Phase]:
@@ -98,8 +99,10 @@ def train_bundle(folder: Path | None, stop_at: int | None = None) -> tuple[dict[
     torch.manual_seed(0)
     model = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=4))
     stopwatch = Stopwatch(stop_at)
-    watched = [stopwatch.watch(phase) for phase in incremental_phases(model, [1, 2, 4], [3, 4])]
-    loop = TrainingLoop(model, IMAGES, settings(), folder, {"totals": [1, 2, 4]}, shift)
+    totals = DecompositionSettings(totals=(1, 2, 4), depths=(3, 4))
+    watched = [stopwatch.watch(phase) for phase in phases_of(model, totals)]
+    moved = helpers.source(14, Augmentation(crop_padding=1))
+    loop = TrainingLoop(model, moved, settings(), folder, identity={"totals": [1, 2, 4]})
     if stop_at is None:
         loop.fit(watched)
     else:
@@ -166,7 +169,7 @@ def test_a_resumed_run_does_not_depend_on_the_global_random_state(whole_bundle, 
 def complete(folder: Path) -> bool:
     """Whether every checkpoint has its state and reads as one of a run that can go on."""
     states = [json.loads((path / "state.json").read_text()) for path in (folder / "checkpoints").glob("*")]
-    names = [f"{state['phase']:03d}-{state['epoch']:05d}" for state in states]
+    names = [f"{state['phase']:03d}-{state['step']:07d}" for state in states]
     files = [{file.name for file in path.iterdir()} for path in (folder / "checkpoints").glob("*")]
     return sorted(names) == kept(folder) and all(files) and len({frozenset(names) for names in files}) <= 1
 
@@ -216,7 +219,7 @@ def test_a_crash_while_saving_leaves_complete_checkpoints_and_the_run_goes_on(
 
             patched.setattr(Accelerator, "save_state", save_state)
         elif where == "before state.json":
-            crash_in(Path, "write_text", patched, at, False, lambda path, text: path.name == "state.json")
+            crash_in(Path, "write_text", patched, at, False, lambda path, *_: path.name == "state.json")
         else:
             chosen = lambda path, target: Path(target).parent.name == "checkpoints"  # noqa: E731
             crash_in(Path, "rename", patched, at, where == "after the rename", chosen)
@@ -227,7 +230,7 @@ def test_a_crash_while_saving_leaves_complete_checkpoints_and_the_run_goes_on(
     model = linear()
     TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())
     assert same(weights(model), uninterrupted)
-    assert complete(tmp_path) and kept(tmp_path)[-2:] == ["000-00002", "000-00003"]
+    assert complete(tmp_path) and kept(tmp_path)[-2:] == ["000-0000006", "000-0000009"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
 
 
@@ -245,7 +248,7 @@ def test_a_crash_while_dropping_an_old_checkpoint_does_not_stop_the_next_run(uni
         patched.setattr(shutil, "rmtree", rmtree)
         with pytest.raises(Crash):
             TrainingLoop(linear(), IMAGES, settings(), tmp_path).fit(phases(count=2))
-    assert kept(tmp_path) == ["000-00001", "000-00002", "000-00003"]
+    assert kept(tmp_path) == ["000-0000003", "000-0000006", "000-0000009"]
     model = linear()
     TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())
     assert same(weights(model), uninterrupted)
@@ -259,7 +262,7 @@ def test_what_is_not_ours_among_the_checkpoints_is_passed_over_and_left_alone(un
     for _ in range(2):
         TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())
         assert same(weights(model), uninterrupted)
-    assert set(path.name for path in (tmp_path / "checkpoints").iterdir()) == {foreign, "000-00002", "000-00003"}
+    assert set(path.name for path in (tmp_path / "checkpoints").iterdir()) == {foreign, "000-0000006", "000-0000009"}
 
 
 def test_leftovers_of_staging_are_cleaned_and_never_become_part_of_a_checkpoint(tmp_path):
@@ -267,7 +270,7 @@ def test_leftovers_of_staging_are_cleaned_and_never_become_part_of_a_checkpoint(
     (tmp_path / ".checkpoint.partial").mkdir()
     (tmp_path / ".checkpoint.partial" / "optimizer_9.bin").write_bytes(b"of another run")
     TrainingLoop(linear(), IMAGES, settings(epochs=1), tmp_path).fit(phases())
-    assert kept(tmp_path) == ["000-00001"]
+    assert kept(tmp_path) == ["000-0000003"]
     assert not list(tmp_path.rglob("optimizer_9.bin")) and not (tmp_path / ".checkpoint.partial").exists()
 
 
@@ -279,13 +282,13 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     )
     assert seen[::STEPS] == [
         [],
-        ["000-00001"],
-        ["000-00001", "000-00002"],
-        ["000-00002", "000-00003"],
-        ["000-00003", "001-00001"],
-        ["001-00001", "001-00002"],
+        ["000-0000003"],
+        ["000-0000003", "000-0000006"],
+        ["000-0000006", "000-0000009"],
+        ["000-0000009", "001-0000003"],
+        ["001-0000003", "001-0000006"],
     ]
-    assert kept(tmp_path) == ["001-00002", "001-00003"]
+    assert kept(tmp_path) == ["001-0000006", "001-0000009"]
 
 
 def test_no_folder_means_no_file(tmp_path, monkeypatch):
@@ -308,11 +311,11 @@ def test_no_folder_means_no_file(tmp_path, monkeypatch):
 )
 def test_another_run_is_refused_and_what_differs_is_named(tmp_path, changes, identity, named):
     """Going on with other settings would give weights that no settings describe."""
-    TrainingLoop(linear(), IMAGES, settings(), tmp_path, {"recipe": "one"}).fit(phases())
+    TrainingLoop(linear(), IMAGES, settings(), tmp_path, identity={"recipe": "one"}).fit(phases())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     model = linear(1)
     with pytest.raises(ValueError, match=rf"`out` .* {named}\b"):
-        TrainingLoop(model, IMAGES, settings(**changes), tmp_path, identity).fit(phases())
+        TrainingLoop(model, IMAGES, settings(**changes), tmp_path, identity=identity).fit(phases())
     assert same(weights(model), weights(linear(1)))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -320,9 +323,9 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path, changes, ide
 def test_an_identity_is_compared_as_it_is_stored(uninterrupted, tmp_path):
     """Tuples become lists and integer keys become strings in JSON; that is not another run."""
     identity = {"totals": (1, 2), "rows": {3: [0, 1, 2]}}
-    TrainingLoop(linear(), IMAGES, settings(), tmp_path, identity).fit(phases())
+    TrainingLoop(linear(), IMAGES, settings(), tmp_path, identity=identity).fit(phases())
     model = linear()
-    TrainingLoop(model, IMAGES, settings(), tmp_path, identity).fit(phases())
+    TrainingLoop(model, IMAGES, settings(), tmp_path, identity=identity).fit(phases())
     assert same(weights(model), uninterrupted)
 
 
@@ -339,7 +342,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints_befor
 
     with pytest.raises(ValueError, match=r"(nan|inf).*`learning_rate` 0\.01"):
         TrainingLoop(linear(), IMAGES, settings(), tmp_path).fit(phases(forward))
-    assert kept(tmp_path) == ["000-00001"]
+    assert kept(tmp_path) == ["000-0000003"]
     model = linear()
     TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())  # as if the fault had been elsewhere
     assert same(weights(model), uninterrupted)
@@ -352,12 +355,12 @@ def test_the_learning_rate_rises_linearly_and_falls_along_half_a_cosine(steps, w
     ramp = numpy.linspace(0, 1, rising + 1)[1:]
     wave = 0.5 + 0.5 * numpy.cos(numpy.linspace(0, numpy.pi, max(1, steps - rising) + 1))
     expected = numpy.concatenate([ramp, wave])[: steps + 1]
-    factor = warmup_cosine(steps, warmup)
-    numpy.testing.assert_allclose([factor(step) for step in range(len(expected))], expected, atol=1e-12)
+    got = [warmup_cosine(step, steps, warmup) for step in range(len(expected))]
+    numpy.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_every_step_of_a_phase_takes_the_next_learning_rate_and_the_next_phase_starts_again(monkeypatch):
-    """The schedule spans the phase, also where the last batch of an epoch is smaller."""
+    """The schedule spans the phase, not the epoch."""
     rates, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(
         torch.optim.AdamW,
@@ -365,8 +368,7 @@ def test_every_step_of_a_phase_takes_the_next_learning_rate_and_the_next_phase_s
         lambda self, *inputs: rates.append([group["lr"] for group in self.param_groups]) or step(self, *inputs),
     )
     TrainingLoop(linear(), IMAGES, settings(warmup=0.2)).fit(phases(count=2))
-    factor = warmup_cosine(EPOCHS * STEPS, 0.2)
-    expected = [[1e-2 * factor(index)] * 2 for index in range(EPOCHS * STEPS)]
+    expected = [[1e-2 * warmup_cosine(index, EPOCHS * STEPS, 0.2)] * 2 for index in range(EPOCHS * STEPS)]
     numpy.testing.assert_allclose(rates, expected * 2, atol=1e-15)
 
 
@@ -428,43 +430,28 @@ def test_gradients_are_clipped_to_the_norm_asked_for(monkeypatch):
     assert norms == pytest.approx([0.25] * STEPS, rel=1e-4)
 
 
-def orders(seed: int, epochs: int = EPOCHS) -> list[list[int]]:
-    """The order of images in each epoch of two phases, and with it what the generator of draws gives."""
+def orders(seed: int) -> tuple[list[list[int]], list[float]]:
+    """The images of each epoch of two phases in their order, and what the generator of draws gives in each step."""
     seen = []
 
-    def forward(model, pixel_values, labels, generator):
-        seen.append((labels.tolist(), torch.rand((), generator=generator).item()))
-        return model(pixel_values).square().mean()
+    def forward(model, batch, generator):
+        seen.append((batch["index"].tolist(), torch.rand((), generator=generator).item()))
+        return model(batch["pixel_values"]).square().mean()
 
-    images = (IMAGES[0], torch.arange(10))
-    TrainingLoop(linear(), images, settings(seed=seed, epochs=epochs)).fit(phases(forward, count=2))
+    TrainingLoop(linear(), IMAGES, settings(seed=seed)).fit(phases(forward, count=2))
     epochs = [seen[start : start + STEPS] for start in range(0, len(seen), STEPS)]
-    return [[index for labels, _ in epoch for index in labels] for epoch in epochs], [x for _, x in seen]
+    return [[index for indices, _ in epoch for index in indices] for epoch in epochs], [x for _, x in seen]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 123_456_789, 2**31 - 1, -1])
 def test_order_and_draws_are_a_function_of_the_seed_and_differ_between_epochs(seed):
-    """Every image once per epoch, in an order of its own; seeds that people use: dates, large ones."""
+    """No image twice in an epoch, in an order of its own; seeds that people use: dates, large ones."""
     (first, draws), (again, same_draws), (other, other_draws) = orders(seed), orders(seed), orders(seed + 1)
     assert first == again and draws == same_draws
-    assert all(sorted(order) == list(range(10)) for order in first)
+    assert all(len(set(order)) == len(order) == STEPS * 4 for order in first)
+    assert {index for order in first for index in order} == set(range(14))  # none is left out for good
     assert len({tuple(order) for order in first + other}) == 2 * len(first) == 4 * EPOCHS
     assert len(set(draws + other_draws)) == 2 * len(draws)
-
-
-def test_augmentation_sees_each_batch_and_its_draws_follow_the_seed():
-    """Images are moved, not the order; the same seed moves them the same way."""
-
-    def seen(seed):
-        images = []
-        TrainingLoop(linear(), IMAGES, settings(seed=seed, epochs=1), augment=shift).fit(
-            phases(lambda model, x, y, g: images.append(x.clone()) or cross_entropy(model, x, y, g))
-        )
-        return torch.cat(images)
-
-    assert torch.equal(seen(0), seen(0)) and not torch.equal(seen(0), seen(1))
-    plain = torch.cat(list(IMAGES[0].split(4)))
-    assert seen(0).shape == plain.shape and (seen(0) == -1).any() and not (plain == -1).any()
 
 
 @pytest.mark.parametrize(
@@ -504,7 +491,7 @@ def test_an_unknown_setting_is_an_error():
         TrainingSettings(learning_rte=1e-3)
 
 
-def test_no_images_are_refused():
-    """An epoch of nothing would divide by zero at its end."""
-    with pytest.raises(ValueError, match="`images`"):
-        TrainingLoop(linear(), (torch.empty(0, 3, 16, 16), torch.empty(0, dtype=torch.int64)), settings())
+def test_a_step_of_more_images_than_there_are_is_refused():
+    """An epoch of no step would divide by zero at its end."""
+    with pytest.raises(ValueError, match="`batch_size` 15 makes 15 images a step, and there are 14"):
+        TrainingLoop(linear(), IMAGES, settings(batch_size=15))

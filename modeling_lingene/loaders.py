@@ -1,0 +1,261 @@
+"""Training batches: the same images in the same order, varied in the same way, however often a run stops.
+
+Everything random is a function of (seed, phase, epoch, step): nothing has to be stored to resume, and any number of
+processes and accumulated parts sees the images of one optimiser step as one process with the whole batch would.
+
+Two sources with one face: `MemoryImages` decodes once and augments on the device; `PictureImages` decodes and augments
+in worker processes, for sets that do not fit, and for augmentation that needs one picture at a time.
+"""
+
+import functools
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Dataset
+
+from .augmentation import Augmentation, eraser, mixer, picture_transform
+from .data import UNREADABLE_LIMIT, LabelledImages, to_tensors
+
+
+MEMORY_BYTES = 1 << 32  # of decoded pixels, one byte each
+
+
+def derived_seed(*keys: int | str) -> int:
+    """A 32-bit seed of its own for every use, the same on every machine."""
+    return random.Random(" ".join(map(str, keys))).getrandbits(32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who computes which part of an optimiser step.
+
+    Args:
+        batch_size: images of one forward pass of one process.
+        accumulation: forward passes of one process per step.
+        processes: of the run.
+        process: this one, from 0.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def images(self) -> int:
+        """Of one optimiser step, all processes together."""
+        return self.batch_size * self.accumulation * self.processes
+
+    def parts(self) -> list[slice]:
+        """This process's shares of a step's images, one per forward pass."""
+        starts = [(part * self.processes + self.process) * self.batch_size for part in range(self.accumulation)]
+        return [slice(start, start + self.batch_size) for start in starts]
+
+
+class _Source:
+    """What both sources share: order, seeds, and what happens to a batch on the device.
+
+    Args:
+        images: n labelled images; `num_labels` classes.
+        processor: a transformers image processor: size, mean and standard deviation.
+        augmentation: which parts are on.
+        device: where batches go.
+    """
+
+    def __init__(self, images: LabelledImages, processor: Any, augmentation: Augmentation, device: Any = "cpu"):
+        self.images, self.processor, self.augmentation = images, processor, augmentation
+        self.num_labels, self.device = len(images.class_names), torch.device(device)
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+            for values in (processor.image_mean, processor.image_std)
+        )
+        self._mix, self._erase = mixer(augmentation, self.num_labels), eraser(augmentation, self.device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def order(self, seed: str) -> torch.Tensor:
+        """The permutation of one epoch."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(derived_seed(seed, "order")))
+
+    def steps(self, layout: Layout) -> int:
+        """Optimiser steps of an epoch; images that do not fill one are left for another epoch's order.
+
+        Raises:
+            ValueError: one step needs more images than there are.
+        """
+        if layout.images > len(self):
+            raise ValueError(
+                f"`batch_size` {layout.batch_size} makes {layout.images} images a step, and there are {len(self)}."
+            )
+        return len(self) // layout.images
+
+    def _finish(self, pixels: torch.Tensor, labels: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+        """uint8 (b, 3, h, w) on the device -> augmented, normalised, mixed."""
+        pixels = self.augmentation.on_batch(pixels, torch.Generator().manual_seed(seed))
+        values = (pixels.float() / 255 - self.mean) / self.std
+        if self._mix or self._erase:
+            set_seed(seed)
+        if self._erase:
+            values = self._erase(values)
+        if self._mix:
+            values, labels = self._mix(values, labels)
+        return {"pixel_values": values, "labels": labels}
+
+
+class MemoryImages(_Source):
+    """Decoded once, kept as bytes on the device, augmented there: small images, at the speed of the device.
+
+    A step's whole batch is made on every process, which takes its parts: with mixing too, the number of processes does
+    not change what is learned.
+    """
+
+    def __init__(self, images: LabelledImages, processor: Any, augmentation: Augmentation, device: Any = "cpu"):
+        super().__init__(images, processor, augmentation, device)
+        if augmentation.one_by_one:
+            raise ValueError("`resized_crop`, `rand_augment` and `color_jitter` need pictures, not tensors in memory.")
+        resize = functools.partial(processor, do_rescale=False, do_normalize=False)
+        pixels, labels = to_tensors(images, resize)
+        self.pixels, self.labels = pixels.to(torch.uint8).to(self.device), labels.to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)  # without what did not decode
+
+    def batches(self, seed: str, layout: Layout, first: int = 0) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """The steps of one epoch from number `first` on: per step the parts of this process.
+
+        Args:
+            seed: of run, phase and epoch.
+
+        Returns:
+            Dicts with pixel_values (b, 3, h, w), labels (b,) or, mixed, (b, c), and index (b,) of the images.
+        """
+        order = self.order(seed)
+        for step in range(first, self.steps(layout)):
+            index = order[step * layout.images : (step + 1) * layout.images].to(self.device)
+            whole = self._finish(self.pixels[index], self.labels[index], derived_seed(seed, "augment", step))
+            whole["index"] = index
+            yield [{key: value[part] for key, value in whole.items()} for part in layout.parts()]
+
+    def in_order(self, layout: Layout) -> Iterator[dict[str, torch.Tensor]]:
+        """Every image of this process's share once, as it is: for evaluation, and for a teacher's logits."""
+        mine = torch.arange(len(self), device=self.device)[layout.process :: layout.processes]
+        for index in mine.split(layout.batch_size):
+            values = (self.pixels[index].float() / 255 - self.mean) / self.std
+            yield {"pixel_values": values, "labels": self.labels[index], "index": index}
+
+
+class PictureImages(_Source):
+    """Decoded and augmented in worker processes, picture by picture, each from a seed of its own.
+
+    Mixing takes its partners from the same part of a step: with it, the number of processes changes which images meet.
+
+    Args:
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        processor: Any,
+        augmentation: Augmentation,
+        device: Any = "cpu",
+        workers: int = 0,
+    ):
+        super().__init__(images, processor, augmentation, device)
+        self.workers, self._unreadable = workers, {}
+        size = (processor.size["height"], processor.size["width"])
+        vary = picture_transform(augmentation, size) if augmentation.one_by_one else None
+        resize = functools.partial(processor, do_rescale=False, do_normalize=False, return_tensors="pt")
+        self._varied, self._plain = _Pictures(images, resize, vary), _Pictures(images, resize, None)
+
+    def batches(self, seed: str, layout: Layout, first: int = 0) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """As `MemoryImages.batches`; a resumed epoch decodes nothing that was seen before."""
+        order, steps, parts = self.order(seed).tolist(), range(first, self.steps(layout)), layout.parts()
+        wholes = (order[step * layout.images : (step + 1) * layout.images] for step in steps)
+        shares = (whole[part] for whole in wholes for part in parts)
+        picks = ([(index, derived_seed(seed, "picture", index)) for index in share] for share in shares)
+        loaded = iter(self._load(self._varied, picks))
+        for step in steps:
+            seeds = [derived_seed(seed, "augment", step, layout.process, number) for number in range(len(parts))]
+            yield [self._made(next(loaded), seed) for seed in seeds]
+
+    def _made(self, loaded: tuple, seed: int) -> dict[str, torch.Tensor]:
+        pixels, labels, index = self._readable(loaded)
+        return {**self._finish(pixels, labels, seed), "index": index}
+
+    def in_order(self, layout: Layout) -> Iterator[dict[str, torch.Tensor]]:
+        """As `MemoryImages.in_order`."""
+        mine = range(layout.process, len(self), layout.processes)
+        starts = range(0, len(mine), layout.batch_size)
+        picks = ([(index, 0) for index in mine[start : start + layout.batch_size]] for start in starts)
+        for loaded in self._load(self._plain, picks):
+            pixels, labels, index = self._readable(loaded)
+            yield {"pixel_values": (pixels.float() / 255 - self.mean) / self.std, "labels": labels, "index": index}
+
+    def _load(self, pictures: Dataset, picks: Iterable[list[tuple[int, int]]]) -> DataLoader:
+        return DataLoader(
+            pictures,
+            batch_sampler=picks,
+            collate_fn=_collate,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # the loader's own draw must not touch the global state
+        )
+
+    def _readable(self, loaded: tuple) -> list[torch.Tensor]:
+        """Pixels, labels and indices on the device; what did not decode is counted, and refused above a share."""
+        *tensors, unreadable = loaded
+        known = len(self._unreadable)
+        self._unreadable |= unreadable
+        shown = ", ".join(list(self._unreadable.values())[:5])
+        said = f"{len(self._unreadable)} of the {len(self)} images of {self.images.name} do not decode: {shown}."
+        if len(self._unreadable) > UNREADABLE_LIMIT * len(self) or len(tensors[0]) == 0:
+            raise ValueError(f"`data` must be images that decode, all but {UNREADABLE_LIMIT:.0%}; {said}")
+        if known == 0 and unreadable:
+            warnings.warn(f"{said} They are left out.", stacklevel=2)
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+
+class _Pictures(Dataset):
+    """(index, seed) -> (3, h, w) uint8, label and index, or why the picture does not decode."""
+
+    def __init__(self, images: LabelledImages, resize: Callable, vary: Callable | None):
+        self.images, self.resize, self.vary = images, resize, vary
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, pick: tuple[int, int]) -> tuple[torch.Tensor | None, int, int, str]:
+        index, seed = pick
+        picture, problem = self.images.decoded(index)
+        if picture is None:
+            return None, 0, index, problem
+        if self.vary is None:
+            pixels = self.resize([picture])["pixel_values"][0]
+        else:
+            set_seed(seed)
+            pixels = self.vary(picture)
+        return pixels.to(torch.uint8), self.images.labels[index], index, ""
+
+
+def _collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
+    good = [item for item in items if item[0] is not None]
+    pixels = torch.stack([pixels for pixels, *_ in good]) if good else torch.empty(0)
+    labels, index = (torch.tensor([item[place] for item in good], dtype=torch.int64) for place in (1, 2))
+    return pixels, labels, index, {item[2]: item[3] for item in items if item[0] is None}
+
+
+def training_images(
+    images: LabelledImages, processor: Any, augmentation: Augmentation, device: Any = "cpu", workers: int = 0
+) -> MemoryImages | PictureImages:
+    """The source that is fast for this set: in memory where it fits and nothing needs single pictures."""
+    needed = len(images) * 3 * processor.size["height"] * processor.size["width"]
+    if augmentation.one_by_one or needed > MEMORY_BYTES:
+        return PictureImages(images, processor, augmentation, device, workers)
+    return MemoryImages(images, processor, augmentation, device)
