@@ -69,7 +69,8 @@ class Checkpoints:
         write(self.staging)
         wait()
         if main:
-            digests = {path.name: file_sha256(path) for path in sorted(self.staging.iterdir()) if path.is_file()}
+            files = [path for path in sorted(self.staging.rglob("*")) if path.is_file()]
+            digests = {path.relative_to(self.staging).as_posix(): file_sha256(path) for path in files}
             content = {"phase": phase, "step": step, "identity": self.identity, **state, "files": digests}
             (self.staging / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             target = self.folder / f"{phase:03d}-{step:07d}"

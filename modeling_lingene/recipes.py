@@ -245,6 +245,7 @@ def decompose(
     )
     history = loop.fit(todo)
     state = loop.full_state()
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return []
     bundle = out / "bundle"

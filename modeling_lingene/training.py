@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
@@ -202,7 +203,8 @@ class TrainingLoop:
             for index, phase in enumerate(phases):
                 if state is None or index >= state["phase"]:
                     self._run_phase(index, phase, state if state and state["phase"] == index else None, bar, stop)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return self.history
 
     def full_state(self) -> dict[str, torch.Tensor]:
@@ -230,6 +232,8 @@ class TrainingLoop:
         # Prepared anew in every phase: what is trainable has changed, and with it the optimiser.
         accelerator.free_memory()  # what a phase that was interrupted had prepared
         accelerator.ddp_handler.find_unused_parameters = phase.sampled
+        if accelerator.is_fsdp2:
+            shard_at_root(self.model, accelerator)
         optimizer = torch.optim.AdamW(decayed_groups(self.model, settings), settings.learning_rate, fused=True)
         model, optimizer = accelerator.prepare(self.model, optimizer)
         average = None
@@ -266,7 +270,7 @@ class TrainingLoop:
             ended = progress.step % self.steps_per_epoch == 0
             every = self.settings.checkpoint_every
             saving = ended if every == 0 else progress.step % every == 0 or (ended and last_epoch)
-            stopping = self._stop_wanted(stop, progress.step)
+            stopping = self._stop_wanted(stop, saving or progress.step % STOP_STEPS == 0)
             if len(waiting) == LOG_STEPS or ended or saving or stopping:
                 self._take_losses(run, waiting, started, bar)
                 started = time.perf_counter()
@@ -384,11 +388,11 @@ class TrainingLoop:
                 "make room and resume."
             ) from error
 
-    def _stop_wanted(self, stop: threading.Event, step: int) -> bool:
-        """Whether to stop after this step; several processes agree on it."""
+    def _stop_wanted(self, stop: threading.Event, agreeing: bool) -> bool:
+        """Whether to stop after this step; several processes agree on it, and only now and then."""
         if self.accelerator.num_processes == 1:
             return stop.is_set()
-        if step % STOP_STEPS:
+        if not agreeing:
             return False
         asked = torch.tensor(int(stop.is_set()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
@@ -449,6 +453,22 @@ def check_tracker(name: str) -> None:
 def layout(accelerator: Accelerator, settings: TrainingSettings) -> Layout:
     """This process's part of a step."""
     return Layout(settings.batch_size, settings.accumulation, accelerator.num_processes, accelerator.process_index)
+
+
+def shard_at_root(model: nn.Module, accelerator: Accelerator) -> None:
+    """FSDP2 with one unit, the whole model: its parts are read, not called, so that units of their own stay sharded.
+
+    Accelerate would give embeddings and final norm units of their own, whatever the wrapping policy; a model that is
+    sharded already it takes as it is.
+    """
+    if not isinstance(model, FSDPModule):
+        plugin = accelerator.state.fsdp_plugin
+        fully_shard(
+            model.to(accelerator.device),
+            reshard_after_forward=plugin.reshard_after_forward,
+            mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+            offload_policy=plugin.cpu_offload,
+        )
 
 
 @contextlib.contextmanager

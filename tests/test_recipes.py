@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from transformers import AutoModelForImageClassification, pipeline
 
 from modeling_lingene import recipes
-from modeling_lingene.augmentation import shift
 from modeling_lingene.recipes import RECIPES, quickstart
 from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import TrainingLoop
@@ -239,35 +238,6 @@ def test_training_uses_one_thread_and_gives_the_others_back(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         quickstart(tmp_path / "out")
     assert (seen, torch.get_num_threads()) == ([1], 2)
-
-
-@pytest.mark.parametrize("shape", [(400, 3, 8, 8), (400, 1, 5, 9), (400, 2, 7, 4)])
-def test_shift_moves_each_image_by_up_to_one_pixel_with_black_moving_in(shape):
-    """Against numpy: pad, then cut; every channel alike, all nine moves about equally often, rows not for columns."""
-    images = torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    before = images.clone()
-    moved = shift(images, 1, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape and torch.equal(images, before)
-    height, width = shape[2:]
-    padded = numpy.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
-    counts = numpy.zeros((3, 3), int)
-    for image, result in zip(padded, moved.numpy()):
-        moves = [
-            (down, right)
-            for down, right in product(range(3), range(3))
-            if (image[:, down : down + height, right : right + width] == result).all()
-        ]
-        assert len(moves) == 1
-        counts[moves[0]] += 1
-    assert counts.sum() == 400 and abs(counts - 400 / 9).max() < 5 * (400 / 9 * 8 / 9) ** 0.5
-
-
-def test_shift_draws_from_its_generator_alone():
-    """Resuming repeats an epoch's moves; another epoch has others."""
-    images, state = torch.randn(64, 3, 8, 8), torch.get_rng_state()
-    first, again, other = (shift(images, 1, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.slow
