@@ -1,9 +1,10 @@
 """Training states on disk: complete or absent, the newest undamaged one found again, the last few kept.
 
-OUT/checkpoints/002-0000350/       phase 2 after 350 steps: what Accelerate saves, and state.json with its digests
+OUT/checkpoints/002-000000350/       phase 2 after 350 steps: what Accelerate saves, and state.json with its digests
 OUT/.checkpoint.partial/           one that is being written
 """
 
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from .saving_lingene import file_sha256
 
 
 STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
-CHECKPOINT = re.compile(r"\d{3}-\d{7}")
+CHECKPOINT = re.compile(r"\d{3}-\d{9}")
 
 
 class Checkpoints:
@@ -72,12 +73,15 @@ class Checkpoints:
             files = [path for path in sorted(self.staging.rglob("*")) if path.is_file()]
             digests = {path.relative_to(self.staging).as_posix(): file_sha256(path) for path in files}
             content = {"phase": phase, "step": step, "identity": self.identity, **state, "files": digests}
+            content["digest"] = _digest(content)
             (self.staging / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
-            target = self.folder / f"{phase:03d}-{step:07d}"
+            target = self.folder / f"{phase:03d}-{step:09d}"
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             self.staging.rename(target)
-            for old in self.complete()[: -self.keep]:
+            ours = self.complete()
+            done = ours.index(target) + 1  # what lies after it was damaged, or this step would not be new
+            for old in ours[done:] + ours[: max(0, done - self.keep)]:
                 shutil.rmtree(old)
         wait()
 
@@ -96,10 +100,13 @@ class Checkpoints:
         for folder in reversed(self.complete()):
             try:
                 state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+                whole = state.pop("digest") == _digest(state)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                whole = False
+            damaged = [STATE_FILE]
+            if whole:
                 check_identity(self.out, state["identity"], self.identity)
-                damaged = [name for name, digest in state["files"].items() if file_sha256(folder / name) != digest]
-            except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
-                damaged = [STATE_FILE]
+                damaged = [name for name, digest in state["files"].items() if not _is_whole(folder / name, digest)]
             if not damaged:
                 return {**state, "folder": str(folder)}
             warnings.warn(
@@ -111,6 +118,17 @@ class Checkpoints:
     def clear_staging(self) -> None:
         """Remove what a killed run left half written."""
         shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def _digest(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        return file_sha256(path) == digest
+    except OSError:
+        return False
 
 
 def check_identity(folder: Path, stored: dict, asked: dict) -> None:

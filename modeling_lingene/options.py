@@ -5,6 +5,7 @@ The words are the fields' names with dashes; what is not given stays as the reci
 
 import argparse
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -82,8 +83,8 @@ def _add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> Non
 
 def described(settings: type) -> dict[str, str]:
     """The text of every field in the `Args:` of a docstring; `a, b: text` describes both."""
-    lines = (settings.__doc__ or "").split("Args:", 1)[1].split("Raises:")[0]
-    entries = re.findall(r"^ {8}(\w+(?:, \w+)*): (.*(?:\n {12}.*)*)", lines, re.MULTILINE)
+    lines = inspect.cleandoc(settings.__doc__ or "").split("Args:", 1)[1].split("Raises:")[0]
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", lines, re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 

@@ -31,6 +31,10 @@ from .training import TrainingLoop, TrainingSettings, make_accelerator
 OURS = {"checkpoints", "bundle", "best", "log", "sizes.png", STAGING}
 
 
+LOWEST = {"hidden_size": 1, "num_attention_heads": 1, "patch_size": 1, "depth": 1, "intermediate_size": 0}
+LOWEST |= {"image_size": 0, "num_components": 0, "start_degree": -1}
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """The network at full size, and the components it is made of.
@@ -66,6 +70,15 @@ class ModelSettings:
     degree_weight: float = 0.0
     depth_map: str = ""
     dropout: float = 0.0
+
+    def __post_init__(self):
+        for name, low in LOWEST.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"`{name}` must be an integer of at least {low}, got {getattr(self, name)!r}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be from 0 to below 1, got {self.dropout!r}.")
+        if not abs(self.degree_weight) < float("inf"):
+            raise ValueError(f"`degree_weight` must be a number, got {self.degree_weight!r}.")
 
     def config(self, images: LabelledImages, depths: tuple[int, ...]) -> LinGeneConfig:
         """For the classes and, where no size is given, the size of these images."""
@@ -112,6 +125,10 @@ class Recipe:
     teacher: str = ""
     cache_teacher: bool = False
     workers: int = 4
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError(f"`workers` must be an integer of at least 0, got {self.workers!r}.")
 
     def identity(self, processes: int = 1) -> dict:
         """What makes this run another run than its neighbour, flat, as JSON takes it."""

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForImageClassification
@@ -110,21 +111,41 @@ def _from_timm(name: str) -> tuple:
     try:
         model = timm.create_model(name.removeprefix("timm:"), pretrained=True)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        raise ValueError(f"`teacher` {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
     data: dict[str, Any] = timm.data.resolve_model_data_config(model)
     return model, model.num_classes, None, tuple(data["input_size"][1:]), list(data["mean"]), list(data["std"])
 
 
-def _from_transformers(
-    name: str,
-) -> tuple[nn.Module, int, list[str], tuple[int, int] | None, list[float], list[float]]:
+def _from_transformers(name: str) -> tuple:
+    """Model, number of classes, their names, (h, w), mean, standard deviation."""
     path = os.path.expanduser(name)
     try:
-        model = AutoModelForImageClassification.from_pretrained(path)
+        model, told = AutoModelForImageClassification.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
         processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`teacher` {name} cannot be loaded: {str(error).splitlines()[0]}") from None
-    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else processor.size
-    size = (size["height"], size["width"]) if size and "height" in size else None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
+    if told["missing_keys"]:
+        raise ValueError(f"`teacher` {name} has no trained {', '.join(sorted(told['missing_keys']))}.")
     names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    return model, model.config.num_labels, names, size, list(processor.image_mean), list(processor.image_std)
+    return model, model.config.num_labels, names, *_preprocessing(name, processor.to_dict())
+
+
+def _preprocessing(name: str, said: dict) -> tuple:
+    """(h, w), mean and standard deviation on pixels of 0..1, of an image processor's fields."""
+    if said.get("do_flip_channel_order") or said.get("rescale_offset"):
+        raise ValueError(
+            f"`teacher` {name} flips channels or shifts pixels; only resize, rescale, normalise are known."
+        )
+    size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    if size and "shortest_edge" in size:
+        size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+    size = (size["height"], size["width"]) if size and size.get("height") else None
+    scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
+    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
+    return size, [value / scale for value in mean], [value / scale for value in std]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -193,7 +193,8 @@ class TrainingLoop:
         """
         state = self._resume()
         if self.settings.activation_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            enable = getattr(self.model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+            (enable or self.model.gradient_checkpointing_enable)()
         if self.settings.tracker != "none" and self.checkpoints is not None:
             self.accelerator.init_trackers("log")
         per_phase = self.settings.epochs * self.steps_per_epoch

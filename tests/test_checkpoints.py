@@ -37,7 +37,7 @@ def save(checkpoints: Checkpoints, phase: int, step: int, wait=lambda: None, mai
             (folder / name).write_bytes(content(name, phase, step))
 
     checkpoints.save(phase, step, {"best": None, **state}, write, main, wait)
-    return checkpoints.folder / f"{phase:03d}-{step:07d}"
+    return checkpoints.folder / f"{phase:03d}-{step:09d}"
 
 
 def found(checkpoints: Checkpoints) -> tuple[int, int] | None:
@@ -83,7 +83,7 @@ def test_only_the_newest_are_kept_in_the_order_of_phases_and_steps(tmp_path, kee
     order = [(0, 2), (0, 9), (0, 10), (0, 1000), (1, 2), (1, 11), (10, 1)]
     for count, (phase, step) in enumerate(order, 1):
         save(checkpoints, phase, step)
-        kept = [f"{phase:03d}-{step:07d}" for phase, step in order[max(0, count - keep) : count]]
+        kept = [f"{phase:03d}-{step:09d}" for phase, step in order[max(0, count - keep) : count]]
         assert names(checkpoints.folder) == kept == [path.name for path in checkpoints.complete()]
         assert found(checkpoints) == (phase, step)
 
@@ -127,7 +127,7 @@ def test_a_crash_while_saving_leaves_what_was_there_and_no_part_of_the_new_one(t
     assert found(again) == (0, 6)
     again.clear_staging()
     save(again, 0, 9)
-    assert names(tmp_path) == ["checkpoints"] and names(again.folder) == ["000-0000006", "000-0000009"]
+    assert names(tmp_path) == ["checkpoints"] and names(again.folder) == ["000-000000006", "000-000000009"]
 
 
 def test_every_process_writes_and_only_the_main_one_touches_names(tmp_path):
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_with_its_file(tmp_path, d
     damage(folder / name)
     with pytest.warns(UserWarning) as told:
         state = checkpoints.newest()
-    assert (state["phase"], state["step"], Path(state["folder"]).name) == (0, 3, "000-0000003")
+    assert (state["phase"], state["step"], Path(state["folder"]).name) == (0, 3, "000-000000003")
     (message,) = (str(warning.message) for warning in told)
     assert str(folder) in message and Path(name).name in message
 
@@ -284,9 +284,9 @@ def test_other_names_are_no_checkpoints_and_stay(tmp_path, recwarn, name):
     before = tree(checkpoints.folder / name)
     for step in (6, 9):
         save(checkpoints, 0, step)
-        assert [path.name for path in checkpoints.complete()] == [f"000-000000{step}"]
+        assert [path.name for path in checkpoints.complete()] == [f"000-00000000{step}"]
         assert found(checkpoints) == (0, step)
-    assert names(checkpoints.folder) == sorted(["000-0000009", "file", name])
+    assert names(checkpoints.folder) == sorted(["000-000000009", "file", name])
     assert tree(checkpoints.folder / name) == before and not recwarn.list
 
 

@@ -401,10 +401,10 @@ def test_a_quickstart_that_is_killed_and_then_asked_to_stop_goes_on_to_the_end(t
     (tmp_path / "away").mkdir()
     command, checkpoints = ("quickstart", "--epochs", "3", "--out", "../out"), tmp_path / "out" / "checkpoints"
     killed = process(*command, folder=tmp_path / "away")
-    stop(killed, signal.SIGKILL, checkpoints / "000-0000011")
+    stop(killed, signal.SIGKILL, checkpoints / "000-000000011")
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out" / "results.json").exists()
     interrupted = process(*command, folder=tmp_path / "away")
-    said = stop(interrupted, signal.SIGTERM, checkpoints / "001-0000011")
+    said = stop(interrupted, signal.SIGTERM, checkpoints / "001-000000011")
     assert interrupted.returncode == 130 and "Traceback" not in said
     assert said.splitlines()[-1] == "lingene quickstart: interrupted. Run the same command again to go on."
     assert first_bar(said) >= 11

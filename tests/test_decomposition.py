@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification
+from modeling_lingene import LinGeneForImageClassification, modeling_lingene
 from modeling_lingene.decomposition import DecompositionSettings
 from modeling_lingene.decomposition import phases as phases_of
 from modeling_lingene.training import Phase, TrainingLoop, TrainingSettings
@@ -221,3 +221,161 @@ def test_the_depths_are_drawn_from_the_generator_that_is_given():
     state = torch.get_rng_state()
     assert drawn(phase, 50) == drawn(phase, 50)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("fields", CONFIGS, ids=["stable", "paper"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "activation checkpointing"])
+def test_held_components_give_the_same_function_and_gradients_and_are_recomposed_once(
+    fields, checkpointing, monkeypatch
+):
+    """Incremental training spends no time, and keeps no gradient, for what is frozen; nor does it change anything."""
+    model, plain = helpers.tiny_model(helpers.tiny_config(**fields)), helpers.tiny_model(helpers.tiny_config(**fields))
+    for one in (model, plain):
+        one.train()
+        for name, parameter in one.named_parameters():
+            parameter.requires_grad_(not name.startswith(("components.0.", "components.1.", "components.2.")))
+        if checkpointing:
+            one.gradient_checkpointing_enable()
+    stacked, original = [], modeling_lingene.recompose
+    monkeypatch.setattr(
+        modeling_lingene, "recompose", lambda parts, *rest: stacked.append(len(parts)) or original(parts, *rest)
+    )
+    losses = []
+    with model.holding(3):
+        for _ in range(3):
+            stacked.clear()
+            losses.append(functional.cross_entropy(model(BATCH["pixel_values"]).logits, BATCH["labels"]))
+            losses[-1].backward()
+            held = set(stacked)
+    assert held == {2}  # the two that train; in the first call also the three that are held
+    for _ in range(3):
+        loss = functional.cross_entropy(plain(BATCH["pixel_values"]).logits, BATCH["labels"])
+        loss.backward()
+    assert torch.allclose(torch.stack(losses), loss.expand(3), atol=1e-5)
+    for (name, one), other in zip(model.named_parameters(), plain.parameters()):
+        if one.requires_grad:
+            assert torch.allclose(one.grad, other.grad, atol=1e-4 * float(other.grad.abs().max()) + 1e-6), name
+        else:
+            assert one.grad is None, name
+
+
+def test_holding_ends_with_its_block_and_fewer_components_than_held_are_recomposed_as_ever():
+    """A prefix that is measured in between must not get the held ones, nor anything stale afterwards."""
+    model, pixels = helpers.tiny_model(), helpers.images(4)
+    with torch.no_grad():
+        expected = [model(pixels, num_components=k, depth=d).logits for k in (1, 3, 5) for d in (3, 6)]
+        with model.holding(3):
+            inside = [model(pixels, num_components=k, depth=d).logits for k in (1, 3, 5) for d in (3, 6)]
+        model.components[0].mlp.fc1.weight.add_(1.0)
+        after = model(pixels).logits
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(inside, expected))
+    assert not torch.allclose(after, expected[-1], atol=1e-3)
+
+
+def elastic_sizes(steps: int, **options) -> list[list[tuple[int, int]]]:
+    """The (depth, components) of every network of so many steps of the elastic schedule."""
+    model, seen = fresh(), []
+    (phase,) = phases_of(model, DecompositionSettings("elastic", **options))
+    assert phase.sampled and all(phase.trainable(name) for name in names_of(5))
+
+    def forward(pixel_values, depth, num_components):
+        seen[-1].append((depth, num_components))
+        return SimpleNamespace(logits=torch.zeros(len(pixel_values), 7))
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        seen.append([])
+        phase.forward(forward, {name: value[:1] for name, value in BATCH.items()}, generator)
+    return seen
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
+def test_one_network_per_step_is_the_full_one_so_often_and_else_every_smaller_number_alike(share):
+    """Within five standard deviations of 4,000 draws."""
+    steps = 4000
+    counts = Counter(count for ((_, count),) in elastic_sizes(steps, full_share=share))
+    shares = {5: share, **{count: (1 - share) / 4 for count in range(1, 5)}}
+    for count, expected in shares.items():
+        assert abs(counts[count] - expected * steps) <= 5 * (steps * expected * (1 - expected)) ** 0.5, counts
+
+
+def test_a_sandwich_is_the_full_network_and_a_smaller_one_of_the_same_depth():
+    """With depths to draw, both of a step have the same."""
+    sizes = elastic_sizes(300, sampling="sandwich", depths=(3, 4))
+    assert all(len(step) == 2 and step[0][1] == 5 and 1 <= step[1][1] < 5 for step in sizes)
+    assert all(one[0] == other[0] for one, other in sizes)
+    assert {step[1] for step in sizes} == {(depth, count) for depth in (3, 4, 6) for count in (1, 2, 3, 4)}
+
+
+def test_the_small_network_of_a_sandwich_learns_from_the_labels_and_from_the_full_one():
+    """Written out with torch: CE of both, and KL(full || small) in which the full one gets no gradient."""
+    model = helpers.tiny_model()
+    (phase,) = phases_of(model, DecompositionSettings("elastic", sampling="sandwich"))
+    generator = torch.Generator().manual_seed(3)
+    fewer = int(torch.randint(1, 5, (), generator=torch.Generator().manual_seed(3)))
+    loss = phase.forward(model, BATCH, generator)
+    full, small = (model(BATCH["pixel_values"], num_components=count).logits for count in (5, fewer))
+    target = functional.softmax(full, -1).detach()
+    divergence = (target * (target.log() - functional.log_softmax(small, -1))).sum() / len(target)
+    expected = functional.cross_entropy(full, BATCH["labels"]) + functional.cross_entropy(small, BATCH["labels"])
+    assert torch.allclose(loss, expected + divergence, atol=1e-5)
+    gradients = [torch.autograd.grad(value, model.classifier.weight)[0] for value in (loss, expected + divergence)]
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "elastic"])
+def test_one_phase_trains_everything_from_where_the_model_is(schedule):
+    """Nothing is zeroed: a bundle may be trained further."""
+    model = helpers.tiny_model()
+    before = weights(model)
+    (phase,) = phases_of(model, DecompositionSettings(schedule))
+    assert same_weights(model, before) and phase.size == {"num_components": 5}
+    TrainingLoop(model, IMAGES, SETTINGS).fit([phase])
+    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert changed | KEY_BIASES == set(before) | KEY_BIASES
+
+
+def same_weights(model, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_what_is_outside_the_blocks_may_stop_after_the_first_phase():
+    """The paper does not say; the smaller networks that are done then stay as they were."""
+    model = fresh()
+    todo = phases_of(model, DecompositionSettings("incremental", totals=TOTALS, freeze_outside=True))
+    for index, phase in enumerate(todo):
+        assert phase.trainable("embeddings.cls_token") is (index == 0)
+        before = weights(model)
+        train(model, phase)
+        if index:
+            assert all(
+                torch.equal(value, before[name])
+                for name, value in weights(model).items()
+                if component_of(name) is None
+            )
+
+
+def test_new_components_may_start_at_random():
+    """An option, because the paper does not say that they start at zero."""
+    model = fresh()
+    before = weights(model)
+    phases_of(model, DecompositionSettings("incremental", totals=TOTALS, new_components="random"))
+    assert same_weights(model, before)
+
+
+@pytest.mark.parametrize("components, expected", [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
+def test_without_totals_components_double_up_to_all(components, expected):
+    """The paper's 1, 2, 4, 8, 12."""
+    assert DecompositionSettings().prefixes(components) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"schedule": "incrementel"}, {"sampling": "two"}, {"new_components": "ones"}, {"full_share": 1.5}],
+    ids=lambda changes: str(*changes),
+)
+def test_settings_that_cannot_be_met_are_refused_by_name(changes):
+    """With the words there are."""
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=rf"`{name}` must be .*{value}"):
+        DecompositionSettings(**changes)

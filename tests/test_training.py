@@ -7,9 +7,13 @@ The loop does not care what it trains, so that most tests train one linear layer
 
 import dataclasses
 import gc
+import importlib.util
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -22,7 +26,8 @@ import helpers
 from modeling_lingene.augmentation import Augmentation
 from modeling_lingene.decomposition import DecompositionSettings
 from modeling_lingene.decomposition import phases as phases_of
-from modeling_lingene.training import Phase, TrainingLoop, TrainingSettings, decayed_groups, warmup_cosine
+from modeling_lingene.loaders import Layout
+from modeling_lingene.training import Interrupted, Phase, TrainingLoop, TrainingSettings, decayed_groups, warmup_cosine
 
 
 IMAGES = helpers.source(14)
@@ -169,7 +174,7 @@ def test_a_resumed_run_does_not_depend_on_the_global_random_state(whole_bundle, 
 def complete(folder: Path) -> bool:
     """Whether every checkpoint has its state and reads as one of a run that can go on."""
     states = [json.loads((path / "state.json").read_text()) for path in (folder / "checkpoints").glob("*")]
-    names = [f"{state['phase']:03d}-{state['step']:07d}" for state in states]
+    names = [f"{state['phase']:03d}-{state['step']:09d}" for state in states]
     files = [{file.name for file in path.iterdir()} for path in (folder / "checkpoints").glob("*")]
     return sorted(names) == kept(folder) and all(files) and len({frozenset(names) for names in files}) <= 1
 
@@ -230,7 +235,7 @@ def test_a_crash_while_saving_leaves_complete_checkpoints_and_the_run_goes_on(
     model = linear()
     TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())
     assert same(weights(model), uninterrupted)
-    assert complete(tmp_path) and kept(tmp_path)[-2:] == ["000-0000006", "000-0000009"]
+    assert complete(tmp_path) and kept(tmp_path)[-2:] == ["000-000000006", "000-000000009"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
 
 
@@ -248,7 +253,7 @@ def test_a_crash_while_dropping_an_old_checkpoint_does_not_stop_the_next_run(uni
         patched.setattr(shutil, "rmtree", rmtree)
         with pytest.raises(Crash):
             TrainingLoop(linear(), IMAGES, settings(), tmp_path).fit(phases(count=2))
-    assert kept(tmp_path) == ["000-0000003", "000-0000006", "000-0000009"]
+    assert kept(tmp_path) == ["000-000000003", "000-000000006", "000-000000009"]
     model = linear()
     TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())
     assert same(weights(model), uninterrupted)
@@ -262,7 +267,11 @@ def test_what_is_not_ours_among_the_checkpoints_is_passed_over_and_left_alone(un
     for _ in range(2):
         TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())
         assert same(weights(model), uninterrupted)
-    assert set(path.name for path in (tmp_path / "checkpoints").iterdir()) == {foreign, "000-0000006", "000-0000009"}
+    assert set(path.name for path in (tmp_path / "checkpoints").iterdir()) == {
+        foreign,
+        "000-000000006",
+        "000-000000009",
+    }
 
 
 def test_leftovers_of_staging_are_cleaned_and_never_become_part_of_a_checkpoint(tmp_path):
@@ -270,7 +279,7 @@ def test_leftovers_of_staging_are_cleaned_and_never_become_part_of_a_checkpoint(
     (tmp_path / ".checkpoint.partial").mkdir()
     (tmp_path / ".checkpoint.partial" / "optimizer_9.bin").write_bytes(b"of another run")
     TrainingLoop(linear(), IMAGES, settings(epochs=1), tmp_path).fit(phases())
-    assert kept(tmp_path) == ["000-0000003"]
+    assert kept(tmp_path) == ["000-000000003"]
     assert not list(tmp_path.rglob("optimizer_9.bin")) and not (tmp_path / ".checkpoint.partial").exists()
 
 
@@ -282,13 +291,13 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     )
     assert seen[::STEPS] == [
         [],
-        ["000-0000003"],
-        ["000-0000003", "000-0000006"],
-        ["000-0000006", "000-0000009"],
-        ["000-0000009", "001-0000003"],
-        ["001-0000003", "001-0000006"],
+        ["000-000000003"],
+        ["000-000000003", "000-000000006"],
+        ["000-000000006", "000-000000009"],
+        ["000-000000009", "001-000000003"],
+        ["001-000000003", "001-000000006"],
     ]
-    assert kept(tmp_path) == ["001-0000006", "001-0000009"]
+    assert kept(tmp_path) == ["001-000000006", "001-000000009"]
 
 
 def test_no_folder_means_no_file(tmp_path, monkeypatch):
@@ -342,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints_befor
 
     with pytest.raises(ValueError, match=r"(nan|inf).*`learning_rate` 0\.01"):
         TrainingLoop(linear(), IMAGES, settings(), tmp_path).fit(phases(forward))
-    assert kept(tmp_path) == ["000-0000003"]
+    assert kept(tmp_path) == ["000-000000003"]
     model = linear()
     TrainingLoop(model, IMAGES, settings(), tmp_path).fit(phases())  # as if the fault had been elsewhere
     assert same(weights(model), uninterrupted)
@@ -495,3 +504,209 @@ def test_a_step_of_more_images_than_there_are_is_refused():
     """An epoch of no step would divide by zero at its end."""
     with pytest.raises(ValueError, match="`batch_size` 15 makes 15 images a step, and there are 14"):
         TrainingLoop(linear(), IMAGES, settings(batch_size=15))
+
+
+def train_varied(folder: Path | None, signals: tuple[int, ...] = (), **changes) -> tuple[dict, list[dict], int]:
+    """Two phases of a tiny bundle with dropout, crop, accumulation and averaging; asked to stop in those steps."""
+    torch.manual_seed(0)
+    model = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=2, hidden_dropout_prob=0.2))
+    todo = phases_of(model, DecompositionSettings(totals=(1, 2)))
+    varied = settings(**{"batch_size": 2, "accumulation": 2, "ema": 0.5, "evaluate_every": 1, **changes})
+    images = helpers.source(14, Augmentation(crop_padding=2, flip=True))
+    loop = TrainingLoop(model, images, varied, folder, held_out=helpers.source(9, seed=1))
+    take, steps = loop._step, []
+
+    def step(run, parts):
+        if len(steps) in signals:
+            os.kill(os.getpid(), signal.SIGINT)
+        steps.append(None)
+        return take(run, parts)
+
+    loop._step = step
+    if signals:
+        with pytest.raises(Interrupted):
+            loop.fit(todo)
+    else:
+        loop.fit(todo)
+    return weights(model), loop.history, len(steps)
+
+
+@pytest.fixture(scope="module")
+def whole_varied() -> tuple[dict, list[dict], int]:
+    torch.set_num_threads(1)
+    return train_varied(None)
+
+
+@pytest.mark.parametrize("stops", [[0], [1], [4], [8], [9], [13], [2, 3, 6]])
+def test_a_run_asked_to_stop_after_any_step_goes_on_bit_by_bit(whole_varied, tmp_path, stops):
+    """Within an epoch too: dropout, order, crops, accumulated parts, averages and the losses of the history."""
+    before = signal.getsignal(signal.SIGINT)
+    done = 0
+    for stop in stops:
+        done += train_varied(tmp_path, (stop,))[2]
+        assert done == sum(stops[: stops.index(stop) + 1]) + stops.index(stop) + 1  # the step is finished, no other
+        assert signal.getsignal(signal.SIGINT) is before
+    resumed, history, steps = train_varied(tmp_path)
+    assert done + steps == whole_varied[2] == 18
+    assert same(resumed, whole_varied[0])
+    for row, twin in zip(history, whole_varied[1], strict=True):
+        named = ("phase", "epoch", "loss", "accuracy", "learning_rate")
+        assert [row[name] for name in named] == [twin[name] for name in named]
+
+
+@pytest.mark.parametrize(
+    "every, names", [(1, ["001-000000008", "001-000000009"]), (4, ["001-000000008", "001-000000009"])]
+)
+def test_checkpoints_may_come_every_few_steps_and_do_not_change_the_run(whole_varied, tmp_path, every, names):
+    """An epoch of a large set is a day; a phase's end is kept in any case."""
+    trained, *_ = train_varied(tmp_path, checkpoint_every=every)
+    assert same(trained, whole_varied[0]) and kept(tmp_path) == names
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_aloud_and_the_run_ends_the_same(whole_varied, tmp_path):
+    """A disk that loses bits, a copy that was cut: the one before carries the run."""
+    train_varied(tmp_path, (5,), checkpoint_every=1)
+    weights_file = tmp_path / "checkpoints" / "000-000000006" / "model.safetensors"
+    content = bytearray(weights_file.read_bytes())
+    content[-1] ^= 1
+    weights_file.write_bytes(content)
+    with pytest.warns(UserWarning, match="000-000000006 is damaged .model.safetensors.*the one before"):
+        resumed, _, steps = train_varied(tmp_path, checkpoint_every=1)
+    assert steps == 18 - 5 and same(resumed, whole_varied[0])
+
+
+def test_the_average_is_the_result_and_what_is_evaluated(tmp_path):
+    """Against the recursion written out: m = d m + (1 - d) w after every step, from the first weights seen."""
+    model, seen = linear(), []
+    loop = TrainingLoop(model, IMAGES, settings(ema=0.75, epochs=1))
+    take = loop._step
+
+    def step(run, parts):
+        loss = take(run, parts)
+        seen.append(weights(run.model))
+        return loss
+
+    loop._step = step
+    loop.fit(phases())
+    expected = seen[0]
+    for later in seen[1:]:
+        expected = {name: 0.75 * mean + 0.25 * later[name] for name, mean in expected.items()}
+    assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in weights(model).items())
+    assert not same(weights(model), seen[-1])
+
+
+class Classifier(nn.Module):
+    """A linear layer with transformers' face, for evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3 * 16 * 16, 7)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.linear(pixel_values.flatten(1)))
+
+
+def test_the_history_has_a_row_per_epoch_and_the_best_state_is_given_with_its_accuracy():
+    """Against counting by hand in the moment that the best is given."""
+    model, held_out, given = Classifier(), helpers.source(20, seed=1), []
+
+    def count(state):
+        (batch,) = held_out.in_order(Layout(20))
+        logits = functional.linear(batch["pixel_values"].flatten(1), state["linear.weight"], state["linear.bias"])
+        given.append((logits.argmax(-1) == batch["labels"]).float().mean().item())
+
+    def forward(model, batch, generator):
+        return functional.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"])
+
+    loop = TrainingLoop(model, IMAGES, settings(epochs=8), held_out=held_out, on_best=count)
+    history = loop.fit(phases(forward, count=2))
+    assert [(row["phase"], row["epoch"]) for row in history] == [
+        (f"phase {p}", e + 1) for p in (0, 1) for e in range(8)
+    ]
+    accuracies = [row["accuracy"] for row in history]
+    records = [a for i, a in enumerate(accuracies) if a > max(accuracies[:i], default=-1)]
+    assert given == pytest.approx(records) and loop.best == max(accuracies)
+    assert all(row["images_per_second"] > 0 and row["learning_rate"] >= 0 for row in history)
+
+
+def test_the_loss_of_the_history_is_the_mean_over_the_steps_of_the_epoch():
+    """Not the last one's."""
+    losses = []
+
+    def forward(model, batch, generator):
+        loss = cross_entropy(model, batch, generator)
+        losses.append(loss.item())
+        return loss
+
+    history = TrainingLoop(linear(), IMAGES, settings()).fit(phases(forward))
+    means = [sum(losses[start : start + STEPS]) / STEPS for start in range(0, len(losses), STEPS)]
+    assert [row["loss"] for row in history] == pytest.approx(means)
+
+
+def test_a_teacher_is_asked_for_every_batch_and_its_logits_reach_the_phase():
+    """It sees what the student sees."""
+    asked = []
+
+    def teacher(batch):
+        asked.append(batch["index"])
+        return batch["pixel_values"].mean((1, 2, 3))[:, None].expand(-1, 7)
+
+    def forward(model, batch, generator):
+        assert torch.equal(batch["teacher_logits"], teacher(batch))
+        return cross_entropy(model, batch, generator)
+
+    TrainingLoop(linear(), IMAGES, settings(epochs=1), teacher=teacher).fit(phases(forward))
+    assert len(asked) == 2 * STEPS
+
+
+@pytest.mark.parametrize("changes", [{"compile": True}, {"activation_checkpointing": True}])
+def test_options_that_change_the_work_do_not_change_what_is_learned(whole_bundle, changes):
+    """Compiled, or with activations recomputed: the same steps up to rounding."""
+    torch.manual_seed(0)
+    model = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=4))
+    todo = phases_of(model, DecompositionSettings(totals=(1, 2, 4)))
+    images = helpers.source(14)
+    TrainingLoop(model, images, settings(epochs=1, **changes)).fit(todo)
+    torch.manual_seed(0)
+    plain = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=4))
+    TrainingLoop(plain, images, settings(epochs=1)).fit(phases_of(plain, DecompositionSettings(totals=(1, 2, 4))))
+    one, other = weights(model), weights(plain)
+    assert all(torch.allclose(one[n], other[n], atol=2e-3) for n in one if not n.endswith("key.bias"))
+
+
+def test_tensorboard_gets_loss_and_learning_rate(tmp_path):
+    """Where people look while a run goes."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    TrainingLoop(linear(), IMAGES, settings(tracker="tensorboard"), tmp_path).fit(phases())
+    events = EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    assert {"loss", "learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [3, 6, 9]
+
+
+@pytest.mark.parametrize("name", ["tensorbord", "wandb"])
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused_before_training(tmp_path, name):
+    """After hours nobody wants to learn that nothing was logged."""
+    if name == "wandb" and importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    with pytest.raises(ValueError, match=f"`tracker`.*{name}"):
+        TrainingLoop(linear(), IMAGES, settings(tracker=name), tmp_path)
+
+
+def test_a_disk_that_fills_up_keeps_the_checkpoints_before_and_says_where(tmp_path, monkeypatch):
+    """The error of the operating system alone names neither folder nor way out."""
+    original, calls = Accelerator.save_state, []
+
+    def save_state(accelerator, folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return original(accelerator, folder)
+
+    monkeypatch.setattr(Accelerator, "save_state", save_state)
+    with pytest.raises(OSError, match="cannot be written to .*No space left.*are kept"):
+        TrainingLoop(linear(), IMAGES, settings(), tmp_path).fit(phases())
+    assert kept(tmp_path) == ["000-000000003"]

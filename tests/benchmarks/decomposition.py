@@ -85,15 +85,21 @@ ROWS = {
     "elastic, half the epochs": {"schedule": "elastic", "epochs": 0.5},
     "elastic, paper": {"schedule": "elastic", "preset": "paper"},
     "elastic, degree weight 1": {"schedule": "elastic", "degree_weight": 1.0},
+    "elastic, degree weight 1, half the epochs": {"schedule": "elastic", "degree_weight": 1.0, "epochs": 0.5},
+    "elastic, degree weight 2": {"schedule": "elastic", "degree_weight": 2.0},
+    "elastic, paper, degree weight 1": {"schedule": "elastic", "preset": "paper", "degree_weight": 1.0},
+    "elastic, degree weight 1, seed 1": {"schedule": "elastic", "degree_weight": 1.0, "seed": 1},
+    "incremental, degree weight 1": {"schedule": "incremental", "degree_weight": 1.0},
+    "incremental, seed 1": {"schedule": "incremental", "seed": 1},
     "elastic, sandwich": {"schedule": "elastic", "sampling": "sandwich", "epochs": 0.5},
 }
 
 
 def recipe_of(name: str, data: str, scale: Scale, teacher: Path) -> Recipe:
     changes = dict(ROWS[name])
-    share = changes.pop("epochs", 1)
+    share, seed = changes.pop("epochs", 1), changes.pop("seed", scale.training.seed)
     phases = 1 if changes.get("schedule") == "incremental" else len(scale.totals)
-    training = dataclasses.replace(scale.training, epochs=round(share * phases * scale.training.epochs))
+    training = dataclasses.replace(scale.training, epochs=round(share * phases * scale.training.epochs), seed=seed)
     fields = {field.name for field in dataclasses.fields(ModelSettings)}
     model = dataclasses.replace(scale.model, **{key: value for key, value in changes.items() if key in fields})
     steps = {key: value for key, value in changes.items() if key not in fields}
