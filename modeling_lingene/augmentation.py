@@ -73,6 +73,7 @@ class Augmentation:
         return pixels
 
 
+BILINEAR = 2  # as image processors of ViTs resize
 AUGMENTATIONS = {
     "none": {},
     "shift": {"crop_padding": 1},
@@ -135,20 +136,28 @@ def picture_transform(augmentation: Augmentation, size: tuple[int, int]) -> Call
     Draws from the global random states of Python, numpy and torch.
     """
     height, width = size
-    vary = require("timm.data.transforms_factory", "timm").create_transform(
+    vary = require("timm.data.transforms_factory", "timm").transforms_imagenet_train(
         size,
-        is_training=True,
         scale=(0.08, 1.0) if augmentation.resized_crop else (1.0, 1.0),
         ratio=(3 / 4, 4 / 3) if augmentation.resized_crop else (width / height, width / height),
         hflip=0.0,  # on the batch, like crop by padding and erasing
         color_jitter=augmentation.color_jitter or None,
+        force_color_jitter=True,  # beside RandAugment too
         auto_augment=augmentation.rand_augment or None,
         interpolation="bicubic",
         re_prob=0.0,
         normalize=False,
     )
 
-    def transform(picture: Any) -> torch.Tensor:
-        return vary(picture if augmentation.resized_crop else picture.resize((width, height)))
+    return _PictureTransform(vary, None if augmentation.resized_crop else (width, height))
 
-    return transform
+
+@dataclass(frozen=True)
+class _PictureTransform:
+    """A class and no closure: it is pickled where worker processes are not forked."""
+
+    vary: Callable
+    resized: tuple[int, int] | None
+
+    def __call__(self, picture: Any) -> torch.Tensor:
+        return self.vary(picture.resize(self.resized, BILINEAR) if self.resized else picture)

@@ -99,11 +99,14 @@ class _Source:
         """uint8 (b, 3, h, w) on the device -> augmented, normalised, mixed."""
         pixels = self.augmentation.on_batch(pixels, torch.Generator().manual_seed(seed))
         values = (pixels.float() / 255 - self.mean) / self.std
-        if self._mix or self._erase:
-            set_seed(seed)
         if self._erase:
+            set_seed(derived_seed(seed, "erase"))
             values = self._erase(values)
+        return self._mixed(values, labels, seed)
+
+    def _mixed(self, values: torch.Tensor, labels: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
         if self._mix:
+            set_seed(derived_seed(seed, "mix"))
             values, labels = self._mix(values, labels)
         return {"pixel_values": values, "labels": labels}
 
@@ -169,10 +172,8 @@ class PictureImages(_Source):
     ):
         super().__init__(images, processor, augmentation, device)
         self.workers, self._unreadable = workers, {}
-        size = (processor.size["height"], processor.size["width"])
-        vary = picture_transform(augmentation, size) if augmentation.one_by_one else None
-        resize = functools.partial(processor, do_rescale=False, do_normalize=False, return_tensors="pt")
-        self._varied, self._plain = _Pictures(images, resize, vary), _Pictures(images, resize, None)
+        self._varied = _Pictures(images, PictureMaker.of(processor, augmentation))
+        self._plain = _Pictures(images, PictureMaker.of(processor, Augmentation()))
 
     def batches(self, seed: str, layout: Layout, first: int = 0) -> Iterator[list[dict[str, torch.Tensor]]]:
         """As `MemoryImages.batches`; a resumed epoch decodes nothing that was seen before."""
@@ -183,11 +184,19 @@ class PictureImages(_Source):
         loaded = iter(self._load(self._varied, picks))
         for step in steps:
             seeds = [derived_seed(seed, "augment", step, layout.process, number) for number in range(len(parts))]
-            yield [self._made(next(loaded), seed) for seed in seeds]
+            yield [self._made(next(loaded), part_seed, seed) for part_seed in seeds]
 
-    def _made(self, loaded: tuple, seed: int) -> dict[str, torch.Tensor]:
+    def _made(self, loaded: tuple, seed: int, epoch_seed: str) -> dict[str, torch.Tensor]:
+        """What is left to do on the device: erasing, picture by picture, and mixing."""
         pixels, labels, index = self._readable(loaded)
-        return {**self._finish(pixels, labels, seed), "index": index}
+        if len(index) == 0:
+            raise ValueError("`batch_size` must be larger: no image of a batch decodes.")
+        values = (pixels.float() / 255 - self.mean) / self.std
+        if self._erase:
+            for value, number in zip(values, index.tolist()):
+                set_seed(derived_seed(epoch_seed, "erase", number))
+                self._erase(value)
+        return {**self._mixed(values, labels, seed), "index": index}
 
     def in_order(self, layout: Layout) -> Iterator[dict[str, torch.Tensor]]:
         """As `MemoryImages.in_order`."""
@@ -196,13 +205,15 @@ class PictureImages(_Source):
         picks = ([(index, 0) for index in mine[start : start + layout.batch_size]] for start in starts)
         for loaded in self._load(self._plain, picks):
             pixels, labels, index = self._readable(loaded)
+            if len(index) == 0:
+                continue
             yield {"pixel_values": (pixels.float() / 255 - self.mean) / self.std, "labels": labels, "index": index}
 
     def _load(self, pictures: Dataset, picks: Iterable[list[tuple[int, int]]]) -> DataLoader:
         return DataLoader(
             pictures,
             batch_sampler=picks,
-            collate_fn=_collate,
+            collate_fn=collate,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # the loader's own draw must not touch the global state
@@ -215,36 +226,55 @@ class PictureImages(_Source):
         self._unreadable |= unreadable
         shown = ", ".join(list(self._unreadable.values())[:5])
         said = f"{len(self._unreadable)} of the {len(self)} images of {self.images.name} do not decode: {shown}."
-        if len(self._unreadable) > UNREADABLE_LIMIT * len(self) or len(tensors[0]) == 0:
+        if len(self._unreadable) > UNREADABLE_LIMIT * len(self):
             raise ValueError(f"`data` must be images that decode, all but {UNREADABLE_LIMIT:.0%}; {said}")
         if known == 0 and unreadable:
             warnings.warn(f"{said} They are left out.", stacklevel=2)
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
 
-class _Pictures(Dataset):
-    """(index, seed) -> (3, h, w) uint8, label and index, or why the picture does not decode."""
+@dataclass(frozen=True)
+class PictureMaker:
+    """One picture as (3, h, w) uint8, varied from a seed of its own: whoever decodes it, it comes out the same."""
 
-    def __init__(self, images: LabelledImages, resize: Callable, vary: Callable | None):
-        self.images, self.resize, self.vary = images, resize, vary
+    resize: Callable
+    vary: Callable | None
+    augmentation: Augmentation
+
+    @classmethod
+    def of(cls, processor: Any, augmentation: Augmentation) -> "PictureMaker":
+        resize = functools.partial(processor, do_rescale=False, do_normalize=False, return_tensors="pt")
+        size = (processor.size["height"], processor.size["width"])
+        return cls(resize, picture_transform(augmentation, size) if augmentation.one_by_one else None, augmentation)
+
+    def __call__(self, images: LabelledImages, index: int, seed: int) -> tuple[torch.Tensor | None, str]:
+        """The picture at `index` and "", or None and why it does not decode."""
+        picture, problem = images.decoded(index)
+        if picture is None:
+            return None, problem
+        if self.vary is None:
+            pixels = self.resize([picture])["pixel_values"][0].to(torch.uint8)
+        else:
+            set_seed(seed)
+            pixels = self.vary(picture)
+        return self.augmentation.on_batch(pixels[None], torch.Generator().manual_seed(derived_seed(seed)))[0], ""
+
+
+class _Pictures(Dataset):
+    """(index, seed) -> picture, label, index, and why where it does not decode."""
+
+    def __init__(self, images: LabelledImages, make: PictureMaker):
+        self.images, self.make = images, make
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, pick: tuple[int, int]) -> tuple[torch.Tensor | None, int, int, str]:
-        index, seed = pick
-        picture, problem = self.images.decoded(index)
-        if picture is None:
-            return None, 0, index, problem
-        if self.vary is None:
-            pixels = self.resize([picture])["pixel_values"][0]
-        else:
-            set_seed(seed)
-            pixels = self.vary(picture)
-        return pixels.to(torch.uint8), self.images.labels[index], index, ""
+        pixels, problem = self.make(self.images, *pick)
+        return pixels, self.images.labels[pick[0]], pick[0], problem
 
 
-def _collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
+def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
     good = [item for item in items if item[0] is not None]
     pixels = torch.stack([pixels for pixels, *_ in good]) if good else torch.empty(0)
     labels, index = (torch.tensor([item[place] for item in good], dtype=torch.int64) for place in (1, 2))

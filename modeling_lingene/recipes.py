@@ -24,6 +24,7 @@ from .losses import Objective
 from .metrics import device_name, measure_sizes
 from .modeling_lingene import LinGeneForImageClassification
 from .plots import plot_sizes
+from .streams import open_stream
 from .teachers import CachedTeacher, load_teacher
 from .training import TrainingLoop, TrainingSettings, make_accelerator
 
@@ -114,6 +115,8 @@ class Recipe:
         teacher: a classifier by name (see `teachers.py`); empty for none.
         cache_teacher: ask the teacher once per image; for images that are not varied.
         workers: processes that decode, where the images are not kept in memory.
+        streaming: read the training images as they come, without downloading or indexing them first.
+        epoch_images: what counts as an epoch of a stream; 0 asks the set.
     """
 
     data: str
@@ -125,6 +128,8 @@ class Recipe:
     teacher: str = ""
     cache_teacher: bool = False
     workers: int = 4
+    streaming: bool = False
+    epoch_images: int = 0
 
     def __post_init__(self):
         if self.workers < 0:
@@ -135,6 +140,7 @@ class Recipe:
         fields = {**vars(self.model), **self.training.identity(processes), **vars(self.decomposition)}
         fields |= {**vars(self.augmentation), **vars(self.objective)}
         fields |= {"data": self.data, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
+        fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
         return json.loads(json.dumps(fields))
 
 
@@ -161,6 +167,24 @@ RECIPES = {
         workers=16,
     ),
 }
+
+
+def _sources(recipe: Recipe, device: torch.device) -> tuple:
+    """The training images as a source of batches, and the held-out ones."""
+    test = load_images(recipe.data, "test")
+    size = recipe.model.image_size
+    if recipe.streaming:
+        return open_stream(
+            recipe.data,
+            lambda height: image_processor(size or height),
+            recipe.augmentation,
+            recipe.epoch_images,
+            device,
+            recipe.workers,
+        ), test
+    train = load_images(recipe.data, "train")
+    processor = image_processor(size or train.images[0].size[1])
+    return training_images(train, processor, recipe.augmentation, device, recipe.workers), test
 
 
 def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
@@ -227,18 +251,17 @@ def decompose(
     finished = _finished(out, identity, resume)
     if finished is not None:
         return finished
-    train, test = load_images(recipe.data, "train"), load_images(recipe.data, "test")
+    source, test = _sources(recipe, accelerator.device)
+    train, processor = source.images, source.processor
     if WHOLE in (train.split, test.split):
         raise ValueError(
             f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
         )
     check_labels(test, len(train.class_names))
     config = recipe.model.config(train, recipe.decomposition.depths)
-    processor = image_processor(config.image_size)
     torch.manual_seed(recipe.training.seed)
     model = LinGeneForImageClassification(config)
     todo = phases(model, recipe.decomposition, recipe.objective)
-    source = training_images(train, processor, recipe.augmentation, accelerator.device, recipe.workers)
     teacher = None
     if recipe.teacher:
         teacher = load_teacher(recipe.teacher, source)

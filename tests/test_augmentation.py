@@ -271,7 +271,7 @@ def test_without_resized_crop_the_whole_picture_is_resized(size):
     """RandAugment of no operation: against PIL's resizing, with nothing cut off and no side changed for the other."""
     transform = picture_transform(Augmentation(rand_augment="rand-m9-n0"), size)
     for picture in (slopes(40, 30), slopes(9, 50)):
-        expected = numpy.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        expected = numpy.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         numpy.testing.assert_array_equal(transform(picture).numpy(), expected)
 
 

@@ -5,6 +5,7 @@ One quickstart of one epoch per phase serves all tests but the slow one, which r
     pytest tests/test_recipes.py
 """
 
+import dataclasses
 import json
 import shutil
 from itertools import product
@@ -17,7 +18,8 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForImageClassification, pipeline
 
-from modeling_lingene import recipes
+import helpers
+from modeling_lingene import hub, recipes
 from modeling_lingene.recipes import RECIPES, quickstart
 from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import TrainingLoop
@@ -246,3 +248,76 @@ def test_the_whole_quickstart_reaches_95_percent_at_every_depth(tmp_path):
     rows = quickstart(tmp_path / "out")
     best = {depth: max(row["accuracy"] for row in rows if row["depth"] == depth) for depth in DEPTHS}
     assert min(best.values()) >= 0.95, best
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Pictures of noise in train/ and test/, a subfolder per class."""
+    for split, count, seed in (("train", 28, 0), ("test", 14, 1)):
+        made = helpers.pictures(count, seed=seed)
+        for index, (picture, label) in enumerate(zip(made.images, made.labels)):
+            path = tmp_path / "data" / split / made.class_names[label] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    return tmp_path / "data"
+
+
+def tiny_recipe(data: Path, **changes) -> recipes.Recipe:
+    settings = recipes.TrainingSettings(epochs=1, batch_size=8, device="cpu")
+    model = recipes.ModelSettings(24, 2, intermediate_size=24, patch_size=8, depth=3)
+    return recipes.Recipe(**{"data": str(data), "model": model, "training": settings, **changes})
+
+
+@pytest.mark.parametrize("schedule", ["incremental", "simultaneous", "elastic"])
+def test_every_schedule_gives_a_bundle_with_every_prefix_measured_at_every_trained_depth(folders, tmp_path, schedule):
+    """From a folder of pictures to a folder that can be pushed, the class names with it."""
+    pytest.importorskip("datasets")
+    chosen = recipes.DecompositionSettings(schedule, totals=(1, 3), depths=(2,))
+    rows = recipes.decompose(tiny_recipe(folders, decomposition=chosen), tmp_path / "out")
+    sizes = [(row["depth"], row["num_components"]) for row in rows]
+    assert sizes == [(2, 1), (2, 3), (3, 1), (3, 3)]
+    results = read(tmp_path / "out" / "results.json")
+    assert results["sizes"] == rows == read(tmp_path / "out" / "bundle" / "sizes.json")["sizes"]
+    assert len(results["history"]) == (2 if schedule == "incremental" else 1)
+    assert all("accuracy" in row for row in results["history"]) and results["run"]["processes"] == 1
+    for name in ("bundle", "best"):
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / name, depth=2)
+        assert model.config.id2label == {index: f"class {index}" for index in range(7)}
+    assert hub.check_folder(tmp_path / "out" / "bundle").trained_depths == [2, 3]
+
+
+def test_a_run_in_the_worker_path_trains_the_same_kind_of_bundle(folders, tmp_path):
+    """RandAugment needs pictures; everything after it is the same."""
+    pytest.importorskip("timm")
+    varied = recipes.Augmentation(rand_augment="rand-m9-mstd0.5-inc1", resized_crop=True, mixup=0.8, erasing=0.5)
+    rows = recipes.decompose(tiny_recipe(folders, augmentation=varied, workers=0), tmp_path / "out")
+    assert [row["num_components"] for row in rows] == [1, 2, 3]
+
+
+def test_a_run_is_resumed_only_when_asked_and_a_finished_one_is_read_back(folders, tmp_path, monkeypatch):
+    """Without it, somebody else's run would go on under this one's name."""
+    recipe = tiny_recipe(folders)
+    rows = recipes.decompose(recipe, tmp_path / "out", resume=False)
+    with pytest.raises(ValueError, match="`out` .* is not empty; `resume`"):
+        recipes.decompose(recipe, tmp_path / "out", resume=False)
+    forbid(monkeypatch, "fit")
+    assert recipes.decompose(recipe, tmp_path / "out") == rows
+    with pytest.raises(ValueError, match=r"`out` .* patch_size \(8 there, 4 asked\)"):
+        other = dataclasses.replace(recipe.model, patch_size=4)
+        recipes.decompose(dataclasses.replace(recipe, model=other), tmp_path / "out")
+
+
+def test_data_that_is_not_divided_is_refused(folders, tmp_path):
+    """The accuracy would be of images that were trained on."""
+    with pytest.raises(ValueError, match="`data` .* must be divided into train and test"):
+        recipes.decompose(tiny_recipe(folders / "train"), tmp_path / "out")
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_every_recipe_describes_a_model_and_a_schedule_that_fit_together():
+    """Also those that nobody can run here: a misprint would show after the download of a million images."""
+    for recipe in RECIPES.values():
+        made = helpers.pictures(7, recipe.model.image_size or 8)
+        config = recipe.model.config(made, recipe.decomposition.depths)
+        assert recipe.decomposition.prefixes(config.reference_components)[-1] == config.reference_components
+        assert config.coefficients(config.size()).isfinite().all()

@@ -34,6 +34,7 @@ RANKS = {
     "augmentation": 7,
     "checkpoints": 7,
     "loaders": 8,
+    "streams": 9,
     "teachers": 9,
     "training": 9,
     "decomposition": 10,

@@ -86,6 +86,7 @@ ROWS = {
     "elastic, paper": {"schedule": "elastic", "preset": "paper"},
     "elastic, degree weight 1": {"schedule": "elastic", "degree_weight": 1.0},
     "elastic, degree weight 1, half the epochs": {"schedule": "elastic", "degree_weight": 1.0, "epochs": 0.5},
+    "elastic, degree weight 1, depths drawn": {"schedule": "elastic", "degree_weight": 1.0, "depths": True},
     "elastic, degree weight 2": {"schedule": "elastic", "degree_weight": 2.0},
     "elastic, paper, degree weight 1": {"schedule": "elastic", "preset": "paper", "degree_weight": 1.0},
     "elastic, degree weight 1, seed 1": {"schedule": "elastic", "degree_weight": 1.0, "seed": 1},
@@ -97,6 +98,8 @@ ROWS = {
 
 def recipe_of(name: str, data: str, scale: Scale, teacher: Path) -> Recipe:
     changes = dict(ROWS[name])
+    if changes.get("depths"):
+        changes["depths"] = scale.depths
     share, seed = changes.pop("epochs", 1), changes.pop("seed", scale.training.seed)
     phases = 1 if changes.get("schedule") == "incremental" else len(scale.totals)
     training = dataclasses.replace(scale.training, epochs=round(share * phases * scale.training.epochs), seed=seed)
