@@ -44,7 +44,7 @@ class DecompositionSettings:
         ValueError: an unknown word, totals that do not increase, a share outside [0, 1].
     """
 
-    schedule: str = "incremental"
+    schedule: str = "elastic"  # better at every prefix, see tests/benchmarks/results/decomposition_fashion.json
     totals: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     sampling: str = "one"

@@ -68,7 +68,7 @@ class ModelSettings:
     basis: str = "chebyshev"
     nodes: str = ""
     start_degree: int = -1
-    degree_weight: float = 0.0
+    degree_weight: float = 1.0  # for the elastic schedule; the same table
     depth_map: str = ""
     dropout: float = 0.0
 
@@ -148,20 +148,37 @@ RECIPES = {
     # A minute and a half on two CPU cores, 99 % for the best size: tests/benchmarks/results/quickstart.json.
     "digits": Recipe(
         data="digits",
-        model=ModelSettings(64, 4, intermediate_size=128, depth=6),
+        model=ModelSettings(64, 4, intermediate_size=128, depth=6, degree_weight=0.0),
         training=TrainingSettings(device="cpu", evaluate_every=0),
-        decomposition=DecompositionSettings(totals=(1, 2, 4, 6), depths=(3, 4, 6)),
+        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6)),
         augmentation=Augmentation(**AUGMENTATIONS["shift"]),
+    ),
+    # Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/results/decomposition_fashion.json has it
+    # with a teacher, its bundle is hub_cards/lingene-fashion-mnist.
+    "fashion_mnist": Recipe(
+        data="zalando-datasets/fashion_mnist",
+        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
+        training=TrainingSettings(epochs=12, device="cpu"),
+        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
+        augmentation=Augmentation(crop_padding=2, flip=True),
+    ),
+    # Never run: written for one GPU, 60 epochs a phase of an incremental run of five.
+    "tiny_imagenet_32": Recipe(
+        data="zh-plus/tiny-imagenet",
+        model=ModelSettings(192, 6, image_size=32, patch_size=4, depth=12),
+        training=TrainingSettings(epochs=300, batch_size=512, learning_rate=1e-3, precision="bf16"),
+        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 8, 12)),
+        augmentation=Augmentation(**AUGMENTATIONS["mixed"]),
     ),
     # LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; 83.70 % there.
     # Never run here: weeks of GPU time, and images that are not ours to bring.
     "paper_imagenet": Recipe(
         data="ILSVRC/imagenet-1k",
-        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper"),
+        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper", degree_weight=0.0),
         training=TrainingSettings(
             epochs=100, batch_size=512, learning_rate=8e-4, warmup=0.05, precision="bf16", tracker="tensorboard"
         ),
-        decomposition=DecompositionSettings(totals=(1, 2, 4, 8, 12)),
+        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 8, 12)),
         augmentation=Augmentation(**AUGMENTATIONS["deit"]),
         teacher="timm:regnety_160",
         workers=16,

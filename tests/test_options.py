@@ -25,7 +25,7 @@ from modeling_lingene.recipes import RECIPES, Recipe
 OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
     "model": {
         "hidden_size": ("48", 48),
-        "num_attention_heads": ("6", 6),
+        "num_attention_heads": ("8", 8),
         "intermediate_size": ("96", 96),
         "image_size": ("40", 40),
         "patch_size": ("5", 5),
@@ -40,7 +40,7 @@ OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
         "dropout": ("1e-1", 0.1),
     },
     "decomposition": {
-        "schedule": ("elastic", "elastic"),
+        "schedule": ("simultaneous", "simultaneous"),
         "totals": ("1,3,5", (1, 3, 5)),
         "depths": ("7", (7,)),
         "sampling": ("sandwich", "sandwich"),
@@ -89,6 +89,8 @@ SINGLE = {
     "teacher": ("timm:x", "timm:x"),
     "cache_teacher": (True, True),
     "workers": ("0", 0),
+    "streaming": (True, True),
+    "epoch_images": ("600", 600),
 }
 FIELDS = [(group, name) for group, names in OTHERS.items() for name in names]
 

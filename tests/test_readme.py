@@ -1,5 +1,6 @@
 """README.md is true: its numbers come from the measured files, its code and its commands run."""
 
+import json
 import re
 import shlex
 import sys
@@ -27,6 +28,7 @@ def quickstart(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("readme")
     quickstart(folder / "lingene-quickstart", epochs=1)
+    (folder / "hub_cards").symlink_to(README.parent / "hub_cards")
     return folder
 
 
@@ -36,6 +38,18 @@ def test_tables_are_rendered_from_the_measured_files():
     from render_readme import render
 
     assert render(TEXT) == TEXT
+
+
+def test_what_is_said_of_the_released_bundle_is_in_its_sizes():
+    """The first numbers that a reader sees."""
+    folder = README.parent / "hub_cards" / "lingene-fashion-mnist"
+    rows = json.loads((folder / "sizes.json").read_text())["sizes"]
+    accuracy = {(row["depth"], row["num_components"]): row["accuracy"] for row in rows}
+    assert len(rows) == 12 and f"from {100 * accuracy[3, 1]:.1f} %" in TEXT
+    assert f"to {100 * accuracy[6, 6]:.1f} % (6 layers, 6 components)" in TEXT
+    assert accuracy[3, 1] == min(accuracy.values()) and accuracy[6, 6] == max(accuracy.values())
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert f"{size / 1e6:.1f} MB" in TEXT
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -53,8 +67,13 @@ def test_commands_parse():
     """Every `lingene ...` in README must be one that the program takes."""
     commands = re.findall(r"`(lingene [^`]+)`", TEXT) + re.findall(r"&& (lingene .*)", TEXT)
     assert len(commands) > 5
+    commands += [
+        line.partition("#")[0] for line in "".join(blocks("bash")).splitlines() if line.startswith("lingene ")
+    ]
     for command in commands:
-        build_parser().parse_args(shlex.split(command)[1:])
+        words = shlex.split(command)[1:]
+        if "--help" not in words:
+            build_parser(words[0]).parse_args(words)
 
 
 def test_ci_runs_the_test_command_of_the_readme():

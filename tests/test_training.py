@@ -104,7 +104,7 @@ def train_bundle(folder: Path | None, stop_at: int | None = None) -> tuple[dict[
     torch.manual_seed(0)
     model = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=4))
     stopwatch = Stopwatch(stop_at)
-    totals = DecompositionSettings(totals=(1, 2, 4), depths=(3, 4))
+    totals = DecompositionSettings("incremental", totals=(1, 2, 4), depths=(3, 4))
     watched = [stopwatch.watch(phase) for phase in phases_of(model, totals)]
     moved = helpers.source(14, Augmentation(crop_padding=1))
     loop = TrainingLoop(model, moved, settings(), folder, identity={"totals": [1, 2, 4]})
@@ -510,7 +510,7 @@ def train_varied(folder: Path | None, signals: tuple[int, ...] = (), **changes) 
     """Two phases of a tiny bundle with dropout, crop, accumulation and averaging; asked to stop in those steps."""
     torch.manual_seed(0)
     model = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=2, hidden_dropout_prob=0.2))
-    todo = phases_of(model, DecompositionSettings(totals=(1, 2)))
+    todo = phases_of(model, DecompositionSettings("incremental", totals=(1, 2)))
     varied = settings(**{"batch_size": 2, "accumulation": 2, "ema": 0.5, "evaluate_every": 1, **changes})
     images = helpers.source(14, Augmentation(crop_padding=2, flip=True))
     loop = TrainingLoop(model, images, varied, folder, held_out=helpers.source(9, seed=1))
@@ -665,12 +665,14 @@ def test_options_that_change_the_work_do_not_change_what_is_learned(whole_bundle
     """Compiled, or with activations recomputed: the same steps up to rounding."""
     torch.manual_seed(0)
     model = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=4))
-    todo = phases_of(model, DecompositionSettings(totals=(1, 2, 4)))
+    todo = phases_of(model, DecompositionSettings("incremental", totals=(1, 2, 4)))
     images = helpers.source(14)
     TrainingLoop(model, images, settings(epochs=1, **changes)).fit(todo)
     torch.manual_seed(0)
     plain = helpers.LinGeneForImageClassification(helpers.tiny_config(num_components=4))
-    TrainingLoop(plain, images, settings(epochs=1)).fit(phases_of(plain, DecompositionSettings(totals=(1, 2, 4))))
+    TrainingLoop(plain, images, settings(epochs=1)).fit(
+        phases_of(plain, DecompositionSettings("incremental", totals=(1, 2, 4)))
+    )
     one, other = weights(model), weights(plain)
     assert all(torch.allclose(one[n], other[n], atol=2e-3) for n in one if not n.endswith("key.bias"))
 

@@ -51,7 +51,7 @@ class Scale:
 
 SCALES = {
     "fashion": Scale(
-        ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
+        ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6, degree_weight=0.0),
         TrainingSettings(epochs=3, batch_size=128, learning_rate=2e-3, device="cpu", evaluate_every=0),
         Augmentation(crop_padding=2, flip=True),
         totals=(1, 2, 4, 6),
@@ -60,7 +60,7 @@ SCALES = {
         teacher_epochs=8,
     ),
     "tiny": Scale(
-        ModelSettings(192, 6, patch_size=4, depth=12),
+        ModelSettings(192, 6, patch_size=4, depth=12, degree_weight=0.0),
         TrainingSettings(epochs=60, batch_size=512, learning_rate=1e-3, precision="bf16", evaluate_every=0),
         Augmentation(crop_padding=4, flip=True, erasing=0.25, mixup=0.8, cutmix=1.0),
         totals=(1, 2, 4, 8, 12),
@@ -216,6 +216,8 @@ def teacher_macs(work: Path, config) -> int:
 
 def collect(work: Path, scale: str, file: Path) -> None:
     rows = [json.loads(path.read_text()) for path in sorted(work.glob("*/row.json"))]
+    for row in rows:  # not the folders of one machine
+        row["settings"] |= {"data": Path(row["settings"]["data"]).name, "teacher": "teacher"}
     rows.sort(key=lambda row: list(ROWS).index(row["row"]))
     teacher = json.loads((work / "teacher" / "results.json").read_text())
     command = f"python tests/benchmarks/decomposition.py --data DATA --work DIR --scale {scale}"

@@ -29,10 +29,33 @@ def loading_table() -> str:
     return "\n".join([*lines, "", f"{results['hardware']}, {versions}."])
 
 
+SHOWN = ("dense", "simultaneous", "incremental, paper", "incremental", "elastic, sandwich", "elastic")
+SHOWN += (
+    "elastic, degree weight 1",
+    "elastic, degree weight 1, half the epochs",
+    "elastic, degree weight 1, depths drawn",
+)
+
+
+def decomposition_table() -> str:
+    rows = json.loads((RESULTS / "decomposition_fashion.json").read_text())["rows"]
+    rows = sorted((row for row in rows if row["row"] in SHOWN), key=lambda row: SHOWN.index(row["row"]))
+    labels = [label for label in next(r for r in rows if r["row"] == "incremental")["accuracy"] if "at" not in label]
+    lines = [f"| training | {' | '.join(f'{label} comp.' for label in labels)} |", "|---|" + "---:|" * len(labels)]
+    for row in rows:
+        dense = f"{100 * row['accuracy']['model']:.1f}" if row["row"] == "dense" else ""
+        cells = [f"{100 * row['accuracy'][label]:.1f}" if label in row["accuracy"] else "" for label in labels]
+        lines.append(f"| {row['row']} | {' | '.join([*cells[:-1], dense or cells[-1]])} |")
+    return "\n".join(lines)
+
+
+TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}
+
+
 def render(text: str) -> str:
     """The README's text with every table between its markers made anew."""
-    for name, table in (("quickstart", quickstart_table()), ("loading", loading_table())):
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+    for name, table in TABLES.items():
+        block = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
         if count != 1:
             raise ValueError(f"README.md must have the markers of {name} once, has them {count} times.")

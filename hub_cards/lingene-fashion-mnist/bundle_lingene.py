@@ -1,0 +1,311 @@
+"""A bundle on disk or on the Hub: its files, and reading one size from them.
+
+    config.json  shared.safetensors  component-00.safetensors ...  model.safetensors.index.json  sizes.json
+
+Only the files that a size needs are downloaded and opened, and of them only the slices. Layers are recomposed one
+kind of tensor at a time, in blocks that stay in the cache, and each file is unmapped before the next kind: the peak is
+the result plus little.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from math import isfinite, prod
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file, cached_files
+
+from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .recompose_lingene import sliced_shape
+
+
+SHARED_FILE = "shared.safetensors"
+SIZES_FILE = "sizes.json"
+HEAD = ("classifier.weight", "classifier.bias")
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
+BLOCK_ELEMENTS = 1 << 16  # of one component; 12 of them fill 3 MiB, best of 2^14 to 2^18 on two cores
+
+
+def component_file(index: int) -> str:
+    return f"component-{index:02d}.safetensors"
+
+
+def is_plain_name(file: str) -> bool:
+    """Whether an index may name this file: one beside it."""
+    return file.endswith(".safetensors") and os.path.basename(file) == file
+
+
+class Bundle:
+    """The files of one bundle, by folder or by name on the Hub.
+
+    Args:
+        name: a folder, or a repository on the Hub.
+        config: what the bundle holds.
+        hub: what `cached_file` takes: revision, token, cache_dir, local_files_only, ...
+
+    Raises:
+        ValueError: index and configuration are of different saves, a file is damaged, a tensor is missing, has another
+            shape than the configuration says, or is not finite.
+        OSError: a file that is not there, as transformers raises it.
+    """
+
+    def __init__(self, name: str | os.PathLike, config: LinGeneConfig, hub: dict | None = None):
+        self.name, self.config, self.hub = str(name), config, hub or {}
+        self.block_shapes, self.shared_shapes = config.component_shapes(), config.shared_shapes()
+        self.weight_map, self.weights_id = self._read_index()
+        if config.weights_id is not None and config.weights_id != self.weights_id:
+            raise ValueError(
+                f"`weights_id` of {self.name} differs between config.json and {SAFE_WEIGHTS_INDEX_NAME}: a save was "
+                "interrupted between the two; save the bundle again, or restore the folder."
+            )
+        self._check_keys()
+
+    def _read_index(self) -> tuple[dict[str, str], str]:
+        with open(cached_file(self.name, SAFE_WEIGHTS_INDEX_NAME, **self.hub), encoding="utf-8") as file:
+            try:
+                index = json.load(file)
+                weight_map, weights_id = dict(index["weight_map"].items()), index["metadata"].get("weights_id")
+                outside = next((key for key, file in weight_map.items() if not is_plain_name(file)), None)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged = f"`{SAFE_WEIGHTS_INDEX_NAME}` of {self.name} is damaged; fetch or save it again."
+                raise ValueError(damaged) from None
+        if outside is not None:
+            raise ValueError(f"`{outside}` points outside of {self.name}: {weight_map[outside]!r}.")
+        return weight_map, weights_id
+
+    def _check_keys(self):
+        """The index must list exactly what the configuration promises: nothing may be random, nothing cut off."""
+        expected = [*self.shared_shapes, *self._component_keys(self.config.reference_components)]
+        expected += HEAD if any(key in self.weight_map for key in HEAD) else ()
+        for key in expected:
+            if key not in self.weight_map:
+                raise ValueError(f"`{key}` is missing from the index of {self.name}; the bundle is incomplete.")
+        known = set(expected)
+        for key in self.weight_map:
+            if key not in known:
+                raise ValueError(
+                    f"`{key}` stands in the index of {self.name}, and its configuration knows no such tensor; "
+                    "config.json belongs to another bundle."
+                )
+
+    @property
+    def has_head(self) -> bool:
+        return HEAD[0] in self.weight_map
+
+    def stored_size(self) -> dict:
+        """The size fields as config.json has them, before any keyword of the caller's."""
+        with open(cached_file(self.name, CONFIG_NAME, **self.hub), encoding="utf-8") as file:
+            stored = json.load(file)
+        return {field: stored.get(field) for field in SIZE_FIELDS}
+
+    def measured(self) -> list[dict]:
+        """The rows of `sizes.json`, or none where there is no such file.
+
+        Raises:
+            ValueError: the file is damaged or belongs to other weights.
+        """
+        path = cached_file(
+            self.name,
+            SIZES_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **self.hub,
+        )
+        if path is None:
+            return []
+        with open(path, encoding="utf-8") as file:
+            try:
+                sizes = json.load(file)
+                weights_id, rows = sizes["weights_id"], sizes["sizes"]
+                for row in rows:
+                    _row_size(row, self.config)
+                    float(row["accuracy"]), float(row["params"]), float(row["macs"])
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"`{SIZES_FILE}` of {self.name} is damaged; measure the bundle again.") from None
+        if weights_id != self.weights_id:
+            raise ValueError(
+                f"`{SIZES_FILE}` of {self.name} was measured on other weights (`weights_id` differs); "
+                "measure the bundle again, or delete the file."
+            )
+        return rows
+
+    def locate(self, keys: Iterable[str]) -> dict[str, str]:
+        """Local path of the file that holds each key; downloads the files that are missing, and no others."""
+        files = {key: self.weight_map[key] for key in keys}
+        wanted = sorted(set(files.values()))
+        paths = dict(zip(wanted, cached_files(self.name, wanted, **self.hub)))
+        return {key: paths[file] for key, file in files.items()}
+
+    def shared_keys(self, head: bool) -> list[str]:
+        return [*self.shared_shapes, *(HEAD if head and self.has_head else ())]
+
+    def read(self, size: Size, head: bool, dtype: torch.dtype | None = None) -> tuple[dict, dict]:
+        """One size, recomposed (LinDec, Eq. 1).
+
+        Args:
+            size: from `config.size(...)`.
+            head: with the classifier.
+            dtype: of the layers' weights; default as stored.
+
+        Returns:
+            The tensors outside the blocks by key, and per block tensor (`attention.query.weight`, ...) the list of its
+            `depth` layers' weights, each with its own memory.
+        """
+        shared, table, layers = self.shared_keys(head), self.config.coefficients(size), {}
+        paths = self.locate([*shared, *self._component_keys(size.num_components)])
+        with opened(self.name, paths, shared) as slices:
+            outside = {key: self._take(key, tensor, size).clone() for key, tensor in slices.items()}
+        for names in self._mapped_together(size):
+            keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
+            with opened(self.name, paths, keys) as slices:
+                for name in names:
+                    layers[name] = self._combine(name, slices, table, size, dtype)
+        return outside, layers
+
+    def _combine(self, name: str, slices: dict, table: torch.Tensor, size: Size, dtype) -> list[torch.Tensor]:
+        """One block tensor of every layer."""
+        keys = [f"components.{n}.{name}" for n in range(size.num_components)]
+        parts = [self._take(key, slices[key], size, check=False) for key in keys]
+        layers = combine(parts, table * self.config.branch_scale(name, size), dtype)
+        if not isfinite(layers[0].sum(dtype=torch.float32)):
+            raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
+        if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
+            for gain in layers:
+                gain += self.config.gain_offset
+        return layers
+
+    def _component_keys(self, count: int) -> list[str]:
+        return [f"components.{n}.{name}" for n in range(count) for name in self.block_shapes]
+
+    def _mapped_together(self, size: Size) -> list[list[str]]:
+        """Block tensors in the order of reading, large ones first, in groups that map a bounded amount: low peak."""
+        shapes, groups, mapped = self.block_shapes, [[]], 0
+        for name in sorted(shapes, key=lambda name: -prod(shapes[name])):
+            # Sliced rows touch their pages whole, so that the width counts once.
+            extent = int(prod(shapes[name]) * size.width_ratio) * size.num_components * BYTES_PER_ELEMENT
+            if mapped + extent > MAPPED_BYTES and groups[-1]:
+                groups.append([])
+                mapped = 0
+            groups[-1].append(name)
+            mapped += extent
+        return groups
+
+    def read_components(self, size: Size, head: bool) -> dict[str, torch.Tensor]:
+        """One size as components: the state dict of the constrained model, sliced and truncated."""
+        keys = [*self.shared_keys(head), *self._component_keys(size.num_components)]
+        with opened(self.name, self.locate(keys), keys) as slices:
+            tensors = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
+        return tensors if size.width_ratio == 1 else {key: tensor.clone() for key, tensor in tensors.items()}
+
+    def _take(self, key: str, tensor, size: Size, check: bool = True) -> torch.Tensor:
+        """The leading part of one stored tensor, a view of the mapped file."""
+        expected = self._stored_shape(key)
+        shape = tuple(tensor.get_shape())
+        if expected is not None and shape != expected:
+            raise ValueError(
+                f"`{key}` of {self.name} has shape {shape}, and the configuration says {expected}; "
+                "the weights belong to another configuration."
+            )
+        part = tensor[tuple(slice(length) for length in sliced_shape(key, shape, size.width_ratio))]
+        if check and not isfinite(part.sum(dtype=torch.float32)):
+            raise ValueError(f"`{key}` of {self.name} holds values that are not finite.")
+        return part
+
+    def _stored_shape(self, key: str) -> tuple[int, ...] | None:
+        if key.startswith("components."):
+            return self.block_shapes[key.split(".", 2)[2]]
+        return self.shared_shapes.get(key)  # the head's is for stock loading to judge: num_labels may be new
+
+
+@contextmanager
+def opened(name: str, paths: dict[str, str], keys: Sequence[str]) -> Iterator[dict]:
+    """Lazy slices of some tensors; their files are mapped inside the block only.
+
+    Raises:
+        ValueError: a file that is truncated or damaged, or lacks a tensor that the index promises.
+    """
+    with ExitStack() as stack:
+        files, slices = {}, {}
+        for key in keys:
+            path = paths[key]
+            try:
+                if path not in files:
+                    files[path] = stack.enter_context(safe_open(path, framework="pt"))
+                slices[key] = files[path].get_slice(key)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"`{key}` cannot be read from {os.path.basename(path)} of {name}: the file is truncated or "
+                    f"damaged ({error}); fetch or save it again."
+                ) from None
+        yield slices
+
+
+def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dtype | None) -> list[torch.Tensor]:
+    """`recompose` for tensors that lie in files: the same sums, in blocks of rows, one tensor per layer.
+
+    Args:
+        parts: per component one tensor of the same shape, views of mapped files.
+        table: (l, n) float64.
+        dtype: of the result; default that of `parts`.
+
+    Returns:
+        Per layer one tensor of that shape.
+    """
+    first, wide = parts[0], torch.promote_types(parts[0].dtype, torch.float32)
+    table = table.to(wide)
+    on_cpu = {"device": first.device}  # also where the caller's default device is another
+    layers = [torch.empty(first.shape, dtype=dtype or first.dtype, **on_cpu) for _ in range(len(table))]
+    rest = first.shape[1:]
+    step = min(first.shape[0], max(1, BLOCK_ELEMENTS // prod(rest)))
+    source = torch.empty(len(parts), step, *rest, dtype=wide, **on_cpu)
+    result = torch.empty(len(table), step, *rest, dtype=wide, **on_cpu)
+    for start in range(0, first.shape[0], step):
+        rows = min(step, first.shape[0] - start)
+        if rows < step:  # the last block
+            source, result = source[:, :rows].contiguous(), result[:, :rows].contiguous()
+        for target, part in zip(source, parts):
+            target.copy_(part[start : start + rows])
+        torch.mm(table, source.view(len(parts), -1), out=result.view(len(table), -1))
+        for layer, values in zip(layers, result):
+            layer[start : start + rows] = values
+    return layers
+
+
+def choose_size(rows: list[dict], config: LinGeneConfig, budget: dict[str, float]) -> Size:
+    """The most accurate measured size within a budget; of equals the one with fewest MACs, then parameters.
+
+    Args:
+        rows: of `sizes.json`.
+        budget: any of `max_params`, `max_macs` (one image), `max_latency_ms`.
+
+    Raises:
+        ValueError: a budget that is no positive number, nothing measured, or nothing that fits.
+    """
+    for name, limit in budget.items():
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
+            raise ValueError(f"`{name}` must be a positive number, got {limit!r}.")
+    columns = {name: name.removeprefix("max_") for name in budget}
+    asked = " and ".join(f"`{name}` {limit:g}" for name, limit in budget.items())
+    rows = [row for row in rows if all(row.get(column) is not None for column in columns.values())]
+    if not rows:
+        raise ValueError(
+            f"{asked} needs measured sizes with {' and '.join(columns.values())} in `{SIZES_FILE}`, and this bundle "
+            "has none; measure it, or give `depth`, `width_ratio`, `num_components` yourself."
+        )
+    within = [row for row in rows if all(row[column] <= budget[name] for name, column in columns.items())]
+    if not within:
+        smallest = min(rows, key=lambda row: [row[column] for column in columns.values()])
+        numbers = ", ".join(f"{column} {smallest[column]:g}" for column in columns.values())
+        raise ValueError(
+            f"{asked}: no measured size fits; the smallest is {_row_size(smallest, config)} with {numbers}."
+        )
+    best = max(within, key=lambda row: (row["accuracy"], -row["macs"], -row["params"]))
+    return _row_size(best, config)
+
+
+def _row_size(row: dict, config: LinGeneConfig) -> Size:
+    return config.size(row["depth"], row["width_ratio"], row["num_components"])

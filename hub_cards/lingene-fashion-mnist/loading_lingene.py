@@ -1,0 +1,299 @@
+"""One size out of a bundle, and a bundle out of a model: from_pretrained, save_pretrained, push_to_hub.
+
+Without the constraint the weights are recomposed once and handed to transformers' own loading of a stock ViT, which
+brings everything stock loading offers; with it the components are handed over the same way.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import CONFIG_NAME, logging
+from transformers.utils.hub import cached_file
+
+
+try:
+    from transformers.core_model_loading import revert_weight_conversion
+except ImportError:  # a version that saves its modules' own names
+    revert_weight_conversion = None
+
+from .bundle_lingene import HUB_KWARGS, Bundle, choose_size
+from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .saving_lingene import ensure_repo, push_bundle, write_bundle
+
+
+logger = logging.get_logger(__name__)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_lingene.LinGeneConfig",
+    "AutoModel": "modeling_lingene.LinGeneModel",
+    "AutoModelForImageClassification": "modeling_lingene.LinGeneForImageClassification",
+}
+# What Auto classes pass on and stock loading of weights in memory does not take.
+AUTO_KWARGS = ("trust_remote_code", "_from_auto", "code_revision", "_commit_hash", "adapter_kwargs", "use_safetensors")
+PUSH_KWARGS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
+# The names stock ViT checkpoints have always had: transformers maps them to its modules' names of the day and back.
+VIT_NAMES = {
+    "embeddings.patch_embeddings": "embeddings.patch_embeddings.projection",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attention.query": "attention.attention.query",
+    "attention.key": "attention.attention.key",
+    "attention.value": "attention.attention.value",
+    "attention.output": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+class BundleMixin:
+    """Loading and saving for a `PreTrainedModel` whose weights are a bundle."""
+
+    has_head: ClassVar[bool]
+    write_card: ClassVar[Callable[[Path, str], None] | None] = None  # set by the installed package
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: LinGeneConfig | None = None,
+        depth: int | None = None,
+        width_ratio: float | str | None = None,
+        num_components: int | None = None,
+        constrained: bool = False,
+        allow_untrained: bool = False,
+        max_params: float | None = None,
+        max_macs: float | None = None,
+        max_latency_ms: float | None = None,
+        **kwargs,
+    ):
+        """One size of a bundle, as a stock ViT or, with `constrained`, as components.
+
+        Args:
+            pretrained_model_name_or_path: a bundle, by folder or by name on the Hub.
+            depth, width_ratio, num_components: the size; each default is all that is stored.
+            constrained: keep the components as parameters; the result saves as a (smaller) bundle.
+            allow_untrained: accept a width that was never trained, as an initialisation.
+            max_params, max_macs, max_latency_ms: instead of a size, take the most accurate measured one within the
+                budget (parameters; multiply-accumulates of one image; milliseconds).
+            kwargs: anything stock loading takes: dtype, device_map, attn_implementation, num_labels,
+                quantization_config, output_loading_info, revision, token, cache_dir, local_files_only, ...
+
+        Returns:
+            `ViTForImageClassification` or this class; from `LinGeneModel` a `ViTModel` without pooler.
+
+        Raises:
+            ValueError: an argument that cannot be met, named with the way out; a damaged or contradictory bundle.
+            OSError: a bundle or file that is not there, as transformers raises it.
+        """
+        if pretrained_model_name_or_path is None:  # weights in memory, as stock: config= and state_dict=
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        if torch.empty(0).is_meta:
+            raise RuntimeError(
+                "You are using `from_pretrained` with a meta device context manager or default device: weights cannot "
+                "be recomposed there. Use device_map='meta' for an empty model, or leave the context."
+            )
+        name, output_info = str(pretrained_model_name_or_path), kwargs.get("output_loading_info", False)
+        if depth is not None and kwargs.get("num_hidden_layers") is not None:
+            raise ValueError("`depth` and `num_hidden_layers` name the same thing; give one of them.")
+        hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
+        for key in AUTO_KWARGS:
+            kwargs.pop(key, None)
+        hub = pinned(name, hub)
+        dtype = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or dtype or "auto"
+        config, kwargs = cls._read_config(name, config, hub, kwargs)
+        if dtype == "auto" and config.dtype is not None:
+            dtype = config.dtype  # Auto classes of some versions pass a dtype on in the configuration only
+        bundle = Bundle(name, config, hub)
+        if cls.has_head and not bundle.has_head:
+            logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
+        budget = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
+        budget = {key: value for key, value in budget.items() if value is not None}
+        size = cls._read_size(bundle, (depth, width_ratio, num_components), budget)
+        if not allow_untrained:
+            config.check_trained(size)
+        if constrained:
+            weights = bundle.read_components(size, head=cls.has_head)
+            kwargs |= {"config": config.sized(size), "state_dict": weights, "dtype": dtype}
+            result = super().from_pretrained(None, *model_args, **kwargs)
+        else:
+            wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # None for "auto": as stored
+            weights = bundle.read(size, cls.has_head, wanted)
+            result = stock_vit(*weights, config.vit_config(size), cls.has_head, dtype=dtype, **kwargs)
+        model = result[0] if output_info else result
+        devices = set(getattr(model, "hf_device_map", {}).values())
+        if constrained and (len(devices) > 1 or "disk" in devices):
+            raise ValueError(
+                f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are "
+                "combined in one place: use one device, or load it without constrained=True."
+            )
+        model.name_or_path = model.config.name_or_path = name
+        model.source_size = size
+        return result
+
+    @classmethod
+    def _read_config(cls, name: str, config, hub: dict, kwargs: dict) -> tuple[LinGeneConfig, dict]:
+        """The bundle's configuration with the keywords that are fields of it applied, and the keywords left."""
+        if isinstance(config, LinGeneConfig) or getattr(config, "model_type", None) == LinGeneConfig.model_type:
+            return config, kwargs
+        config, kwargs = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **hub, **kwargs)
+        return config, {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
+
+    @classmethod
+    def _read_size(cls, bundle: Bundle, asked: tuple, budget: dict) -> Size:
+        config = bundle.config
+        if budget:
+            stored = bundle.stored_size()  # Auto classes have written what was asked into the configuration
+            given = [f for f, value in zip(SIZE_FIELDS, asked) if value is not None or getattr(config, f) != stored[f]]
+            if given:
+                raise ValueError(f"`{next(iter(budget))}` chooses the size; do not give `{given[0]}` as well.")
+            size = choose_size(bundle.measured(), config, budget)
+            logger.info(f"{bundle.name}: {size} is the most accurate measured size within {budget}.")
+            return size
+        size = config.size(*asked)
+        known = {config.reference_depth, *config.trained_depths}
+        if size.depth not in known and size.depth not in {row["depth"] for row in bundle.measured()}:
+            logger.warning(
+                f"Depth {size.depth} of {bundle.name} was neither trained ({sorted(known)}) nor measured: measure "
+                "this model before relying on it."
+            )
+        return size
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
+        """Write this model as a bundle of its size, atomically: one file per component, their index, config, code.
+
+        Args:
+            save_directory: new, empty, or a folder to update; other files in it are left alone.
+            is_main_process: only the main process writes.
+            state_dict: the full state dict where the model's own is sharded.
+            push_to_hub: push to `repo_id` (default: the folder's name) afterwards.
+            kwargs: for `push_to_hub`; others of transformers, such as `max_shard_size`, are of no effect: files follow
+                the components.
+        """
+        if getattr(self, "_hf_peft_config_loaded", False) or getattr(self, "hf_quantizer", None) is not None:
+            raise ValueError("A model with adapters or quantised weights is no bundle; save a materialised one.")
+        if os.path.isfile(save_directory):
+            raise ValueError(f"`save_directory` must be a folder, and {save_directory} is a file.")
+        if is_main_process:
+            self.config.dtype = str(self.dtype).removeprefix("torch.")
+            self.config.architectures = [type(self).__name__]
+            tensors = self.state_dict() if state_dict is None else state_dict
+            write_bundle(save_directory, tensors, self._write_rest)
+        if push_to_hub:
+            repo_id = kwargs.get("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            self.push_to_hub(repo_id, **{key: kwargs[key] for key in PUSH_KWARGS if key in kwargs})
+
+    def _write_rest(self, folder, weights_id: str):
+        custom_object_save(self, folder, config=self.config)
+        self.config.auto_map, self.config.weights_id = dict(AUTO_MAP), weights_id
+        self.config.save_pretrained(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: list[str] | None = None,
+    ):
+        """Push this model as a bundle of its size, with our card; in one commit, old component files removed.
+
+        Arguments as in transformers, but for `max_shard_size` and `tags`, which are of no effect: files follow the
+        components, and tags stand in the card.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "bundle"
+            self.save_pretrained(folder)
+            repo_id = ensure_repo(repo_id, private, token)
+            if type(self).write_card is not None:
+                type(self).write_card(folder, repo_id)
+            return push_bundle(
+                folder,
+                repo_id,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+
+def pinned(name: str, hub: dict) -> dict:
+    """`hub` with the commit that its revision stands for now: a push in the middle must not mix two bundles.
+
+    Raises:
+        OSError: nothing is there, or no config.json, without which transformers would go on with its defaults.
+        ValueError: another kind of model.
+    """
+    path = cached_file(name, CONFIG_NAME, **hub)
+    if path is None:
+        raise OSError(f"{name} has no {CONFIG_NAME}.")
+    with open(path, encoding="utf-8") as file:
+        model_type = json.load(file).get("model_type")
+    if model_type != LinGeneConfig.model_type:
+        raise ValueError(f"{name} is a {model_type} model, not a bundle of shared components.")
+    commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
+    return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
+
+
+def stock_vit(outside: dict, layers: dict[str, list], config: ViTConfig, head: bool, **kwargs):
+    """A stock ViT from recomposed weights, through transformers' own loading with all it offers.
+
+    Args:
+        outside: the tensors outside the blocks, by key of the bundle.
+        layers: per block tensor the list of its layers' weights.
+        config: of the sized ViT.
+        head: `ViTForImageClassification`; without, `ViTModel` with no pooler.
+        kwargs: for stock `from_pretrained`.
+    """
+    prefix, weights = "vit." if head else "", {}
+    for key, tensor in outside.items():
+        part, _, kind = key.rpartition(".")
+        name = f"{VIT_NAMES.get(part, part)}.{kind}"
+        weights[name if part == "classifier" else prefix + name] = tensor
+    for name, rows in layers.items():
+        part, _, kind = name.rpartition(".")
+        for layer, tensor in enumerate(rows):
+            weights[f"{prefix}encoder.layer.{layer}.{VIT_NAMES[part]}.{kind}"] = tensor
+    if not head:
+        kwargs["add_pooling_layer"] = False
+    vit_class = ViTForImageClassification if head else ViTModel
+    result = vit_class.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+    (result[0] if isinstance(result, tuple) else result).register_load_state_dict_pre_hook(take_saved_names)
+    return result
+
+
+def take_saved_names(module, state_dict: dict, prefix: str, *_) -> None:
+    """Let `load_state_dict` of a stock ViT take the names that its own `save_pretrained` writes.
+
+    transformers 5 saves a ViT under its long-standing names, and its Trainer loads a best checkpoint, or one to resume
+    from, by the raw names with strict=False: only embeddings and head would come back (transformers issue 43701).
+    """
+    own = module.state_dict()
+    if revert_weight_conversion is None or prefix or state_dict.keys() <= own.keys():
+        return
+    keys = {id(tensor): key for key, tensor in own.items()}
+    for name, tensor in revert_weight_conversion(module, dict(own)).items():
+        if name in state_dict and id(tensor) in keys:
+            state_dict[keys[id(tensor)]] = state_dict.pop(name)

@@ -1,0 +1,193 @@
+"""Writing a bundle so that a crash leaves the old one or the new one, never a mixture that loads.
+
+A new folder is filled beside its place and renamed into it. In a folder that holds files already, weights arrive under
+names that no current index mentions, configuration and code follow, and the index, which decides what is read, comes
+last; files of the old bundle go after that.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
+
+
+WEIGHT_FILE = re.compile(r"(shared|component-\d+)(-[0-9a-f]{8})?\.safetensors")
+
+
+def file_of(key: str) -> str:
+    """The file that holds a tensor: one per component, one for the rest."""
+    return component_file(int(key.split(".")[1])) if key.startswith("components.") else SHARED_FILE
+
+
+def write_bundle(
+    folder: str | os.PathLike, tensors: Mapping[str, torch.Tensor], write_rest: Callable[[Path, str], None]
+) -> str:
+    """Write the weights, their index and whatever `write_rest` adds, atomically.
+
+    Args:
+        folder: new, empty, or one to update; its own sub-folders and other files are left alone.
+        tensors: the state dict of a constrained model.
+        write_rest: called with a staging folder and the `weights_id`; writes config.json and code into it.
+
+    Returns:
+        The `weights_id`: SHA-256 over the weight files' SHA-256s, in the order of their names.
+    """
+    folder = Path(folder)
+    new = not folder.exists() or not any(folder.iterdir())
+    where = folder.parent if new else folder  # beside a new folder, within one to update: it may be a mount point
+    where.mkdir(parents=True, exist_ok=True)
+    staging = where / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    staging.mkdir()
+    try:
+        weights_id, weights = _stage(staging, folder, tensors, write_rest)
+        if not (new and _renamed(staging, folder)):
+            _publish(staging, folder, weights)
+            _remove_stale(folder, weights, weights_id)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return weights_id
+
+
+def _stage(staging: Path, folder: Path, tensors: Mapping[str, torch.Tensor], write_rest: Callable) -> tuple:
+    """Every file of the bundle, under its final name; the `weights_id` and the names of the weight files."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        groups.setdefault(file_of(key), {})[key] = tensor.detach().contiguous()
+    digests = {}
+    for file, group in sorted(groups.items()):
+        save_file(group, staging / file, metadata={"format": "pt"})
+        digests[file] = file_sha256(staging / file)
+    weights_id = weights_id_of(digests)
+    write_rest(staging, weights_id)
+    names = _fresh_names(folder, digests)
+    for file, name in names.items():
+        shutil.copymode(staging / CONFIG_NAME, staging / file)  # safetensors writes for the owner alone
+        os.rename(staging / file, staging / name)
+    _write_index(staging, tensors, names, weights_id)
+    return weights_id, set(names.values())
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_id_of(digests: Mapping[str, str]) -> str:
+    """SHA-256 over the files' SHA-256s, by name of the role (`component-00`), whatever the file is called."""
+    roles = {WEIGHT_FILE.fullmatch(file)[1]: digest for file, digest in digests.items()}
+    return hashlib.sha256("".join(roles[role] for role in sorted(roles)).encode()).hexdigest()
+
+
+def bundle_weights_id(folder: str | os.PathLike) -> str:
+    """The `weights_id` of a folder's weights as they are, recomputed from the files that its index names."""
+    with open(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, encoding="utf-8") as file:
+        files = set(json.load(file)["weight_map"].values())
+    return weights_id_of({file: file_sha256(Path(folder) / file) for file in files})
+
+
+def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """Final name per file: that of a file of equal content, else the plain one, else, if it is taken, a marked one."""
+    names = {}
+    for file, digest in digests.items():
+        marked = file.replace(".safetensors", f"-{digest[:8]}.safetensors")
+        there = {name: file_sha256(folder / name) for name in (file, marked) if (folder / name).exists()}
+        equal = [name for name, other in there.items() if other == digest]
+        names[file] = equal[0] if equal else (marked if file in there else file)
+    return names
+
+
+def _write_index(staging: Path, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], weights_id: str):
+    metadata = {
+        "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        "weights_id": weights_id,
+    }
+    weight_map = {key: names[file_of(key)] for key in tensors}
+    text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n"
+    (staging / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def _renamed(staging: Path, folder: Path) -> bool:
+    """Rename the staged folder into place; not possible onto a mount point, nor onto any folder on some systems."""
+    if folder.exists() and folder.samefile(os.getcwd()):
+        return False  # the caller would be left in a folder that is gone
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        return False
+    return True
+
+
+def _publish(staging: Path, folder: Path, weights: set[str]):
+    """Move the staged files into place: code, then weights, then config.json, and the index, which decides, last."""
+    folder.mkdir(exist_ok=True)
+    within = staging if staging.parent == folder else folder / staging.name
+    order = {SAFE_WEIGHTS_INDEX_NAME: 3, CONFIG_NAME: 2}
+    try:
+        if within != staging:
+            shutil.copytree(staging, within)
+        for file in sorted(within.iterdir(), key=lambda path: order.get(path.name, 1 if path.name in weights else 0)):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(within, ignore_errors=True)
+
+
+def _remove_stale(folder: Path, weights: set[str], weights_id: str):
+    """Drop what belonged to another bundle; a model.safetensors would be read before the index, by the Trainer too."""
+    stale = [path for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in weights]
+    for path in [*stale, folder / SAFE_WEIGHTS_NAME]:
+        path.unlink(missing_ok=True)
+    sizes = folder / SIZES_FILE
+    if sizes.exists() and weights_id not in sizes.read_text(encoding="utf-8", errors="replace"):
+        sizes.unlink()
+
+
+def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | None = None) -> str:
+    """Create the repository where it is missing; its full name, with the namespace."""
+    return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def push_bundle(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    **commit,
+):
+    """Upload a bundle folder in one commit; component files the repository has beyond it are deleted in the same.
+
+    Args:
+        folder: a bundle, complete.
+        repo_id: as `ensure_repo` gives it.
+        revision: branch to push to, created where it is missing.
+        create_pr: open a pull request in place of a commit.
+        commit: `commit_message`, `commit_description`.
+
+    Returns:
+        huggingface_hub's `CommitInfo`.
+    """
+    api = HfApi(token=token)
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    stale = ["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE]
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        revision=revision,
+        create_pr=create_pr,
+        delete_patterns=stale,
+        ignore_patterns=["*.partial", "*.partial/*"],  # what a save that was killed may have left
+        **commit,
+    )
