@@ -83,7 +83,8 @@ def held_out() -> tuple[torch.Tensor, numpy.ndarray]:
 
 def test_the_folder_holds_the_bundle_the_numbers_and_the_plot_and_nothing_half_written(run):
     """The names of the command line's documentation; a leftover of staging would be pushed or shown."""
-    assert {path.name for path in run.out.iterdir()} == {"best", "bundle", "checkpoints", "results.json", "sizes.png"}
+    numbers = {"history.json", "results.json", "sizes.png"}
+    assert {path.name for path in run.out.iterdir()} == {"best", "bundle", "checkpoints", *numbers}
     files = {path.name for path in run.bundle.iterdir()}
     weights = {"shared.safetensors"} | {f"component-{n:02d}.safetensors" for n in range(TOTALS[-1])}
     assert weights | {"config.json", "sizes.json", "README.md", "preprocessor_config.json"} <= files
@@ -253,6 +254,7 @@ def test_the_whole_quickstart_reaches_95_percent_at_every_depth(tmp_path):
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """Pictures of noise in train/ and test/, a subfolder per class."""
+    pytest.importorskip("datasets")
     for split, count, seed in (("train", 28, 0), ("test", 14, 1)):
         made = helpers.pictures(count, seed=seed)
         for index, (picture, label) in enumerate(zip(made.images, made.labels)):
@@ -271,15 +273,15 @@ def tiny_recipe(data: Path, **changes) -> recipes.Recipe:
 @pytest.mark.parametrize("schedule", ["incremental", "simultaneous", "elastic"])
 def test_every_schedule_gives_a_bundle_with_every_prefix_measured_at_every_trained_depth(folders, tmp_path, schedule):
     """From a folder of pictures to a folder that can be pushed, the class names with it."""
-    pytest.importorskip("datasets")
     chosen = recipes.DecompositionSettings(schedule, totals=(1, 3), depths=(2,))
     rows = recipes.decompose(tiny_recipe(folders, decomposition=chosen), tmp_path / "out")
     sizes = [(row["depth"], row["num_components"]) for row in rows]
     assert sizes == [(2, 1), (2, 3), (3, 1), (3, 3)]
     results = read(tmp_path / "out" / "results.json")
     assert results["sizes"] == rows == read(tmp_path / "out" / "bundle" / "sizes.json")["sizes"]
-    assert len(results["history"]) == (2 if schedule == "incremental" else 1)
-    assert all("accuracy" in row for row in results["history"]) and results["run"]["processes"] == 1
+    history = read(tmp_path / "out" / "history.json")["epochs"]
+    assert len(history) == (2 if schedule == "incremental" else 1) and all("accuracy" in row for row in history)
+    assert results["run"]["processes"] == 1
     for name in ("bundle", "best"):
         model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / name, depth=2)
         assert model.config.id2label == {index: f"class {index}" for index in range(7)}

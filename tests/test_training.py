@@ -674,7 +674,9 @@ def test_options_that_change_the_work_do_not_change_what_is_learned(whole_bundle
         phases_of(plain, DecompositionSettings("incremental", totals=(1, 2, 4)))
     )
     one, other = weights(model), weights(plain)
-    assert all(torch.allclose(one[n], other[n], atol=2e-3) for n in one if not n.endswith("key.bias"))
+    names = [name for name in one if not name.endswith("key.bias")]  # its gradient is rounding alone
+    apart = sum((one[name] - other[name]).square().sum() for name in names).sqrt()
+    assert apart < 1e-3 * sum(one[name].square().sum() for name in names).sqrt()
 
 
 def test_tensorboard_gets_loss_and_learning_rate(tmp_path):

@@ -180,7 +180,7 @@ def run_row(name: str, data: str, scale: Scale, work: Path) -> None:
         sizes = {"model": {}}
     else:
         decompose(recipe, out)
-        history = json.loads((out / "results.json").read_text())["history"]
+        history = json.loads((out / "history.json").read_text())["epochs"]
         config = AutoModelForImageClassification.from_pretrained(out / "bundle").config
         sizes = {f"{k}": {"num_components": k} for k in scale.totals}
         sizes |= {f"{k} at {d} layers": {"num_components": k, "depth": d} for d in scale.depths for k in scale.totals}
