@@ -1,6 +1,7 @@
 """`lingene ...`: parses and calls, nothing more. Heavy imports happen in the command that needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         return _fail(arguments.command, error, 1)
     except KeyboardInterrupt:
-        print(f"\nlingene {arguments.command}: interrupted. {arguments.resume}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes the main one
+            print(f"\nlingene {arguments.command}: interrupted. {arguments.resume}", file=sys.stderr)
         return 130
     return 0
 

@@ -64,6 +64,43 @@ def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | No
     _save(figure, Path(path))
 
 
+def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
+    """Draws the loss of every epoch and, where it was measured, the accuracy on held-out images, as a PNG.
+
+    Args:
+        history: a row per epoch, as `TrainingLoop.fit` returns it; a vertical line where a phase begins.
+        path: of the PNG; written atomically.
+        title: of the figure.
+
+    Raises:
+        ValueError: no rows.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not history:
+        raise ValueError("`history` must hold at least one epoch; got none.")
+    figure = _figure()
+    epochs = range(1, len(history) + 1)
+    curves = {"Training loss": [row["loss"] for row in history]}
+    if any("accuracy" in row for row in history):
+        curves["Accuracy on held-out images, %"] = [100 * row.get("accuracy", math.nan) for row in history]
+    starts = [index for index, row in enumerate(history) if index == 0 or row["phase"] != history[index - 1]["phase"]]
+    for panel, (label, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if not math.isnan(value)]
+        panel.plot(*zip(*known, strict=True), color=INK, linewidth=1.5, marker="o", markersize=3)
+        for start in starts[1:]:
+            panel.axvline(start + 0.5, color="#999999", linestyle=":", linewidth=1.0)
+        if len(starts) > 1:
+            for start in starts:
+                name = history[start]["phase"]
+                panel.annotate(name, (start + 0.6, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
+        panel.set_xlabel("Epoch")
+        panel.set_ylabel(label)
+        panel.grid(color="#e6e6e6", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    _save(figure, Path(path))
+
+
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
     """Which points no other point beats: at most the cost and at least the value, and better in one of them."""
     points = list(zip(costs, values, strict=True))

@@ -23,13 +23,13 @@ from .loaders import Layout, training_images
 from .losses import Objective
 from .metrics import device_name, measure_sizes
 from .modeling_lingene import LinGeneForImageClassification
-from .plots import plot_sizes
+from .plots import plot_history, plot_sizes
 from .streams import open_stream
 from .teachers import CachedTeacher, load_teacher
-from .training import TrainingLoop, TrainingSettings, make_accelerator
+from .training import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 
 
-OURS = {"checkpoints", "bundle", "best", "log", "history.json", "sizes.png", STAGING}
+OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING}
 
 
 LOWEST = {"hidden_size": 1, "num_attention_heads": 1, "patch_size": 1, "depth": 1, "intermediate_size": 0}
@@ -250,7 +250,8 @@ def decompose(
     Args:
         recipe: what to run.
         out: folder: `bundle/` (the result), `best/` (the best state so far), `checkpoints/`, `log/`, `results.json`,
-            `history.json` (a row per epoch), `sizes.png`.
+            `history.json` (a row per epoch), `history.png`,
+            `sizes.png`.
         resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
         title: of the picture.
         name: in the card's loading example; default the folder's.
@@ -265,16 +266,17 @@ def decompose(
     out = Path(out)
     accelerator = make_accelerator(recipe.training, out)
     identity = recipe.identity(accelerator.num_processes)
-    finished = _finished(out, identity, resume)
+    finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
-        return finished
+        return finished if accelerator.is_main_process else []
     source, test = _sources(recipe, accelerator.device)
     train, processor = source.images, source.processor
     if WHOLE in (train.split, test.split):
         raise ValueError(
             f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
         )
-    check_labels(test, len(train.class_names))
+    for images in (train, test):
+        check_labels(images, len(train.class_names))
     config = recipe.model.config(train, recipe.decomposition.depths)
     torch.manual_seed(recipe.training.seed)
     model = LinGeneForImageClassification(config)
@@ -313,6 +315,7 @@ def decompose(
     write_sizes(bundle, rows)
     write_card(bundle, name)
     plot_sizes(rows, out / "sizes.png", title or f"One bundle on {train.name}: every size")
+    plot_history(history, out / "history.png", f"Training on {train.name}")
     run = {"hardware": device_name(accelerator.device), "torch": torch.__version__}
     run["processes"] = accelerator.num_processes
     write_json(out / "history.json", {"epochs": history})

@@ -216,12 +216,13 @@ class TrainingLoop:
         """The state to go on from, the same on every process."""
         if self.checkpoints is None:
             return None
-        found = [None]
-        if self.is_main:
+
+        def find() -> dict | None:
             self.checkpoints.clear_staging()
             self.checkpoints.check_room(4 * 4 * sum(parameter.numel() for parameter in self.model.parameters()))
-            found = [self.checkpoints.newest()]
-        state = broadcast_object_list(found)[0]
+            return self.checkpoints.newest()
+
+        state = decided_on_main(self.accelerator, find)
         if state is not None:
             self.history, self.best = state["history"], state["best"]
         return state
@@ -238,6 +239,8 @@ class TrainingLoop:
         optimizer = torch.optim.AdamW(decayed_groups(self.model, settings), settings.learning_rate, fused=True)
         model, optimizer = accelerator.prepare(self.model, optimizer)
         average = None
+        if settings.ema and accelerator.is_fsdp2:
+            raise ValueError("`ema` averages whole weights, and FSDP2 divides them; use one of the two.")
         if settings.ema:
             average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         progress = _Progress()
@@ -249,7 +252,7 @@ class TrainingLoop:
         run = _Run(index, phase, model, optimizer, average, progress)
         bar.set_description(phase.name)
         with phase.during(accelerator.unwrap_model(model)):
-            run.forward = torch.compile(model) if settings.compile else model
+            run.forward = _compiled(model) if settings.compile else model
             for epoch in range(progress.step // self.steps_per_epoch, settings.epochs):
                 self._run_epoch(run, epoch, bar, stop)
         if average is not None:
@@ -440,6 +443,20 @@ def make_accelerator(settings: TrainingSettings, out: str | Path | None = None) 
     )
 
 
+def decided_on_main(accelerator: Accelerator, decide: Callable[[], Any]) -> Any:
+    """What the main process finds, on every process; where it refuses, the others end without a word of their own."""
+    told = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told = [decide(), None]
+        except (ValueError, OSError) as error:
+            told = [None, error]
+    found, error = broadcast_object_list(told)
+    if error is not None:
+        raise error if accelerator.is_main_process else SystemExit(2)
+    return found
+
+
 def check_tracker(name: str) -> None:
     """Refuse a tracker that Accelerate does not know or cannot use here."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -454,6 +471,12 @@ def check_tracker(name: str) -> None:
 def layout(accelerator: Accelerator, settings: TrainingSettings) -> Layout:
     """This process's part of a step."""
     return Layout(settings.batch_size, settings.accumulation, accelerator.num_processes, accelerator.process_index)
+
+
+def _compiled(model: nn.Module) -> Callable:
+    """Compiled once per size that is drawn: torch stops after eight by default."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    return torch.compile(model)
 
 
 def shard_at_root(model: nn.Module, accelerator: Accelerator) -> None:

@@ -419,6 +419,7 @@ def test_a_quickstart_that_is_killed_and_then_asked_to_stop_goes_on_to_the_end(t
         "bundle",
         "checkpoints",
         "history.json",
+        "history.png",
         "results.json",
         "sizes.png",
     }

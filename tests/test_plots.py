@@ -169,3 +169,23 @@ def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "modeling_lingene\[analysis\]"'):
         plot_sizes(rows(), tmp_path / "x.png")
+
+
+def test_a_history_is_drawn_with_its_phases_and_only_the_accuracies_that_were_measured(tmp_path):
+    """Read back from the figure: what is on the canvas is what was given."""
+    rows = [{"phase": f"phase {i // 3}", "epoch": i % 3 + 1, "loss": 2.0 - 0.2 * i} for i in range(6)]
+    rows[2]["accuracy"], rows[5]["accuracy"] = 0.25, 0.75
+    figures = []
+    with pytest.MonkeyPatch.context() as patched:
+        original = plots._save
+        patched.setattr(plots, "_save", lambda figure, path: figures.append(figure) or original(figure, path))
+        plots.plot_history(rows, tmp_path / "history.png", "title")
+    loss, accuracy = figures[0].axes
+    assert loss.lines[0].get_xydata().tolist() == [[i + 1, row["loss"]] for i, row in enumerate(rows)]
+    assert accuracy.lines[0].get_xydata().tolist() == [[3, 25.0], [6, 75.0]]
+    assert [line.get_xdata()[0] for line in loss.lines[1:]] == [3.5]
+    assert [text.get_text() for text in loss.texts] == ["phase 0", "phase 1"]
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="`history`"):
+        plots.plot_history([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -109,3 +109,25 @@ def test_steps_that_leave_components_out_reduce_their_gradients_on_two_processes
     launch(tmp_path / "two", 2, schedule="elastic", batch_size=4)
     one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in one if not name.endswith(ROUNDING))
+
+
+def test_what_the_main_process_refuses_is_told_once_and_ends_all(tmp_path):
+    """The others would wait for ever, or repeat the line."""
+    (tmp_path / "notes.txt").write_text("mine")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [
+        "-m",
+        "modeling_lingene.cli",
+        "decompose",
+        "--data",
+        "digits",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0 and done.stdout == ""
+    assert done.stderr.count("lingene decompose: `out`") == 1 and "is not empty" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

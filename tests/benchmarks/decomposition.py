@@ -197,12 +197,20 @@ def run_row(name: str, data: str, scale: Scale, work: Path) -> None:
         "standard_error": {label: (p * (1 - p) / count) ** 0.5 for label, p in accuracies.items()},
         "epochs": len(history),
         "training_seconds": round(sum(entry["seconds"] for entry in history), 1),
-        "training_macs": 3 * count_macs(config) * networks * seen + teacher_macs(work, config) * seen,
+        "training_macs": 3 * mean_macs(config, recipe.decomposition.depths) * networks * seen
+        + teacher_macs(work, config) * seen,
         "hardware": device_name(images.device),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     write_json(out / "row.json", row)
     print(name, {label: f"{100 * p:.1f}" for label, p in accuracies.items()}, flush=True)
+
+
+def mean_macs(config, depths: tuple[int, ...]) -> int:
+    """Of a forward pass of one network: with depths, the full one half of the time."""
+    full = count_macs(config)
+    others = [count_macs(type(config)(**{**config.to_dict(), "num_hidden_layers": depth})) for depth in depths]
+    return (full + sum(others) // len(others)) // 2 if others else full
 
 
 def teacher_macs(work: Path, config) -> int:
