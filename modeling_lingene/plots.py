@@ -86,7 +86,10 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
     starts = [index for index, row in enumerate(history) if index == 0 or row["phase"] != history[index - 1]["phase"]]
     for panel, (label, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if not math.isnan(value)]
-        panel.plot(*zip(*known, strict=True), color=INK, linewidth=1.5, marker="o", markersize=3)
+        panel.plot(
+            *zip(*known, strict=True), color=INK, linewidth=1.5, marker="o", markersize=3 if len(known) < 50 else 0
+        )
+        panel.set_xlim(0, len(history) + 1)
         for start in starts[1:]:
             panel.axvline(start + 0.5, color="#999999", linestyle=":", linewidth=1.0)
         if len(starts) > 1:
