@@ -59,8 +59,9 @@ class DecompositionSettings:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if not 0 <= self.full_share <= 1:
             raise ValueError(f"`full_share` must be from 0 to 1, got {self.full_share!r}.")
-        whole = all(isinstance(total, int) and not isinstance(total, bool) and total > 0 for total in self.totals)
-        if not whole or list(self.totals) != sorted(set(self.totals)):
+        if not all(map(_is_count, self.depths)):
+            raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
+        if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
             raise ValueError(f"`totals` must be increasing numbers of components, got {list(self.totals)}.")
 
     def prefixes(self, components: int) -> tuple[int, ...]:
@@ -74,6 +75,10 @@ class DecompositionSettings:
         if totals[-1] != components:
             raise ValueError(f"`totals` must increase and end at the {components} components, got {list(totals)}.")
         return totals
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def phases(

@@ -270,6 +270,7 @@ def decompose(
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
+    recipe.decomposition.prefixes(recipe.model.num_components or recipe.model.depth)  # refused before data is read
     source, test = _sources(recipe, accelerator.device)
     train, processor = source.images, source.processor
     if WHOLE in (train.split, test.split):

@@ -158,7 +158,7 @@ def test_totals_that_do_not_increase_to_the_number_of_components_are_refused(tot
 def test_a_depth_that_the_bundle_cannot_take_is_refused(depth):
     """Before the first step, not in the one that draws it; nothing is zeroed."""
     model = fresh()
-    with pytest.raises(ValueError, match="`depth`"):
+    with pytest.raises(ValueError, match="`depths?`"):
         incremental_phases(model, TOTALS, (3, depth))
     assert model.components[4].mlp.fc1.weight.any()
 
