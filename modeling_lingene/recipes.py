@@ -163,9 +163,9 @@ RECIPES = {
         decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
-    # Never run: written for one GPU, 60 epochs a phase of an incremental run of five.
+    # Never run: written for one GPU, 60 epochs a phase of an incremental run of five. Parquet files of 32 pixels.
     "tiny_imagenet_32": Recipe(
-        data="zh-plus/tiny-imagenet",
+        data="tiny_imagenet_32",
         model=ModelSettings(192, 6, image_size=32, patch_size=4, depth=12),
         training=TrainingSettings(epochs=300, batch_size=512, learning_rate=1e-3, precision="bf16"),
         decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 8, 12)),
