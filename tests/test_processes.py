@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 
+pytest.importorskip("torchvision")  # mixes the images
+
 SCRIPT = Path(__file__).parent / "train_tiny.py"
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, and Adam
 # makes full steps of it.
