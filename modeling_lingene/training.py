@@ -237,7 +237,11 @@ class TrainingLoop:
         if accelerator.is_fsdp2:
             shard_at_root(self.model, accelerator)
         optimizer = torch.optim.AdamW(decayed_groups(self.model, settings), settings.learning_rate, fused=True)
+        parameters = [list(group["params"]) for group in optimizer.param_groups]
         model, optimizer = accelerator.prepare(self.model, optimizer)
+        if accelerator.is_fsdp2:  # Accelerate has found sharded parameters again by address: empty shards share one
+            for group, own in zip(optimizer.param_groups, parameters):
+                group["params"] = own
         average = None
         if settings.ema and accelerator.is_fsdp2:
             raise ValueError("`ema` averages whole weights, and FSDP2 divides them; use one of the two.")
