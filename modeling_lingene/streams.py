@@ -83,6 +83,7 @@ class _Stream(IterableDataset):
 
     def __init__(self, source: StreamedImages, seed: str, layout: Layout):
         self.stream, self.columns, self.seed, self.layout = source.stream, source.columns, seed, layout
+        self.num_labels = source.num_labels
         self.make = PictureMaker.of(source.processor, source.augmentation)
 
     def mine(self, number: int = 0) -> Any:
@@ -105,6 +106,10 @@ class _Stream(IterableDataset):
 
     def _picture(self, row: dict, index: int, place: tuple[int, int]) -> tuple:
         picture, label = self.columns
+        if row[label] is None or not 0 <= row[label] < self.num_labels:
+            raise ValueError(
+                f"`data` must have labels from 0 to {self.num_labels - 1}; a picture of the stream has {row[label]}."
+            )
         one = LabelledImages(EncodedImages([{picture: row[picture]}], picture), [row[label]], [], "", "")
         seed = derived_seed(self.seed, "picture", *place, index)
         pixels, problem = self.make(one, 0, seed)

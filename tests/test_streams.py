@@ -122,6 +122,17 @@ def test_pictures_that_do_not_decode_are_counted_and_refused_above_a_share(tmp_p
         passed(source, Layout(8))
 
 
+@pytest.mark.parametrize("label", [-1, None])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_without_a_label_ends_the_run(tmp_path, label, workers):
+    """Cross-entropy would leave some such labels out in silence; on a GPU others end the process without a word."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=7)})
+    rows = {"image": helpers.pictures(8).images, "label": [0, 1, 2, 3, 4, label, 5, 6]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match="labels from 0 to 6; a picture of the stream has"):
+        passed(stream(tmp_path, epoch_images=8, workers=workers), Layout(8))
+
+
 def test_a_stream_without_class_names_or_length_or_file_is_refused(tmp_path):
     """Before training, with what to do."""
     write(tmp_path, 1, names=False)
