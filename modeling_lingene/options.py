@@ -90,7 +90,7 @@ def described(settings: type) -> dict[str, str]:
 
 def _integers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"must be integers with commas between, such as 1,2,4; got {text!r}"

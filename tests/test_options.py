@@ -414,6 +414,13 @@ def test_workers_below_zero_are_refused_by_name():
         asked("--data faces --workers -1")
 
 
+def test_empty_lists_take_back_what_a_recipe_chooses():
+    """Or nobody could train a recipe at its full depth alone."""
+    recipe = asked("--recipe fashion_mnist --depths= --totals=")
+    assert RECIPES["fashion_mnist"].decomposition.depths
+    assert recipe.decomposition.depths == () and recipe.decomposition.totals == ()
+
+
 @pytest.mark.parametrize("flag", ["--totals", "--depths"])
 @pytest.mark.parametrize("text", ["1,x", "1.5", "1,,2", "1,", "[1,2]", "1;2", "one"])
 def test_a_list_that_is_none_is_an_error_of_the_command_line_that_shows_it(capsys, flag, text):
