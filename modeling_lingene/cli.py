@@ -140,12 +140,11 @@ def decompose(arguments: argparse.Namespace) -> None:
 
 
 def materialise(arguments: argparse.Namespace) -> None:
-    from .hub import publish_model, read_config, readable
+    from .hub import check_empty, publish_model, read_config, readable
     from .metrics import count_macs, count_parameters, quiet_loading
     from .modeling_lingene import LinGeneForImageClassification
 
-    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
-        raise ValueError(f"`out` {arguments.out} must be a new or empty folder.")
+    check_empty(arguments.out)
     hub = {"revision": arguments.revision} if arguments.revision else {}
     read_config(arguments.bundle, **hub)
     with quiet_loading():

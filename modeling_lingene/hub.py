@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -122,15 +124,18 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
     return facts, Bundle(bundle, config, hub).measured()
 
 
-def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
-    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
+@contextmanager
+def complete_or_absent(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well and is gone when it does not.
+
+    Args:
+        out: new or empty.
+    """
     out = Path(os.path.abspath(out))
     staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    staging.mkdir(parents=True)
     try:
-        model.save_pretrained(staging)
-        processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-        if processor is not None:
-            shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
+        yield staging
         if out.exists():  # empty, and perhaps somebody's working directory: filled, not replaced; config.json last
             for file in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
                 os.replace(file, out / file.name)
@@ -138,6 +143,22 @@ def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, 
             os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_empty(out: str | os.PathLike) -> None:
+    """Refuse a place for a result that holds something."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"`out` {out} must be a new or empty folder.")
+
+
+def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
+    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
+    with complete_or_absent(out) as staging:
+        model.save_pretrained(staging)
+        processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        if processor is not None:
+            shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
 
 
 def size_table(rows: list[dict]) -> str:

@@ -1,0 +1,296 @@
+"""Checkpoints of timm's Vision Transformers: `vit_*`, `deit_*`, `deit3_*`, whatever they were trained by.
+
+The named model is built without memory and walked: every module, and every option that is no module, must stand on the
+lists here, or is refused by name. What is only of use in training (dropout, stochastic depth) changes nothing.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..configuration_lingene import LinGeneConfig
+from ..data import image_processor, require
+from .from_transformers import scaled
+from .sources import Source, check_tensors, read_tensors, shown
+
+
+PREFIX = "timm:"
+KINDS = {
+    "": "VisionTransformer",
+    "patch_embed": "PatchEmbed",
+    "patch_embed.proj": "Conv2d",
+    "patch_embed.norm": "Identity",
+    "pos_drop": "Dropout",
+    "patch_drop": "Identity PatchDropout",
+    "norm_pre": "Identity",
+    "blocks": "Sequential",
+    "blocks.*": "Block",
+    "blocks.*.norm1": "LayerNorm",
+    "blocks.*.norm2": "LayerNorm",
+    "blocks.*.attn": "Attention",
+    "blocks.*.attn.qkv": "Linear",
+    "blocks.*.attn.proj": "Linear",
+    "blocks.*.attn.q_norm": "Identity",
+    "blocks.*.attn.k_norm": "Identity",
+    "blocks.*.attn.norm": "Identity",
+    "blocks.*.attn.attn_drop": "Dropout",
+    "blocks.*.attn.proj_drop": "Dropout",
+    "blocks.*.ls1": "Identity LayerScale",
+    "blocks.*.ls2": "Identity LayerScale",
+    "blocks.*.drop_path1": "Identity DropPath",
+    "blocks.*.drop_path2": "Identity DropPath",
+    "blocks.*.mlp": "Mlp",
+    "blocks.*.mlp.fc1": "Linear",
+    "blocks.*.mlp.fc2": "Linear",
+    "blocks.*.mlp.act": "GELU GELUTanh QuickGELU ReLU SiLU",
+    "blocks.*.mlp.norm": "Identity",
+    "blocks.*.mlp.drop1": "Dropout",
+    "blocks.*.mlp.drop2": "Dropout",
+    "norm": "LayerNorm",
+    "fc_norm": "Identity",
+    "head_drop": "Dropout",
+    "head": "Identity Linear",
+}
+PLAIN = {
+    "norm_pre": "a norm before the blocks",
+    "fc_norm": "average pooling with its own norm",
+    "norm": "a final norm after pooling, or none",
+    "attn_pool": "attention pooling",
+    "patch_embed": "a stem of another kind",
+    "patch_embed.backbone": "a hybrid, convolutional stem",
+    "blocks.*": "blocks of another kind (parallel, post-norm, relative positions)",
+    "blocks.*.attn": "attention of another kind",
+    "blocks.*.attn.q_norm": "a norm on queries",
+    "blocks.*.attn.k_norm": "a norm on keys",
+    "blocks.*.attn.norm": "a norm on attention's output",
+    "blocks.*.mlp": "an MLP of another kind (SwiGLU, gated)",
+    "blocks.*.mlp.norm": "a norm within the MLP",
+    "head_dist": "a distillation token",
+}
+ACTIVATIONS = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_pytorch_tanh",
+    "QuickGELU": "quick_gelu",
+    "ReLU": "relu",
+    "SiLU": "silu",
+}
+PARTS = {
+    "norm1": "norm1",
+    "attention.output": "attn.proj",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+QKV = ("attention.query", "attention.key", "attention.value")
+SCALES = {"attention.output": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
+OUTSIDE = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+ANCHOR = "patch_embed.proj.weight"  # every Vision Transformer of timm has it
+PIL_RESAMPLING = {"bilinear": 2, "bicubic": 3}
+UNASKED = "the classifier was not asked for"
+LEFT_OUT = {"mask_token": "only masked pretraining reads it"}
+
+
+def read_timm(name: str, weights: str | None = None, prefix: str | None = None, headless: bool = False) -> Source:
+    """A model by `timm:NAME`, its weights from a file or, without one, where timm finds them.
+
+    Args:
+        name: `timm:vit_base_patch16_224`, also `timm:local-dir:FOLDER`.
+        weights: safetensors file or state dict saved by torch, in timm's names.
+        prefix: of the network's tensors in the file, where it holds several.
+        headless: leave a classifier out, whatever it is.
+
+    Raises:
+        ValueError: whatever of it a bundle cannot express, by name.
+        ImportError: timm is missing; the message says what to install.
+    """
+    architecture = name.removeprefix(PREFIX)
+    check_model(name, _built(name, architecture), head_matters=False)
+    if weights is None:
+        tensors, left_out = _downloaded(name, architecture), {}
+    else:
+        tensors, left_out = _own_tensors(read_tensors(weights), str(weights), prefix)
+    dropped = {key: UNASKED for key in tensors if headless and key.startswith("head.")}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
+    options = {"num_classes": len(tensors.get("head.weight", ()))}
+    model = _built(name, architecture, **options)
+    if "pos_embed" in tensors:
+        options |= _image_size(model, tensors["pos_embed"].shape[1], name)
+        model = _built(name, architecture, **options)
+    check_model(name, model, head_matters=options["num_classes"] > 0)
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        raise ValueError(f"{shown(unknown)} of {weights or name} is not of {architecture}, or cannot be expressed.")
+    check_tensors(tensors, expected, str(weights or name))
+    return Source(
+        name=name,
+        config=_bundle_config(model),
+        head=model.num_classes > 0,
+        outside=_outside(tensors, model),
+        block=partial(_block, tensors, model.embed_dim),
+        left_out={**left_out, **dropped},
+        reference=partial(_reference, architecture, options, tensors),
+        processor=_processor(model),
+    )
+
+
+def _built(name: str, architecture: str, **options) -> nn.Module:
+    """The model without memory."""
+    timm = require("timm")
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, pretrained=False, **options).eval()
+    except Exception as error:  # timm raises RuntimeError, TypeError, AssertionError, and the Hub's errors
+        raise ValueError(f"`source` {name} cannot be built: {str(error).splitlines()[0]}") from None
+
+
+def check_model(name: str, model: nn.Module, head_matters: bool) -> None:
+    """Holds a timm model against the lists above.
+
+    Raises:
+        ValueError: names the first module or option that a bundle cannot express.
+    """
+    for path, module in model.named_modules():
+        place = re.sub(r"^blocks\.\d+", "blocks.*", path)
+        kind = type(module).__name__
+        if kind not in KINDS.get(place, "").split():
+            why = f" ({PLAIN[place]})" if place in PLAIN else ""
+            raise ValueError(f"`{path or name}` of {name} is {kind}{why}, which a bundle cannot express.")
+    refused = {
+        "class_token": (not model.has_class_token, "a model without a class token"),
+        "reg_tokens": (model.num_reg_tokens > 0, "register tokens"),
+        "pos_embed": (model.pos_embed is None, "no learned position embeddings"),
+        "global_pool": (
+            head_matters and model.global_pool != "token",
+            f"{model.global_pool!r} pooling in a classifier",
+        ),
+    }
+    for option, (wrong, what) in refused.items():
+        if wrong:
+            raise ValueError(f"`{option}` of {name}: {what} cannot be expressed by a bundle.")
+    attention = model.blocks[0].attn
+    if attention.head_dim * attention.num_heads != model.embed_dim or attention.scale != attention.head_dim**-0.5:
+        raise ValueError(f"`attn` of {name}: heads that do not divide the channels cannot be expressed by a bundle.")
+    if model.blocks[0].attn.proj.bias is None:
+        raise ValueError(f"`proj_bias` of {name}: projections without biases cannot be expressed by a bundle.")
+
+
+def _downloaded(name: str, architecture: str) -> dict[str, torch.Tensor]:
+    timm = require("timm")
+    try:
+        return dict(timm.create_model(architecture, pretrained=True).state_dict())
+    except Exception as error:
+        raise ValueError(
+            f"`source` {name} has no weights within reach ({str(error).splitlines()[0]}); give a file with --weights."
+        ) from None
+
+
+def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | None) -> tuple[dict, dict[str, str]]:
+    """The tensors of one network in timm's names, and what else the file held."""
+    prefixes = sorted(key.removesuffix(ANCHOR) for key in tensors if key.endswith(ANCHOR))
+    if prefix is not None and prefix not in prefixes:
+        raise ValueError(f"`prefix` {prefix!r} leads to no network in {name}; known are {shown(prefixes)}.")
+    if prefix is None and len(prefixes) != 1:
+        found = f"several networks: {shown(prefixes)}; choose one with --prefix" if prefixes else f"no `{ANCHOR}`"
+        raise ValueError(f"`weights` {name} holds {found}.")
+    chosen = prefixes[0] if prefix is None else prefix
+    own, left_out = {}, {}
+    for key, tensor in tensors.items():
+        bare = key.removeprefix(chosen)
+        if not key.startswith(chosen):
+            left_out[key] = f"not of the network {chosen!r}"
+        elif bare in LEFT_OUT:
+            left_out[key] = LEFT_OUT[bare]
+        else:
+            own[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", bare)] = tensor  # as DeiT III was published
+    return own, left_out
+
+
+def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[int, int]]:
+    """The image size that the positions are for, where it is not the one that the name stands for."""
+    count = positions - (0 if model.no_embed_class else 1)
+    if count == model.patch_embed.num_patches:
+        return {}
+    side = math.isqrt(max(count, 0))
+    if side * side != count:
+        raise ValueError(f"`pos_embed` of {name} holds {count} positions of patches, which are no square.")
+    height, width = model.patch_embed.patch_size
+    return {"img_size": (side * height, side * width)}
+
+
+def _bundle_config(model: nn.Module) -> LinGeneConfig:
+    block, (height, width) = model.blocks[0], model.patch_embed.img_size
+    labels = {"num_labels": model.num_classes} if model.num_classes else {}
+    patch_height, patch_width = model.patch_embed.patch_size
+    return LinGeneConfig(
+        hidden_size=model.embed_dim,
+        num_attention_heads=block.attn.num_heads,
+        intermediate_size=block.mlp.fc1.out_features,
+        hidden_act=ACTIVATIONS[type(block.mlp.act).__name__],
+        layer_norm_eps=block.norm1.eps,
+        image_size=height if height == width else [height, width],
+        patch_size=patch_height if patch_height == patch_width else [patch_height, patch_width],
+        num_channels=model.patch_embed.proj.in_channels,
+        qkv_bias=block.attn.qkv.bias is not None,
+        depth=len(model.blocks),
+        **labels,
+    )
+
+
+def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
+    positions = tensors["pos_embed"]
+    if model.no_embed_class:  # nothing is added to the class token
+        positions = functional.pad(positions, (0, 0, 1, 0))
+    own["embeddings.position_embeddings"] = positions
+    if model.num_classes:
+        own |= {f"classifier.{kind}": tensors[f"head.{kind}"] for kind in ("weight", "bias")}
+    return own
+
+
+def _block(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: int) -> torch.Tensor:
+    """One block tensor of one layer; q, k, v are thirds of one matrix."""
+    part, _, kind = name.rpartition(".")
+    if part in QKV:
+        start = QKV.index(part) * size
+        return tensors[f"blocks.{layer}.attn.qkv.{kind}"][start : start + size]
+    tensor = tensors[f"blocks.{layer}.{PARTS[part]}.{kind}"]
+    scale = tensors.get(f"blocks.{layer}.{SCALES[part]}") if part in SCALES else None
+    return tensor if scale is None else scaled(tensor, scale)
+
+
+def _reference(
+    architecture: str, options: dict, tensors: Mapping[str, torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model in timm's own class."""
+    timm = require("timm")
+    model = timm.create_model(architecture, pretrained=False, **options).eval()
+    model.load_state_dict(dict(tensors), strict=True)
+    return partial(_outputs, model)
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    features = model.forward_features(pixel_values)
+    return (model.forward_head(features) if model.num_classes else features[:, 0]).float()
+
+
+def _processor(model: nn.Module) -> Any:
+    """Size, mean, standard deviation, interpolation of the name; a ViT's processor knows no crop."""
+    said = model.pretrained_cfg
+    processor = image_processor(tuple(model.patch_embed.img_size))
+    processor.image_mean, processor.image_std = list(said["mean"]), list(said["std"])
+    processor.resample = PIL_RESAMPLING.get(said.get("interpolation"), PIL_RESAMPLING["bicubic"])
+    return processor

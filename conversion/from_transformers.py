@@ -1,0 +1,279 @@
+"""Checkpoints of transformers: ViT (DeiT and DINO are stored as such), MSN, the encoders of MAE, DINOv2.
+
+Acceptance is by list: a field, a tensor or a kind of model that does not stand here is refused by name. Names on disk
+are the long-standing ones, which transformers keeps writing whatever its modules are called.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+)
+from transformers.activations import ACT2FN
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
+from ..loading_lingene import VIT_NAMES
+from ..metrics import quiet_loading
+from .sources import Source, check_tensors, class_outputs, read_tensors, shown
+
+
+MASKS = "only masked pretraining reads it"
+POOLER = "a bundle has no pooler, and classifiers do not use it"
+NEUTRAL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "_commit_hash", "model_type"}
+NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels"}
+VIT_PARTS = {name: VIT_NAMES[name] for name in VIT_NAMES if not name.startswith("embeddings.")}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one kind of model may have.
+
+    Args:
+        prefix: of the encoder's tensors in a model with a head.
+        parts: bundle's name of a block's part -> its name on disk, below `encoder.layer.{l}.`.
+        scales: bundle's name of a part -> the LayerScale on its output.
+        neutral: fields that change nothing of the encoder.
+        only: fields that must have one value -> that value, and what another would mean.
+        left_out: patterns of tensors with no place in a bundle -> why that changes nothing.
+        classifier: whether its classifier is a linear map of the class token.
+    """
+
+    prefix: str = "vit."
+    parts: Mapping[str, str] = field(default_factory=lambda: VIT_PARTS)
+    scales: Mapping[str, str] = field(default_factory=dict)
+    neutral: frozenset[str] = frozenset()
+    only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    classifier: bool = True
+
+
+DINOV2_PARTS = {**VIT_PARTS, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+FAMILIES = {
+    "vit": Family(
+        neutral=frozenset({"encoder_stride", "pooler_output_size", "pooler_act"}),
+        left_out={r"pooler\..*": POOLER, r"embeddings\.mask_token": MASKS, r"decoder\..*": MASKS},
+    ),
+    "vit_msn": Family(left_out={r"embeddings\.mask_token": MASKS}),
+    "vit_mae": Family(
+        neutral=frozenset({"mask_ratio", "norm_pix_loss"})
+        | {f"decoder_{part}" for part in ("num_attention_heads", "hidden_size", "num_hidden_layers")}
+        | {"decoder_intermediate_size"},
+        left_out={r"decoder\..*": MASKS},
+    ),
+    "dinov2": Family(
+        prefix="dinov2.",
+        parts=DINOV2_PARTS,
+        scales={"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"},
+        neutral=frozenset(
+            "mlp_ratio layerscale_value drop_path_rate use_mask_token apply_layernorm reshape_hidden_states "
+            "out_features out_indices _out_features _out_indices stage_names".split()
+        ),
+        only={"use_swiglu_ffn": (False, "SwiGLU in place of the MLP")},
+        left_out={r"embeddings\.mask_token": MASKS},
+        classifier=False,
+    ),
+}
+REFUSED = {
+    "deit": "its distillation token",
+    "dinov2_with_registers": "register tokens",
+    "dinov3_vit": "rotary positions and register tokens",
+    "beit": "relative positions",
+    "data2vec-vision": "relative positions",
+    "ijepa": "a model without a class token",
+    "siglip_vision_model": "attention pooling, and no class token",
+    "clip_vision_model": "a norm before the blocks",
+    "vit_hybrid": "a convolutional stem",
+    "swin": "stages of several widths",
+}
+
+
+def read_transformers(name: str, headless: bool = False) -> Source:
+    """A checkpoint by folder or by name on the Hub.
+
+    Args:
+        name: as `from_pretrained` takes it.
+        headless: leave a classifier out, whatever it is.
+
+    Raises:
+        ValueError: whatever of it a bundle cannot express, by name.
+        OSError: nothing is there.
+    """
+    raw, _ = PretrainedConfig.get_config_dict(name)
+    family = _family(name, raw)
+    foreign = AutoConfig.from_pretrained(name)
+    architecture = (raw.get("architectures") or [""])[0]
+    classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
+    if classifies and not headless and not family.classifier:
+        raise ValueError(
+            f"`classifier` of {name} sees more than the class token, which a bundle cannot express; give --headless "
+            "to convert the encoder alone."
+        )
+    head = classifies and not headless
+    config = _bundle_config(foreign, raw)
+    tensors, left_out = _named(name, _read(name), family, head)
+    shapes = {key: shape for key, shape in config.shared_shapes().items()}
+    if head:
+        shapes |= {
+            "classifier.weight": (config.num_labels, config.hidden_size),
+            "classifier.bias": (config.num_labels,),
+        }
+    blocks = {
+        f"blocks.{layer}.{part}": shape
+        for layer in range(config.reference_depth)
+        for part, shape in config.component_shapes().items()
+    }
+    scales = {
+        f"blocks.{layer}.{part}.scale": (config.hidden_size,)
+        for layer in range(config.reference_depth)
+        for part in family.scales
+    }
+    expected = {**shapes, **blocks, **scales}
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        raise ValueError(f"{shown(unknown)} of {name} cannot be expressed by a bundle, or is not known to this code.")
+    check_tensors(tensors, expected, name)
+
+    def block(part: str, layer: int) -> torch.Tensor:
+        tensor = tensors[f"blocks.{layer}.{part}"]
+        scale = tensors.get(f"blocks.{layer}.{part.rpartition('.')[0]}.scale")
+        return tensor if scale is None else scaled(tensor, scale)
+
+    return Source(
+        name=str(name),
+        config=config,
+        head=head,
+        outside={key: tensors[key] for key in shapes},
+        block=block,
+        left_out=left_out,
+        reference=partial(_reference, name, head),
+        processor=_processor(name),
+    )
+
+
+def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """LayerScale folded into the projection before it: diag(s) W, and s b. In float64, for one rounding at the end."""
+    factor = scale.double()
+    return tensor.double() * (factor[:, None] if tensor.dim() == 2 else factor)
+
+
+def _family(name: str, raw: dict) -> Family:
+    """The list that this kind of model is held against; refuses fields that are not on it and are not empty."""
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
+        why = f": {REFUSED[kind]} cannot be expressed" if kind in REFUSED else ""
+        raise ValueError(
+            f"`model_type` {kind!r} of {name} is not one that converts{why}; known are {', '.join(FAMILIES)}, and "
+            "timm:NAME with --weights FILE."
+        )
+    if raw.get("auto_map"):
+        raise ValueError(f"`auto_map` of {name}: a model with code of its own cannot be converted.")
+    family = FAMILIES[kind]
+    for key, (value, meaning) in family.only.items():
+        if raw.get(key, value) != value:
+            raise ValueError(f"`{key}` {raw[key]!r} of {name}: {meaning} cannot be expressed by a bundle.")
+    known = {*VIT_FIELDS, *NEUTRAL, *family.neutral, *family.only, *vars(PretrainedConfig())}
+    unknown = sorted(key for key, value in raw.items() if key not in known and value)
+    if unknown:
+        raise ValueError(
+            f"{shown(unknown)} in config.json of {name} is no field of a {kind} that this code knows; if it changes "
+            "nothing, take it out."
+        )
+    if raw.get("pruned_heads"):
+        raise ValueError(f"`pruned_heads` of {name} cannot be expressed by a bundle.")
+    act = raw.get("hidden_act", "gelu")
+    if act not in ACT2FN:
+        raise ValueError(f"`hidden_act` {act!r} of {name} is not an activation of transformers.")
+    return family
+
+
+def _bundle_config(foreign: PretrainedConfig, raw: dict) -> LinGeneConfig:
+    fields = {key: getattr(foreign, key) for key in VIT_FIELDS if hasattr(foreign, key)}
+    if "intermediate_size" not in fields:
+        fields["intermediate_size"] = int(foreign.hidden_size * foreign.mlp_ratio)
+    labels = {"id2label": foreign.id2label, "label2id": foreign.label2id}
+    if raw.get("problem_type"):
+        labels["problem_type"] = raw["problem_type"]
+    return LinGeneConfig(**fields, **labels, depth=foreign.num_hidden_layers)
+
+
+def _read(name: str) -> dict[str, torch.Tensor]:
+    """All tensors, mapped; safetensors first."""
+    for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME + ".index.json", WEIGHTS_NAME, WEIGHTS_NAME + ".index.json"):
+        options = {"_raise_exceptions_for_missing_entries": False}
+        path = cached_file(name, file, **options)
+        if path is None:
+            continue
+        paths = get_checkpoint_shard_files(name, path)[0] if file.endswith(".json") else [path]
+        return {key: tensor for part in paths for key, tensor in read_tensors(part).items()}
+    raise ValueError(f"`source` {name} has no {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}.")
+
+
+def _named(name: str, tensors: Mapping[str, torch.Tensor], family: Family, head: bool) -> tuple[dict, dict[str, str]]:
+    """Tensors by the bundle's names, blocks as `blocks.{l}.{part}`; and those left out, with the reason."""
+    parts = {disk: own for own, disk in family.parts.items()} | {
+        disk: f"{own}.scale" for own, disk in family.scales.items()
+    }
+    found, left_out = {}, {}
+    for key, tensor in tensors.items():
+        bare = key.removeprefix(family.prefix)
+        reason = next((why for pattern, why in family.left_out.items() if re.fullmatch(pattern, bare)), None)
+        if bare.startswith("classifier.") and not head:
+            reason = "the classifier was not asked for"
+        if reason is not None:
+            left_out[key] = reason
+            continue
+        own = _own_name(bare, parts)
+        if own in found:
+            raise ValueError(f"`{key}` of {name} stands there twice, with and without `{family.prefix}`.")
+        found[own] = tensor
+    return found, left_out
+
+
+def _own_name(bare: str, parts: Mapping[str, str]) -> str:
+    """`encoder.layer.3.output.dense.weight` -> `blocks.3.mlp.fc2.weight`; a name that is not known stays."""
+    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", bare)
+    if match:
+        layer, rest = match.groups()
+        if rest in parts:  # LayerScale has no weight and bias
+            return f"blocks.{layer}.{parts[rest]}"
+        part, _, kind = rest.rpartition(".")
+        return f"blocks.{layer}.{parts[part]}.{kind}" if part in parts else bare
+    return bare.replace("embeddings.patch_embeddings.projection.", "embeddings.patch_embeddings.")
+
+
+def _reference(name: str, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model in transformers' own class, masking off."""
+    options = {"attn_implementation": "eager", "dtype": torch.float32}
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == "vit_mae":
+        config.mask_ratio = 0.0
+    with quiet_loading():
+        if head:
+            model = AutoModelForImageClassification.from_pretrained(name, config=config, **options)
+        else:
+            model = AutoModel.from_pretrained(name, config=config, **options)
+    return partial(_outputs, model.eval())
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    return class_outputs(model, pixel_values)
+
+
+def _processor(name: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        return None

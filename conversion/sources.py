@@ -1,0 +1,123 @@
+"""A trained ViT as the converter sees it: tensors by the bundle's names, whatever library they were trained in."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ..configuration_lingene import LinGeneConfig
+from ..loading_lingene import stock_vit
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint, read but not yet converted.
+
+    Args:
+        name: for messages.
+        config: of a bundle with as many components as layers, basis not yet chosen.
+        head: whether it has a classifier on the class token.
+        outside: the tensors outside the blocks, keys as in a bundle.
+        block: (block tensor such as `attention.query.weight`, layer from 0) -> that tensor, LayerScale folded in.
+        left_out: names of tensors that a bundle has no place for -> why that changes nothing.
+        reference: builds the model in its own library; (b, channels, h, w) -> logits (b, classes), or without a head
+            the normed class token (b, d).
+        processor: a transformers image processor, or None where the checkpoint brings none.
+    """
+
+    name: str
+    config: LinGeneConfig
+    head: bool
+    outside: Mapping[str, torch.Tensor]
+    block: Callable[[str, int], torch.Tensor]
+    left_out: Mapping[str, str]
+    reference: Callable[[], Callable[[torch.Tensor], torch.Tensor]]
+    processor: Any = None
+
+    @property
+    def depth(self) -> int:
+        return self.config.reference_depth
+
+    def layers(self, name: str) -> list[torch.Tensor]:
+        """One block tensor of every layer."""
+        return [self.block(name, layer) for layer in range(self.depth)]
+
+    def stock(self) -> nn.Module:
+        """The same function as a stock transformers ViT in float32, for what has to look inside."""
+        layers = {name: self.layers(name) for name in self.config.component_shapes()}
+        return stock_vit(
+            dict(self.outside), layers, self.config.vit_config(self.config.size()), self.head, dtype=torch.float32
+        ).eval()
+
+
+def class_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Logits of a transformers model, or without a classifier its normed class token, float32."""
+    output = model(pixel_values=pixel_values)
+    return (output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]).float()
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a file, mapped rather than copied: safetensors, or a state dict that torch saved.
+
+    Dictionaries within dictionaries become names with dots; what is no tensor (epochs, options) is dropped.
+
+    Raises:
+        ValueError: it is not there, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"`weights` {path} must be a file with a state dict: safetensors, or saved by torch.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(_flattened(torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path)), ""))
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"`weights` {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # pickle's own, which has no base class but Exception
+        raise ValueError(
+            f"`weights` {path} holds more than tensors ({type(error).__name__}), and reading it would run its code; "
+            "save its state dict alone."
+        ) from None
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"  # only these can be mapped
+
+
+def _flattened(value: Any, prefix: str):
+    if isinstance(value, torch.Tensor):
+        yield prefix, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flattened(part, f"{prefix}.{key}" if prefix else str(key))
+
+
+def check_tensors(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Every tensor is there, of the shape expected, and finite.
+
+    Raises:
+        ValueError: names what is missing or wrong.
+    """
+    missing = sorted(shapes.keys() - tensors.keys())
+    if missing:
+        raise ValueError(f"{name} lacks {shown(missing)}; it is not a whole checkpoint.")
+    for key, shape in shapes.items():
+        if tuple(tensors[key].shape) != tuple(shape):
+            raise ValueError(
+                f"`{key}` of {name} has shape {tuple(tensors[key].shape)}, and its configuration says {tuple(shape)}."
+            )
+        if not torch.isfinite(tensors[key].sum(dtype=torch.float64)):
+            raise ValueError(f"`{key}` of {name} holds values that are not finite.")
+
+
+def shown(names: list[str], count: int = 5) -> str:
+    """A few names and how many more."""
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(f"`{name}`" for name in names[:count]) + rest
