@@ -23,8 +23,8 @@ def condition(table: torch.Tensor) -> float:
     return float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
 
 
-def check_condition(config: LinGeneConfig) -> float:
-    """The condition number of a bundle's coefficients.
+def check_condition(config: LinGeneConfig) -> None:
+    """Whether a bundle's coefficients can be solved for components.
 
     Raises:
         ValueError: they cannot be solved for components in float32.
@@ -39,7 +39,6 @@ def check_condition(config: LinGeneConfig) -> float:
             f"number {number:.3g} at {size.num_components} components of {size.depth} layers (at most "
             f"{CONDITION_LIMIT:g} can be solved for); take the preset stable, or fewer components."
         )
-    return condition(table)
 
 
 def solve(layers: list[torch.Tensor], table: torch.Tensor, dtype: torch.dtype, offset: float = 0.0):

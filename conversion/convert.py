@@ -5,25 +5,37 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 """
 
 import gc
-from collections.abc import Iterable
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..bundle_lingene import component_file
 from ..configuration_lingene import LinGeneConfig
-from ..data import image_processor
-from ..hub import check_empty, complete_or_absent, write_card, write_json
-from ..metrics import quiet_loading
+from ..data import image_processor, require
+from ..hub import CONVERSION_FILE, check_empty, complete_or_absent, write_card, write_json
+from ..loading_lingene import stock_vit
+from ..metrics import check_device, quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
-from .closed_form import check_condition, closed_form
+from ..plots import plot_conversion
+from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
+from .calibration import calibration_images, choose_rows, class_outputs_of
+from .closed_form import check_condition, closed_form, condition
+from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms
 from .from_timm import PREFIX, read_timm
 from .from_transformers import read_transformers
-from .sources import Source, class_outputs
+from .moments import Stack, moments, stacks_of
+from .report import advice, logit_error, measure_counts, outputs
+from .sources import Source
 
 
-REPORT_FILE = "conversion.json"
+PLOT_FILE = "conversion.png"
+REPORT_IMAGES = 256  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
 
@@ -52,6 +64,13 @@ def convert(
     prefix: str | None = None,
     headless: bool = False,
     num_components: int | None = None,
+    calibrate: str | None = None,
+    images: int = 512,
+    fit: str | None = None,
+    rounds: int = ROUNDS,
+    depths: Sequence[int] = (),
+    device: str | None = None,
+    seed: int = 0,
     **basis,
 ) -> dict:
     """A bundle from a trained ViT.
@@ -61,6 +80,13 @@ def convert(
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
         weights, prefix, headless: see `read_timm` and `read_transformers`.
         num_components: default as many as layers, which loses nothing.
+        calibrate: unlabelled images: a folder of them, or what `load_images` takes.
+        images: how many of them.
+        fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
+        rounds: of coefficients and components in turn, for the fits that learn both.
+        depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
+        device: for the calibration; default the GPU if there is one.
+        seed: of the choice of images and of the labels drawn.
         basis: fields of `LinGeneConfig`: preset, basis, nodes, start_degree, degree_weight, depth_map.
 
     Returns:
@@ -71,35 +97,194 @@ def convert(
         RuntimeError: the bundle does not give the source's logits although it should; nothing is written.
     """
     check_empty(out)
+    device = check_device(device)
     source = open_source(name, weights, prefix, headless)
     config = bundle_config(source, num_components, basis)
-    condition = check_condition(config)
-    pixel_values = check_images(source)
-    expected = source.reference()(pixel_values)
+    fit = check_fit(config, fit, calibrate, depths, (images, rounds))
+    check_condition(config)
+    if calibrate is None and fit != "exact":
+        warnings.warn(
+            "Least squares on the weights alone is the poorest fit; give a few hundred images with --calibrate.",
+            stacklevel=2,
+        )
+    random_images = check_images(source)
+    expected = source.reference()(random_images)
     gc.collect()
-    components = tqdm(
-        closed_form(source, config, torch.float32), "solving", len(config.component_shapes()), unit="tensor"
-    )
+    calibration = None
+    if calibrate is not None:
+        require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
+        calibration = Calibration(source, calibrate, images, device, seed)
+    if fit in ("exact", "weights"):
+        solved = closed_form(source, config, torch.float32)
+        components = tqdm(solved, "solving", len(config.component_shapes()), unit="tensor")
+    else:
+        config, components = calibration.fitted(config, fit, rounds)
     with complete_or_absent(out) as folder:
         write(source, config, components, folder)
         gc.collect()  # the model's tensors, before another one is loaded
         report = {
-            "source": source.name,
+            "source": Path(name).name if os.path.isdir(name) else name,
             "depth": source.depth,
             "num_components": config.reference_components,
-            "fit": "exact" if config.reference_components == source.depth else "least squares",
-            "condition": condition,
-            **logit_error(folder, source.head, pixel_values, expected),
+        }
+        report |= {
+            "fit": fit,
+            "condition": condition(config.coefficients(config.size())),
             "left_out": dict(source.left_out),
         }
-        if report["fit"] == "exact" and not report["relative_logit_error"] <= LOSSLESS:
+        report |= logit_error(outputs(folder, source.head, random_images), expected)
+        if fit == "exact" and not report["relative_logit_error"] <= LOSSLESS:
             raise RuntimeError(
                 f"The bundle's logits differ from those of {name} by {report['relative_logit_error']:.2g}, where "
                 f"nothing should be lost; nothing was written."
             )
-        write_json(folder / REPORT_FILE, report)
+        error = report["relative_logit_error"]
+        if calibration is not None:
+            report["calibration"] = calibration.measured(folder, config, depths)
+            error = report["calibration"]["rows"][-1]["relative_logit_error"]
+            plot_conversion(report["calibration"]["rows"], folder / PLOT_FILE, f"{Path(name).name} as a bundle")
+        report["advice"] = advice(error, name if weights is None else "TEACHER", Path(out))
+        write_json(folder / CONVERSION_FILE, report)
         write_card(folder, Path(out).resolve().name)
     return report
+
+
+class Calibration:
+    """What is known of a source on some images: its answers, and the moments around its linear maps.
+
+    Args:
+        source: the checkpoint.
+        data, count: images, as `calibration_images` takes them.
+        device: where passes run.
+        seed: of the choice of images and of the labels drawn.
+    """
+
+    def __init__(self, source: Source, data: str, count: int, device: str, seed: int):
+        self.source, self.device, self.seed = source, device, seed
+        processor = source.processor or image_processor(source.config.image_size)
+        self.pixel_values = calibration_images(data, processor, count, seed)
+        self.weights = {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
+        self.expected = class_outputs_of(source.stock().to(device), self.pixel_values)
+        self.stacks, self.fit_of = None, None
+
+    def fitted(self, config: LinGeneConfig, fit: str, rounds: int) -> tuple[LinGeneConfig, Iterator]:
+        """Fewer components, fitted on the images: the configuration that they need, and the components by tensor."""
+        folded = fold_norms(self.weights)
+        stacks = self._stacks(folded)
+        total = rounds if fit in LEARNED else 1
+        with tqdm(total=total, desc="fitting", unit="round") as bar:
+            start = config.coefficients(config.size())
+            turned, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
+        self.fit_of = (turned, parts, table)
+        changes = {"gain_offset": 1.0, "qkv_bias": True}
+        if fit in LEARNED:
+            changes |= {"basis": "learned", "coefficient_matrix": table.double().tolist(), "degree_weight": 0.0}
+        return changed(config, **changes), tensors_of(parts, config)
+
+    def measured(self, folder: Path, config: LinGeneConfig, depths: Sequence[int]) -> dict:
+        """Errors at every number of components; and, for the depths asked for, the layers chosen."""
+        if self.fit_of is None:  # exact, or least squares: what the folder holds
+            self.fit_of = (self._stacks(self.weights), *stored_parts(folder, config))
+        stacks, parts, table = self.fit_of
+        shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
+        with tqdm(total=table.shape[1], desc="measuring", unit="count") as bar:
+            rows = measure_counts(
+                folder, self.source.head, stacks, parts, table, shown, expected, self.device, bar.update
+            )
+        result = {"images": len(self.pixel_values), "measured_images": len(shown), "rows": rows}
+        if depths:
+            result["depth_rows"] = self._choose(folder, depths)
+        return result
+
+    def _stacks(self, weights: dict[str, torch.Tensor]) -> dict[str, Stack]:
+        """Weights with their moments; those of LayerNorms, if any, stay where they are."""
+        model = stock_of(self.source, weights).to(self.device).requires_grad_(False)
+        with tqdm(total=len(self.pixel_values), desc="calibrating", unit="image") as bar:
+            found = moments(
+                model, self.source.head, self.pixel_values, self.source.depth, seed=self.seed, progress=bar.update
+            )
+        return stacks_of(weights, found)
+
+    def _choose(self, folder: Path, depths: Sequence[int]) -> dict[int, list[int]]:
+        model_class = LinGeneForImageClassification if self.source.head else LinGeneModel
+        with quiet_loading():
+            model = model_class.from_pretrained(folder, constrained=True, dtype=torch.float32).eval().to(self.device)
+        layers = range(min(depths) + 1, self.source.depth + 1)
+        with tqdm(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
+            rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
+        config = LinGeneConfig.from_pretrained(folder)
+        config.depth_rows = rows
+        config.save_pretrained(folder)
+        return rows
+
+
+def check_fit(
+    config: LinGeneConfig, fit: str | None, calibrate: str | None, depths: Sequence[int], counts: tuple[int, int]
+) -> str:
+    """The fit by name; `exact` where there are as many components as layers.
+
+    Raises:
+        ValueError: an unknown fit, one without its images, depths that cannot be chosen.
+    """
+    if fit is not None and fit not in FITS:
+        raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {fit!r}.")
+    for word, count in zip(("images", "rounds"), counts):
+        if count < 1:
+            raise ValueError(f"`{word}` must be an integer of at least 1, got {count!r}.")
+    if calibrate is None and (depths or fit not in (None, "weights")):
+        raise ValueError(f"`{'depths' if depths else 'fit'}` needs images to calibrate on: give --calibrate DATA.")
+    for depth in depths:
+        if not isinstance(depth, int) or not 1 <= depth < config.reference_depth:
+            raise ValueError(f"`depths` must be from 1 to below the {config.reference_depth} layers, got {depth!r}.")
+    if depths and config.depth_map != "select":
+        raise ValueError("`depths` chooses layers to select, and the depth map is 'resample'; leave one of them out.")
+    if config.reference_components == config.reference_depth:
+        if fit not in (None, "weights"):
+            raise ValueError(f"`fit` {fit!r} is for fewer components than layers; with as many nothing is lost.")
+        return "exact"
+    return fit or (FITS[-1] if calibrate else FITS[0])
+
+
+def changed(config: LinGeneConfig, **fields) -> LinGeneConfig:
+    """The same configuration with other fields."""
+    kept = config.to_dict() | {"id2label": config.id2label, "label2id": config.label2id}
+    return LinGeneConfig(**{**kept, **fields})
+
+
+def stock_of(source: Source, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The source as a stock ViT with these block tensors, (l, ...); LayerNorms that were folded away do nothing."""
+    ones = torch.ones(source.depth, source.config.hidden_size)
+    neutral = {f"{norm}.{kind}": ones * (kind == "weight") for norm in BLOCK_NORMS for kind in ("weight", "bias")}
+    layers = {name: [row.float().contiguous() for row in rows] for name, rows in {**neutral, **weights}.items()}
+    config = changed(source.config, qkv_bias="attention.query.bias" in weights)
+    return stock_vit(
+        dict(source.outside), layers, config.vit_config(config.size()), source.head, dtype=torch.float32
+    ).eval()
+
+
+def tensors_of(parts: dict[str, torch.Tensor], config: LinGeneConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """Fitted parts as the components' tensors; those of the folded LayerNorms are zero."""
+    count, size = config.reference_components, config.hidden_size
+    for part, fitted in parts.items():
+        fitted = fitted.float().cpu()
+        yield f"{part}.weight", [one[:, :-1].contiguous() for one in fitted]
+        yield f"{part}.bias", [one[:, -1].contiguous() for one in fitted]
+    for norm in BLOCK_NORMS:
+        for kind in ("weight", "bias"):
+            yield f"{norm}.{kind}", [torch.zeros(size) for _ in range(count)]
+
+
+def stored_parts(folder: Path, config: LinGeneConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The linear maps of a bundle's components, biases appended, and the coefficients."""
+    size = config.size()
+    parts = {}
+    for count in range(size.num_components):
+        state = load_file(folder / component_file(count))
+        for part in BLOCK_LINEARS:
+            matrix = state[f"components.{count}.{part}.weight"]
+            bias = state.get(f"components.{count}.{part}.bias", torch.zeros(len(matrix)))
+            parts.setdefault(part, []).append(torch.cat((matrix, bias[:, None]), dim=1))
+    return {part: torch.stack(own) for part, own in parts.items()}, config.coefficients(size).float()
 
 
 def bundle_config(source: Source, num_components: int | None, basis: dict) -> LinGeneConfig:
@@ -138,19 +323,3 @@ def write(
     if processor is None:
         processor = image_processor(config.image_size)
     processor.save_pretrained(folder)
-
-
-def logit_error(folder: Path, head: bool, pixel_values: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
-    """How far a bundle's logits are from the expected ones: relative (Frobenius norms) and at most."""
-    difference = outputs(folder, head, pixel_values) - expected
-    relative = float(difference.norm() / expected.norm())
-    return {"relative_logit_error": relative, "largest_logit_error": float(difference.abs().max())}
-
-
-@torch.no_grad()
-def outputs(folder: Path, head: bool, pixel_values: torch.Tensor, **size) -> torch.Tensor:
-    """Logits, or class tokens, of a bundle as a user loads it."""
-    model_class = LinGeneForImageClassification if head else LinGeneModel
-    with quiet_loading():
-        model: nn.Module = model_class.from_pretrained(folder, **size)
-    return class_outputs(model.eval(), pixel_values)

@@ -56,9 +56,9 @@ class Source:
         ).eval()
 
 
-def class_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:
     """Logits of a transformers model, or without a classifier its normed class token, float32."""
-    output = model(pixel_values=pixel_values)
+    output = model(pixel_values=pixel_values, **size)
     return (output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]).float()
 
 

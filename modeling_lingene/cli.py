@@ -53,6 +53,39 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
 
         add_recipe_options(command)
 
+    command = _add(commands, "convert", convert, "turn a trained ViT into a bundle, without training")
+    command.add_argument("source", metavar="SOURCE", help="transformers name or folder, or timm:NAME")
+    command.add_argument("--out", type=Path, required=True, help="new or empty folder for the bundle")
+    command.add_argument("--weights", metavar="FILE", help="of timm:NAME: safetensors or a state dict")
+    command.add_argument("--prefix", help="of the network's tensors in that file, where it holds several")
+    command.add_argument("--headless", action="store_true", help="leave the classifier out")
+    command.add_argument("--num-components", type=int, help="default: as many as layers, which loses nothing")
+    command.add_argument("--calibrate", metavar="DATA", help="unlabelled images for a better fit, and to measure it")
+    command.add_argument("--images", type=int, default=512, help="of them (default: %(default)s)")
+    command.add_argument("--fit", help="weights, activations, weighted, kronecker, aligned (default: the last)")
+    command.add_argument("--rounds", type=int, default=20, help="of the last two (default: %(default)s)")
+    command.add_argument("--depths", type=_numbers, default=(), metavar="N,N", help="choose the layers to keep there")
+    command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
+    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    basis = command.add_argument_group("basis", "default: the preset stable")
+    basis.add_argument("--preset", help="stable or paper")
+    basis.add_argument("--basis", help="chebyshev, legendre, taylor or fourier")
+    basis.add_argument("--nodes", help="roots or uniform")
+    basis.add_argument("--start-degree", type=int, help="of the first component")
+    basis.add_argument("--degree-weight", type=float, help="w divides the coefficients of degree g by (g + 1)^w")
+
+    command = _add(commands, "export", export, "write one size for transformers, timm, ONNX or as a torch program")
+    _add_bundle(command)
+    command.add_argument("--to", required=True, help="transformers, timm, onnx or program")
+    command.add_argument("--out", type=Path, required=True, help="new or empty folder")
+    command.add_argument(
+        "--weights", default="float32", help="float32; onnx also float16, int8 (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tolerance", type=float, help="largest difference accepted, as a share of the largest logit"
+    )
+    _add_size(command)
+
     command = _add(commands, "materialise", materialise, "write one size of a bundle as a plain model folder")
     _add_bundle(command)
     _add_size(command)
@@ -108,6 +141,12 @@ def _add_size(command: argparse.ArgumentParser) -> None:
 SIZE_FIELDS = "depth width_ratio num_components allow_untrained max_params max_macs max_latency_ms".split()
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    from .options import integers
+
+    return integers(text)
+
+
 def _asked(arguments: argparse.Namespace) -> dict:
     """The size options that were given."""
     given = {name: getattr(arguments, name) for name in SIZE_FIELDS}
@@ -137,6 +176,44 @@ def decompose(arguments: argparse.Namespace) -> None:
     if rows:
         print(f"\n{size_table(rows)}\n\nbundle   {arguments.out / 'bundle'}\nplot     {arguments.out / 'sizes.png'}")
         print(f"numbers  {arguments.out / 'results.json'}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from .conversion.convert import convert as run
+    from .conversion.report import count_table
+
+    names = "weights prefix headless num_components calibrate images fit rounds depths device seed preset basis nodes"
+    names = (*names.split(), "start_degree", "degree_weight")
+    report = run(arguments.source, arguments.out, **{name: getattr(arguments, name) for name in names})
+    calibrated = report.get("calibration", {})
+    if calibrated:
+        print(f"\n{count_table(calibrated['rows'])}\n")
+        for depth, rows in calibrated.get("depth_rows", {}).items():
+            print(f"depth {depth}: layers {', '.join(map(str, rows))}")
+    print(f"{report['num_components']} components of {report['depth']} layers, fit: {report['fit']}")
+    print(f"condition number of the coefficients {report['condition']:.4g}")
+    print(f"relative logit error on random images {report['relative_logit_error']:.2g}")
+    if report["left_out"]:
+        print(f"left out: {len(report['left_out'])} tensors ({'; '.join(sorted(set(report['left_out'].values())))})")
+    print(f"bundle   {arguments.out}\nnumbers  {arguments.out / 'conversion.json'}")
+    if calibrated:
+        print(f"plot     {arguments.out / 'conversion.png'}")
+    if report["advice"]:
+        print(f"\n{report['advice']['statement']} Train it:\n\n    {report['advice']['command']}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from .conversion.export import export as run
+
+    asked = _asked(arguments) | ({"revision": arguments.revision} if arguments.revision else {})
+    words = {"weights": arguments.weights, "tolerance": arguments.tolerance}
+    report = run(arguments.bundle, arguments.out, arguments.to, **words, **asked)
+    size = ", ".join(f"{name} {value}" for name, value in report["size"].items())
+    print(f"{arguments.out}: {report['format']}, {report['weights']}, {size}")
+    print(f"largest difference of logits {report['largest_difference']:.2g}, ", end="")
+    print(f"{report['relative_difference']:.1g} of the largest one (tolerance {report['tolerance']:g})")
+    if "load" in report:
+        print(f"load it  {report['load'].replace('FOLDER', str(arguments.out))}")
 
 
 def materialise(arguments: argparse.Namespace) -> None:

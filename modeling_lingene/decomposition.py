@@ -82,14 +82,19 @@ def _is_count(value: object) -> bool:
 
 
 def phases(
-    model: LinGeneForImageClassification, settings: DecompositionSettings, objective: Objective | None = None
+    model: LinGeneForImageClassification,
+    settings: DecompositionSettings,
+    objective: Objective | None = None,
+    warm: bool = False,
 ) -> list[Phase]:
-    """The phases of a schedule. Incremental training sets the components after its first phase to zero.
+    """The phases of a schedule. Incremental training sets the components after its first phase to zero, but for a warm
+    start.
 
     Args:
-        model: fresh, or a bundle to go on from with the other schedules.
+        model: constrained.
         settings: see there.
         objective: the loss; default cross-entropy, with soft distillation where there is a teacher.
+        warm: the model is a bundle to go on from; its components stay.
 
     Raises:
         ValueError: totals that do not end at the number of components, or depths the model cannot take.
@@ -99,7 +104,7 @@ def phases(
     for depth in settings.depths:
         config.size(depth=depth)
     if settings.schedule == "incremental":
-        if settings.new_components == "zero":
+        if settings.new_components == "zero" and not warm:
             start_from(model, totals[0])
         return [
             _incremental_phase(config.reference_depth, before, total, settings, objective)

@@ -27,22 +27,24 @@ from .configuration_lingene import LinGeneConfig, Size
 from .saving_lingene import bundle_weights_id, ensure_repo, push_bundle
 
 
-CARD_FILE = "README.md"
+CARD_FILE, CONVERSION_FILE = "README.md", "conversion.json"
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
 VERIFY = """
 import json, sys
 import torch
-from transformers import AutoModelForImageClassification
+import transformers
 
-name, kwargs = json.loads(sys.argv[1])
+name, auto_class, kwargs = json.loads(sys.argv[1])
 sys.modules["modeling_lingene"] = None  # as on a machine without the package: the code comes from the repository
-model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True, **kwargs)
+model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True, **kwargs)
 size = model.config.image_size
 height, width = (size, size) if isinstance(size, int) else size
 pixels = torch.linspace(-1, 1, model.config.num_channels * height * width).view(1, -1, height, width)
 with torch.no_grad():
-    print(json.dumps(model(pixels.to(model.dtype)).logits.float().flatten().tolist()))
+    output = model(pixels.to(model.dtype))
+    values = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
+    print(json.dumps(values.float().flatten().tolist()))
 """
 
 
@@ -194,11 +196,12 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
     """
     folder = Path(folder)
     config = read_config(folder)
-    rows = Bundle(folder, config).measured()
+    bundle = Bundle(folder, config)
+    rows, head, converted = bundle.measured(), bundle.has_head, _conversion(folder)
     name = repo_id or folder.resolve().name
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag="image-classification" if head else "image-feature-extraction",
         tags=["lingene", "vision", "elastic"],
         datasets=sorted({row["dataset"] for row in rows if "/" in row["dataset"]}) or None,
         model_name=name,
@@ -209,7 +212,10 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
         data,
         template_str=template,
         repo_id=name,
-        example=", ".join(f"{key}={value!r}" for key, value in _example(config, rows).items()),
+        conversion=converted,
+        auto_class=_auto_class(head),
+        head=head,
+        example=", ".join(f"{key}={value!r}" for key, value in _example(config, rows, converted).items()),
         config=config,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
@@ -220,13 +226,23 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
     ).content
 
 
-def _example(config: LinGeneConfig, rows: list[dict]) -> dict:
-    """The size in the card's loading example: the best of the measured ones that are less deep than the best."""
+def _conversion(folder: Path) -> dict | None:
+    """The report of the conversion that a bundle comes from."""
+    path = folder / CONVERSION_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) -> dict:
+    """The size in the card's loading example: the best of the measured ones that are less deep than the best; of a
+    converted bundle, whose prefixes are no models, the greatest depth whose layers were chosen.
+    """
     if rows:
         best = max(rows, key=lambda row: (row["accuracy"], -row["macs"]))
         smaller = [row for row in rows if row["depth"] < best["depth"]] or rows
         chosen = max(smaller, key=lambda row: (row["accuracy"], -row["macs"]))
         example = {key: chosen[key] for key in ("depth", "num_components", "width_ratio")}
+    elif converted:
+        return {"depth": max(config.depth_rows or [config.size().depth])}
     else:
         size, trained = config.size(), [Fraction(ratio) for ratio in config.trained_width_ratios]
         example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
@@ -269,17 +285,21 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
     except Exception as error:  # what the HTTP library of the day raises without a network
         raise ConnectionError(f"{repo_id} cannot be pushed to: {error}") from error
     size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
-    verify(str(folder), repo_id, commit.oid, size)
+    verify(str(folder), repo_id, commit.oid, size, Bundle(folder, config).has_head)
     return commit.commit_url
 
 
-def verify(folder: str, repo_id: str, revision: str, size: Size) -> None:
+def _auto_class(head: bool) -> str:
+    return "AutoModelForImageClassification" if head else "AutoModel"
+
+
+def verify(folder: str, repo_id: str, revision: str, size: Size, head: bool = True) -> None:
     """Load one size of a pushed bundle without this package and compare its logits with the folder's."""
     asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
     asked["allow_untrained"] = True
-    logits = []
+    auto_class, logits = _auto_class(head), []  # without a head a random classifier would be compared
     for name, kwargs in ((folder, asked), (repo_id, {**asked, "revision": revision})):
-        command = [sys.executable, "-c", VERIFY, json.dumps([name, kwargs])]
+        command = [sys.executable, "-c", VERIFY, json.dumps([name, auto_class, kwargs])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{name} does not load in a clean process:\n{done.stderr[-2000:]}")

@@ -53,6 +53,11 @@ def asked_recipe(arguments: argparse.Namespace) -> Recipe:
     if arguments.recipe is None and arguments.data is None:
         raise ValueError("`data` says what to train on: give --data, or a --recipe that names it.")
     recipe = RECIPES[arguments.recipe] if arguments.recipe else Recipe(data=arguments.data)
+    own = _given(arguments, ModelSettings).keys() - {"num_components", "dropout"}
+    if arguments.init and own:
+        raise ValueError(f"`{min(own)}` is the bundle's that `init` names; leave one of them out.")
+    if arguments.init and arguments.num_components is None:  # not the recipe's
+        arguments.num_components = 0
     if arguments.augment is not None:
         recipe = dataclasses.replace(recipe, augmentation=Augmentation(**AUGMENTATIONS[arguments.augment]))
     changed = {name: dataclasses.replace(getattr(recipe, name), **_given(arguments, GROUPS[name])) for name in GROUPS}
@@ -75,7 +80,7 @@ def _add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> Non
             if types[field.name] is bool:
                 group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
             elif types[field.name] == tuple[int, ...]:
-                group.add_argument(flag, type=_integers, metavar="N,N", help=text)
+                group.add_argument(flag, type=integers, metavar="N,N", help=text)
             else:
                 kind = types[field.name]
                 group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
@@ -88,7 +93,8 @@ def described(settings: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
+    """`1,2,4` -> (1, 2, 4); nothing is none."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:

@@ -104,6 +104,44 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
     _save(figure, Path(path))
 
 
+def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
+    """Draws what a converted bundle gives with its first k components, for every k, as a PNG.
+
+    Args:
+        rows: of a conversion's report: num_components, activation_residual, relative_logit_error and, for a
+            classifier, agreement.
+        path: of the PNG; written atomically.
+        title: of the figure.
+
+    Raises:
+        ValueError: no rows.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not rows:
+        raise ValueError("`rows` must hold at least one number of components; got none.")
+    figure = _figure()
+    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": "Logits"}]
+    labels = ["Relative error on the calibration images"]
+    if "agreement" in rows[0]:
+        panels.append({"agreement": "Agreement"})
+        labels.append("Images of the same class as the source's, %")
+    counts = [row["num_components"] for row in rows]
+    for panel, curves, label in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, labels, strict=True):
+        for (key, name), style in zip(curves.items(), ("-", "--")):
+            scale = 100 if key == "agreement" else 1
+            panel.plot(counts, [scale * row[key] for row in rows], style, color=INK, marker="o", label=name)
+        panel.set_xlabel("Components")
+        panel.set_xticks(counts)
+        panel.set_ylabel(label)
+        panel.set_ylim(bottom=0)
+        panel.grid(color="#e6e6e6", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            panel.legend(frameon=False)
+    figure.suptitle(title)
+    _save(figure, Path(path))
+
+
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
     """Which points no other point beats: at most the cost and at least the value, and better in one of them."""
     points = list(zip(costs, values, strict=True))

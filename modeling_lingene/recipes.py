@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from .plots import plot_history, plot_sizes
 from .streams import open_stream
 from .teachers import CachedTeacher, load_teacher
 from .training import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from .warm_start import fit_to, processor_of, start_of
 
 
 OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING}
@@ -112,6 +114,8 @@ class Recipe:
 
     Args:
         data: as for `load_images`; trained on its split `train`, measured on `test`.
+        init: a bundle to go on from, by folder or name (a warm start); its shape, not that of the model settings, of
+            which only the number of components and the dropout count then.
         teacher: a classifier by name (see `teachers.py`); empty for none.
         cache_teacher: ask the teacher once per image; for images that are not varied.
         workers: processes that decode, where the images are not kept in memory.
@@ -125,6 +129,7 @@ class Recipe:
     decomposition: DecompositionSettings = field(default_factory=DecompositionSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     objective: Objective = field(default_factory=Objective)
+    init: str = ""
     teacher: str = ""
     cache_teacher: bool = False
     workers: int = 4
@@ -139,7 +144,7 @@ class Recipe:
         """What makes this run another run than its neighbour, flat, as JSON takes it."""
         fields = {**vars(self.model), **self.training.identity(processes), **vars(self.decomposition)}
         fields |= {**vars(self.augmentation), **vars(self.objective)}
-        fields |= {"data": self.data, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
+        fields |= {"data": self.data, "init": self.init, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
         fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
         return json.loads(json.dumps(fields))
 
@@ -187,22 +192,21 @@ RECIPES = {
 }
 
 
-def _sources(recipe: Recipe, device: torch.device) -> tuple:
+def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
     """The training images as a source of batches, and the held-out ones."""
     test = load_images(recipe.data, "test")
-    size = recipe.model.image_size
+
+    def processor(height: int) -> Any:
+        return (
+            image_processor(recipe.model.image_size or height) if begun is None else processor_of(recipe.init, begun)
+        )
+
     if recipe.streaming:
-        return open_stream(
-            recipe.data,
-            lambda height: image_processor(size or height),
-            recipe.augmentation,
-            recipe.epoch_images,
-            device,
-            recipe.workers,
-        ), test
+        opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
+        return opened, test
     train = load_images(recipe.data, "train")
-    processor = image_processor(size or train.images[0].size[1])
-    return training_images(train, processor, recipe.augmentation, device, recipe.workers), test
+    made = processor(train.images[0].size[1])
+    return training_images(train, made, recipe.augmentation, device, recipe.workers), test
 
 
 def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
@@ -270,8 +274,10 @@ def decompose(
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
-    recipe.decomposition.prefixes(recipe.model.num_components or recipe.model.depth)  # refused before data is read
-    source, test = _sources(recipe, accelerator.device)
+    begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
+    count = begun.config.reference_components if begun else recipe.model.num_components or recipe.model.depth
+    recipe.decomposition.prefixes(count)  # refused before data is read
+    source, test = _sources(recipe, accelerator.device, begun)
     train, processor = source.images, source.processor
     if WHOLE in (train.split, test.split):
         raise ValueError(
@@ -279,10 +285,14 @@ def decompose(
         )
     for images in (train, test):
         check_labels(images, len(train.class_names))
-    config = recipe.model.config(train, recipe.decomposition.depths)
     torch.manual_seed(recipe.training.seed)
-    model = LinGeneForImageClassification(config)
-    todo = phases(model, recipe.decomposition, recipe.objective)
+    if begun is None:
+        model = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition.depths))
+    else:
+        model = begun
+        fit_to(model, train, recipe.decomposition.depths)
+    config = model.config
+    todo = phases(model, recipe.decomposition, recipe.objective, warm=begun is not None)
     teacher = None
     if recipe.teacher:
         teacher = load_teacher(recipe.teacher, source)

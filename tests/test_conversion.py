@@ -35,7 +35,7 @@ from transformers import (
 import helpers
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.conversion.closed_form import condition
-from modeling_lingene.conversion.convert import REPORT_FILE, convert
+from modeling_lingene.conversion.convert import convert
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, image_size=16, patch_size=4)
@@ -106,7 +106,7 @@ def test_a_classifier_comes_through_to_the_same_logits(tmp_path, kind):
     constrained = LinGeneForImageClassification.from_pretrained(tmp_path / "bundle", constrained=True).eval()
     assert relative(constrained(values).logits, expected) < 1e-5
     assert report["relative_logit_error"] < 1e-5 and report["condition"] == pytest.approx(2**0.5)
-    assert json.loads((tmp_path / "bundle" / REPORT_FILE).read_text()) == report
+    assert json.loads((tmp_path / "bundle" / "conversion.json").read_text()) == report
 
 
 @pytest.mark.parametrize("kind", HEADLESS)

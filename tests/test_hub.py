@@ -426,7 +426,7 @@ def test_a_crash_while_publishing_a_model_leaves_nothing(folder, tmp_path, monke
 
     def crash(*arguments, **_):
         if owner is ViTForImageClassification:
-            arguments[1].mkdir()
+            arguments[1].mkdir(exist_ok=True)
             (arguments[1] / CONFIG).write_text("{")
         raise KeyboardInterrupt
 

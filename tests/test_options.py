@@ -86,6 +86,7 @@ OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
 }
 SINGLE = {
     "data": ("faces", "faces"),
+    "init": ("bundle", "bundle"),
     "teacher": ("timm:x", "timm:x"),
     "cache_teacher": (True, True),
     "workers": ("0", 0),

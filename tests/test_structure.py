@@ -5,6 +5,7 @@ every other import of the user's machine.
 """
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import modeling_lingene
 
 PACKAGE = Path(modeling_lingene.__file__).parent
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
+CONVERSION = Path(importlib.import_module("modeling_lingene.conversion").__file__).parent
 TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
 RANKS = {
     "recompose": 0,
@@ -38,10 +40,12 @@ RANKS = {
     "teachers": 9,
     "training": 9,
     "decomposition": 10,
+    "warm_start": 10,
     "plots": 10,
     "hub": 10,
     "recipes": 11,
     "options": 12,
+    "conversion": 12,  # the folder
     "cli": 13,
 }
 ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
@@ -93,8 +97,23 @@ def test_every_module_has_a_rank():
 def test_a_module_imports_lower_ranks_only(name):
     """No cycles, and pure functions never depend on what calls them; imports inside functions count too."""
     for other in imported_modules(ast.walk(tree(MODULES[name]))):
-        assert other in MODULES, f"{name} imports {other} from the package itself, or a module that does not exist"
+        assert other in {*MODULES, "conversion"}, (
+            f"{name} imports {other} from the package itself, or a module that does not exist"
+        )
         assert rank(other) < rank(name), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted(CONVERSION.glob("*.py")), ids=lambda path: path.stem)
+def test_conversion_imports_lower_ranks_only(path):
+    """It stands beside the recipes: what it shares with them lies below both."""
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+    for node in nodes:
+        if node.level == 2:
+            assert node.module in MODULES and rank(node.module) < RANKS["conversion"] - 1, ast.unparse(node)
+        elif node.level == 1:
+            assert (CONVERSION / f"{node.module}.py").is_file(), ast.unparse(node)
+        else:
+            assert not node.module.startswith("modeling_lingene"), ast.unparse(node)
 
 
 @pytest.mark.parametrize("name", TRAVELLING)

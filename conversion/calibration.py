@@ -1,0 +1,119 @@
+"""A few hundred unlabelled images, and which layers of a bundle to keep, chosen on them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..data import LabelledImages, batches, load_images
+from .sources import class_outputs
+
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+
+
+def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> torch.Tensor:
+    """Some images of a set, preprocessed; labels are not read.
+
+    Args:
+        data: a folder of images, or whatever `load_images` takes (its split `train`).
+        count: how many, drawn at random.
+
+    Returns:
+        (at most count, channels, h, w).
+
+    Raises:
+        ValueError: there are none, or too many do not decode.
+    """
+    images = _flat_folder(Path(data).expanduser()) or load_images(data, "train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    chosen = LabelledImages(_Chosen(images.images, order), [0] * len(order), ["image"], images.name, images.split)
+    return torch.cat([batch["pixel_values"] for batch in batches(chosen, processor, 64)])
+
+
+def _flat_folder(folder: Path) -> LabelledImages | None:
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not files:
+        return None
+    return LabelledImages(_Files(files), [0] * len(files), ["image"], folder.name, "whole")
+
+
+class _Files:
+    def __init__(self, files: list[Path]):
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        return Image.open(self.files[index])
+
+
+class _Chosen:
+    def __init__(self, images: Any, order: list[int]):
+        self.images, self.order = images, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images[self.order[index]]
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor, head: bool) -> float:
+    """KL divergence of class probabilities, mean over images; without a classifier the relative error of tokens."""
+    if not head:
+        return float((found - expected).norm() / expected.norm())
+    return float(
+        functional.kl_div(found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
+    )
+
+
+@torch.no_grad()
+def class_outputs_of(model: nn.Module, pixel_values: torch.Tensor, batch_size: int = 32, **size) -> torch.Tensor:
+    """Logits, or class tokens, of many images, on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([class_outputs(model, part.to(device), **size).cpu() for part in pixel_values.split(batch_size)])
+
+
+def choose_rows(
+    model: nn.Module,
+    head: bool,
+    pixel_values: torch.Tensor,
+    expected: torch.Tensor,
+    depths: Sequence[int],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[int, list[int]]:
+    """Which layers to keep at each depth: those least missed are left out one by one.
+
+    Args:
+        model: a constrained model that selects layers; its configuration is used and left as it was.
+        pixel_values: (images, channels, h, w).
+        expected: the source's logits or class tokens for them.
+        depths: below the reference depth.
+
+    Returns:
+        {depth: rows}.
+    """
+    config = model.config
+    before, kept, chosen = config.depth_rows, list(range(config.reference_depth)), {}
+    try:
+        while len(kept) > min(depths):
+            depth, candidates = len(kept) - 1, {}
+            for left_out in kept:
+                rows = [row for row in kept if row != left_out]
+                config.depth_rows = {depth: rows}
+                found = class_outputs_of(model, pixel_values, depth=depth)
+                candidates[distance(found, expected, head)] = rows
+                progress()
+            kept = candidates[min(candidates)]
+            if depth in depths:
+                chosen[depth] = kept
+    finally:
+        config.depth_rows = before
+    return chosen

@@ -1,0 +1,297 @@
+"""One size of a bundle in the format that a target needs, verified as it is written.
+
+    lingene export BUNDLE --to onnx --depth 6 --out model     # model/model.onnx, dynamic batch
+    lingene export BUNDLE --to timm --out model               # timm.create_model("local-dir:model", pretrained=True)
+
+Every format is a folder that holds its files, the preprocessing and `export.json` with the largest difference of the
+logits, measured by loading the folder as its users will. Above the tolerance there is no folder.
+"""
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..bundle_lingene import Bundle
+from ..data import require
+from ..hub import check_empty, complete_or_absent, publish_model, read_config, write_json
+from ..metrics import quiet_loading
+from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV
+from .from_transformers import read_transformers
+from .sources import Source
+
+
+FORMATS = ("transformers", "timm", "onnx", "program")
+WEIGHTS = ("float32", "float16", "int8")
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}  # of the largest logit
+EXPORT_FILE, ONNX_FILE, PROGRAM_FILE = "export.json", "model.onnx", "model.pt2"
+TIMM_NAME, TIMM_EPS = "vit_base_patch16_224", 1e-6
+TIMM_LOAD = (
+    f"norm = functools.partial(timm.layers.LayerNorm, eps={{eps}}); "
+    f"model = timm.create_model({TIMM_NAME!r}, **arguments, norm_layer=norm); "
+    f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
+)
+ONNX_LIMIT = 1.8e9  # bytes of weights in one file
+
+
+def export(
+    bundle: str | os.PathLike,
+    out: str | Path,
+    to: str = "transformers",
+    *,
+    weights: str = "float32",
+    tolerance: float | None = None,
+    **size,
+) -> dict:
+    """Write one size of a bundle in a format, verified.
+
+    Args:
+        bundle: folder or name on the Hub.
+        out: new or empty folder.
+        to: transformers, timm, onnx, or program (a `torch.export` program).
+        weights: float32; for onnx also float16 and int8.
+        tolerance: largest difference of logits that is accepted, as a share of the largest logit; default by weights.
+        size: `from_pretrained`'s keywords: depth, width_ratio, num_components, allow_untrained, max_params, max_macs,
+            max_latency_ms, revision.
+
+    Returns:
+        What `export.json` holds.
+
+    Raises:
+        ValueError: an unknown format, weights it cannot have, a size the bundle does not have.
+        ImportError: the format's library is missing; the message says what to install.
+        RuntimeError: the exported model's logits are not the bundle's; nothing was written.
+    """
+    check_empty(out)
+    _check_words(to, weights, tolerance)
+    for package in {"timm": ["timm"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}.get(to, []):
+        require(package)
+    hub = {"revision": size["revision"]} if size.get("revision") else {}
+    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
+    with quiet_loading():
+        model_class = LinGeneForImageClassification if head else LinGeneModel
+        model = model_class.from_pretrained(bundle, dtype=torch.float32, **size).eval()
+    limit = TOLERANCES[weights] if tolerance is None else tolerance
+    with complete_or_absent(out) as folder:
+        found = {
+            "transformers": _transformers,
+            "timm": _timm,
+            "onnx": functools.partial(_onnx, weights=weights),
+            "program": _program,
+        }[to](model, bundle, folder, hub)
+        report = {"bundle": str(bundle), "format": to, "weights": weights, "size": _described(model)}
+        report |= {**found.get("facts", {}), **_differences(model, found["loaded"], limit)}
+        if not report["relative_difference"] <= limit:
+            raise RuntimeError(
+                f"The exported logits differ from the bundle's by up to {report['largest_difference']:.3g}, "
+                f"{report['relative_difference']:.2g} of the largest one, and the tolerance is {limit:g}; nothing was "
+                "written."
+            )
+        write_json(folder / EXPORT_FILE, report)
+    return report
+
+
+def _check_words(to: str, weights: str, tolerance: float | None) -> None:
+    if to not in FORMATS:
+        raise ValueError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
+    if weights not in WEIGHTS:
+        raise ValueError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}.")
+    if weights != "float32" and to != "onnx":
+        raise ValueError(f"`weights` {weights} is for onnx; {to} files are float32, which their loaders cast.")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"`tolerance` must be a positive number, got {tolerance!r}.")
+
+
+def _described(model: PreTrainedModel) -> dict[str, Any]:
+    size = model.source_size
+    return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
+
+
+class _Outputs(nn.Module):
+    """Images to logits, or without a classifier to normed tokens, as plain tensors."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values=pixel_values)
+        return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+def _images(model: PreTrainedModel, count: int) -> torch.Tensor:
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, model.config.num_channels, height, width, generator=generator)
+
+
+@torch.no_grad()
+def _differences(model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float) -> dict:
+    """The largest difference over batches of one and of three random images."""
+    largest, scale = 0.0, 0.0
+    for count in (1, 3):
+        values = _images(model, count)
+        expected = _Outputs(model)(values)
+        largest = max(largest, float((loaded(values) - expected).abs().max()))
+        scale = max(scale, float(expected.abs().max()))
+    return {"largest_difference": largest, "relative_difference": largest / scale, "tolerance": limit}
+
+
+def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
+    """The bundle's preprocessing, beside the model; None where it has none."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(bundle, **hub)
+    except OSError:
+        return None
+    processor.save_pretrained(folder)
+    return processor
+
+
+def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
+    folder.rmdir()
+    publish_model(model, bundle, folder, **hub)
+    options = {} if hasattr(model, "classifier") else {"add_pooling_layer": False}
+    with quiet_loading():
+        again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
+    return {"loaded": _Outputs(again)}
+
+
+def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
+    timm = require("timm")
+    plain = folder / "plain"
+    publish_model(model, bundle, plain, **hub)
+    source = read_transformers(str(plain))
+    arguments = _timm_arguments(source)
+    state = timm_state(source)
+    shutil.rmtree(plain)
+    eps = source.config.layer_norm_eps
+    if eps == TIMM_EPS:
+        built = timm.create_model(TIMM_NAME, **arguments)
+        built.load_state_dict(state, strict=True)
+        _say_preprocessing(built, _keep_processor(bundle, folder, hub))
+        timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
+        again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        load = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
+    else:  # JSON holds no function, and timm takes the epsilon as part of one
+        _keep_processor(bundle, folder, hub)
+        save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        norm = functools.partial(timm.layers.LayerNorm, eps=eps)
+        again = timm.create_model(TIMM_NAME, **arguments, norm_layer=norm)
+        again.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=True)
+        load = TIMM_LOAD.format(eps=eps)
+    again = again.eval()
+    facts = {"name": TIMM_NAME, "arguments": arguments, "load": load}
+    return {"loaded": again if source.head else again.forward_features, "facts": facts}
+
+
+def _timm_arguments(source: Source) -> dict[str, Any]:
+    config, activations = source.config, {own: name for name, own in ACTIVATIONS.items()}
+    names = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu", "SiLU": "silu"}
+    if config.hidden_act not in activations:
+        raise ValueError(f"`hidden_act` {config.hidden_act} is no activation that timm has; export to another format.")
+    return {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "num_classes": config.num_labels if source.head else 0,
+        "embed_dim": config.hidden_size,
+        "depth": source.depth,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "qkv_bias": config.qkv_bias,
+        "act_layer": names[activations[config.hidden_act]],
+    }
+
+
+def timm_state(source: Source) -> dict[str, torch.Tensor]:
+    """A source's tensors in timm's names, queries, keys and values in one matrix."""
+    state = {theirs: source.outside[own] for own, theirs in OUTSIDE.items()}
+    state["pos_embed"] = source.outside["embeddings.position_embeddings"]
+    kinds = {name.rpartition(".")[::2] for name in source.config.component_shapes()}
+    for layer in range(source.depth):
+        for part, theirs in PARTS.items():
+            for kind in ("weight", "bias"):
+                state[f"blocks.{layer}.{theirs}.{kind}"] = source.block(f"{part}.{kind}", layer)
+        for kind in ("weight", "bias"):
+            if (QKV[0], kind) in kinds:
+                parts = [source.block(f"{part}.{kind}", layer) for part in QKV]
+                state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+    if source.head:
+        state |= {f"head.{kind}": source.outside[f"classifier.{kind}"] for kind in ("weight", "bias")}
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+def _say_preprocessing(model: nn.Module, processor: Any) -> None:
+    """timm's own words for size, mean and standard deviation, so that its transforms do the same."""
+    height, width = model.patch_embed.img_size
+    said = {"input_size": (model.patch_embed.proj.in_channels, height, width), "crop_pct": 1.0, "crop_mode": "squash"}
+    said |= {"num_classes": model.num_classes, "hf_hub_id": None, "url": "", "tag": None, "license": None}
+    if processor is not None:
+        said |= {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+        said["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic")
+    model.pretrained_cfg.update(said)
+
+
+def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
+    runtime = require("onnxruntime")
+    path = folder / ONNX_FILE
+    name = "logits" if hasattr(model, "classifier") else "last_hidden_state"
+    torch.onnx.export(
+        _Outputs(model).eval(),
+        (_images(model, 2),),
+        str(path),
+        input_names=["pixel_values"],
+        output_names=[name],
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        external_data=4 * sum(parameter.numel() for parameter in model.parameters()) > ONNX_LIMIT,
+        verbose=False,
+    )
+    if weights != "float32":
+        _smaller(path, weights)
+    _keep_processor(bundle, folder, hub)
+    labels = {str(index): label for index, label in model.config.id2label.items()} if name == "logits" else {}
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def loaded(values: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
+
+    return {"loaded": loaded, "facts": {"file": ONNX_FILE, "output": name, "id2label": labels}}
+
+
+def _smaller(path: Path, weights: str) -> None:
+    """An ONNX file's weights in float16 (inputs and outputs stay float32), or in int8, per channel."""
+    onnx = require("onnx")
+    whole = onnx.load(path)
+    if weights == "float16":
+        half = require("onnxruntime.transformers.float16", "onnxruntime")
+        onnx.save(half.convert_float_to_float16(whole, keep_io_types=True), path)
+    else:
+        quantization = require("onnxruntime.quantization", "onnxruntime")
+        del whole.graph.value_info[:]  # of the exporter; onnx infers others, and refuses to choose
+        kind = quantization.QuantType.QInt8
+        quantization.quantize_dynamic(whole, path, weight_type=kind, per_channel=True)
+
+
+def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        _Outputs(model).eval(), (_images(model, 2),), dynamic_shapes={"pixel_values": {0: batch}}
+    )
+    torch.export.save(program, folder / PROGRAM_FILE)
+    _keep_processor(bundle, folder, hub)
+    labels = {str(index): label for index, label in model.config.id2label.items()}
+    facts = {"file": PROGRAM_FILE, "id2label": labels, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
+    return {"loaded": torch.export.load(folder / PROGRAM_FILE).module(), "facts": facts}

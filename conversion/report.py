@@ -1,0 +1,127 @@
+"""What a conversion has kept: numbers at every count of components, a table of them, and what to do next."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from ..metrics import quiet_loading
+from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from .calibration import class_outputs_of, distance
+from .moments import Stack
+
+
+LEARNING_RATES = ((0.15, 1e-4), (0.4, 7e-4))  # by the logit error of the start; a high rate harms a good one
+GOOD = 0.05  # relative logit error up to which a bundle is a model, not a start
+COLUMNS = {
+    "num_components": "components",
+    "activation_residual": "activations",
+    "weight_residual": "weights",
+    "relative_logit_error": "logits",
+    "divergence": "KL",
+    "agreement": "agreement",
+}
+
+
+def logit_error(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """How far logits are from the expected ones: relative (Frobenius norms) and at most."""
+    difference = found - expected
+    relative = float(difference.norm() / expected.norm())
+    return {"relative_logit_error": relative, "largest_logit_error": float(difference.abs().max())}
+
+
+@torch.no_grad()
+def outputs(folder: Path, head: bool, pixel_values: torch.Tensor, device: str = "cpu", **size) -> torch.Tensor:
+    """Logits, or class tokens, of a size of a bundle as a user loads it."""
+    model_class = LinGeneForImageClassification if head else LinGeneModel
+    with quiet_loading():
+        model = model_class.from_pretrained(folder, dtype=torch.float32, **size)
+    return class_outputs_of(model.eval().to(device), pixel_values)
+
+
+def measure_counts(
+    folder: Path,
+    head: bool,
+    stacks: Mapping[str, Stack],
+    components: Mapping[str, torch.Tensor],
+    table: torch.Tensor,
+    pixel_values: torch.Tensor,
+    expected: torch.Tensor,
+    device: str,
+    progress: Callable[[], None] = lambda: None,
+) -> list[dict]:
+    """A row for every number of components of a converted bundle.
+
+    Args:
+        stacks: what was approximated, by part, with its moments.
+        components: by part (n, o, i).
+        table: (l, n).
+        pixel_values: calibration images.
+        expected: the source's logits or class tokens for them.
+
+    Returns:
+        Rows of num_components, activation_residual and weight_residual (relative, Frobenius norms, all maps together
+        and per part), relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1).
+    """
+    rows = []
+    for count in range(1, table.shape[1] + 1):
+        parts, totals = {}, torch.zeros(2, 2, dtype=torch.float64)
+        for part, stack in stacks.items():
+            layers = torch.einsum("ln,noi->loi", table[:, :count], components[part][:count])
+            squares = _squares(stack, layers)
+            totals += squares
+            parts[part] = dict(zip(("activations", "weights"), _ratio(squares)))
+        found = outputs(folder, head, pixel_values, device, num_components=count)
+        activations, weights = _ratio(totals)
+        row = {"num_components": count, "activation_residual": activations, "weight_residual": weights}
+        row["relative_logit_error"] = logit_error(found, expected)["relative_logit_error"]
+        if head:
+            row["divergence"] = distance(found, expected, head)
+            row["agreement"] = float((found.argmax(-1) == expected.argmax(-1)).double().mean())
+        rows.append({**row, "parts": parts})
+        progress()
+    return rows
+
+
+def _squares(stack: Stack, layers: torch.Tensor) -> torch.Tensor:
+    """[[error, whole] of activations, [error, whole] of weights], squared norms."""
+    pair = (stack.weights - layers, stack.weights)
+    activations = [float(((one @ stack.inputs) * one).sum()) for one in pair]
+    return torch.tensor([activations, [float(one.square().sum()) for one in pair]], dtype=torch.float64)
+
+
+def _ratio(squares: torch.Tensor) -> list[float]:
+    return (squares[:, 0] / squares[:, 1]).clamp(min=0).sqrt().tolist()
+
+
+def count_table(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    columns = {key: name for key, name in COLUMNS.items() if key in rows[0]}
+    lines = [list(columns.values())]
+    for row in rows:
+        shown = [f"{100 * row[key]:.1f} %" if key == "agreement" else f"{row[key]:.3g}" for key in columns]
+        lines.append([str(row["num_components"]), *shown[1:]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    drawn = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([drawn[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *drawn[1:]])
+
+
+def learning_rate(error: float) -> float:
+    """For a start with this relative logit error; logarithmic between the two that are known."""
+    (low, least), (high, most) = LEARNING_RATES
+    share = min(max((error - low) / (high - low), 0.0), 1.0)
+    return float(f"{math.exp((1 - share) * math.log(least) + share * math.log(most)):.1g}")
+
+
+def advice(error: float, source: str, out: Path) -> dict | None:
+    """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model."""
+    if error <= GOOD:
+        return None
+    rate = learning_rate(error)
+    command = (
+        f"lingene decompose --init {out} --data DATA --teacher {source} --schedule simultaneous "
+        f"--learning-rate {rate:g} --epochs 3 --out RUN"
+    )
+    said = f"This bundle is a start for training, not a model: its logits are off by {100 * error:.0f} %."
+    return {"statement": said, "learning_rate": rate, "command": command}
