@@ -26,9 +26,10 @@ from ..plots import plot_conversion
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
-from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms
+from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms, order_components
 from .from_timm import PREFIX, read_timm
 from .from_transformers import read_transformers
+from .matching import PASSES, match
 from .moments import Stack, moments, stacks_of
 from .report import advice, logit_error, measure_counts, outputs
 from .sources import Source
@@ -175,6 +176,13 @@ class Calibration:
         with tqdm(total=total, desc="fitting", unit="round") as bar:
             start = config.coefficients(config.size())
             turned, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
+        if fit == "matched":
+            with tqdm(total=PASSES, desc="matching", unit="pass") as bar:
+                parts, table = match(
+                    turned, parts, table, self._built, self.source.head, self.pixel_values, PASSES, bar.update
+                )
+            metrics = {part: stack.metric(fit) for part, stack in turned.items()}
+            parts, table = order_components(parts, table, metrics)
         self.fit_of = (turned, parts, table)
         changes = {"gain_offset": 1.0, "qkv_bias": True}
         if fit in LEARNED:
@@ -195,6 +203,12 @@ class Calibration:
         if depths:
             result["depth_rows"] = self._choose(folder, depths)
         return result
+
+    def _built(self, maps: dict[str, torch.Tensor]) -> nn.Module:
+        """The source's shape with these linear maps, (l, o, i), and no LayerNorms' gains."""
+        weights = {f"{part}.weight": own[..., :-1] for part, own in maps.items()}
+        weights |= {f"{part}.bias": own[..., -1] for part, own in maps.items()}
+        return stock_of(self.source, weights).to(self.device).requires_grad_(False)
 
     def _stacks(self, weights: dict[str, torch.Tensor]) -> dict[str, Stack]:
         """Weights with their moments; those of LayerNorms, if any, stay where they are."""

@@ -18,9 +18,10 @@ from .moments import Stack
 
 
 # From the plainest to the best: least squares on weights; in the inputs' metric; that weighed by the gradients' trace;
-# Kronecker-factored with learned coefficients; the last with the layers aligned (alignment.py).
-FITS = ("weights", "activations", "weighted", "kronecker", "aligned")
-LEARNED = ("kronecker", "aligned")  # fits whose coefficients are learned
+# Kronecker-factored with learned coefficients; that with the layers aligned (alignment.py); the last matched to the
+# inputs that arrive in the approximated network (matching.py).
+FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
+LEARNED = ("kronecker", "aligned", "matched")  # fits whose coefficients are learned
 ROUNDS = 20  # of coefficients and components in turn
 ITERATIONS = {"once": 100, "round": 10}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
@@ -163,7 +164,7 @@ def fit_block(
     Args:
         stacks: by part of the block.
         table: (l, n).
-        fit: one of FITS but `weights`.
+        fit: one of FITS but `weights`; of `matched` all but the last step.
         heads: of every layer.
         rounds: of coefficients and components in turn, where they are learned.
         progress: called once per round.
@@ -178,7 +179,7 @@ def fit_block(
     if fit not in LEARNED:
         return dict(stacks), components, table
     for _ in range(rounds - 1):
-        if fit == "aligned":
+        if fit != "kronecker":
             targets = {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()}
             stacks = align(stacks, targets, metrics, heads)
             metrics = {part: stack.metric(fit) for part, stack in stacks.items()}

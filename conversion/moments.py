@@ -17,7 +17,7 @@ from ..recompose_lingene import BLOCK_LINEARS
 
 # Shares of the mean diagonal, and the power of a layer's trace that counts. With few components errors are large, and
 # a metric that is true for small ones only has to be blunted. Chosen on training images of one ViT of eight layers.
-INPUT_DAMPING = {"activations": 0.1, "weighted": 0.1, "kronecker": 0.03, "aligned": 0.03}
+INPUT_DAMPING = {"activations": 0.1, "weighted": 0.1, "kronecker": 0.03, "aligned": 0.03, "matched": 0.03}
 GRADIENT_DAMPING = 2.0
 TRACE_POWER = 0.25
 
@@ -118,6 +118,51 @@ def moments(
         for hook in hooks:
             hook.remove()
     return {part: tuple(torch.stack(parts) / seen for parts in pair) for part, pair in sums.items()}
+
+
+@torch.no_grad()
+def paired_moments(
+    model: nn.Module, approximation: nn.Module, pixel_values: torch.Tensor, depth: int, batch_size: int = 32
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """How the inputs of a model's linear maps go with those of an approximation's, on the same images.
+
+    Args:
+        model, approximation: stock ViTs of one shape in evaluation mode.
+        pixel_values: (images, channels, h, w).
+
+    Returns:
+        By part E[x y^T] and E[y y^T], x of the model and y of the approximation, (l, i, i) each, constant 1 appended.
+    """
+    entered: tuple[dict, dict] = ({}, {})
+
+    def remember(which: int, place: tuple[str, int]) -> Callable:
+        def hook(module: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+            entered[which][place] = functional.pad(inputs[0].flatten(0, -2), (0, 1), value=1.0)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(remember(which, (part, layer)))
+        for which, one in enumerate((model, approximation))
+        for part, modules in linear_maps(one, depth).items()
+        for layer, module in enumerate(modules)
+    ]
+    device, sums = next(model.parameters()).device, {}
+    try:
+        for values in pixel_values.split(batch_size):
+            model(pixel_values=values.to(device)), approximation(pixel_values=values.to(device))
+            for place, x in entered[0].items():
+                y = entered[1][place]
+                cross, own = sums.get(place, (0.0, 0.0))
+                sums[place] = (cross + x.T @ y, own + y.T @ y)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    count = len(pixel_values)
+    return {
+        part: tuple(torch.stack([sums[part, layer][kind] for layer in range(depth)]) / count for kind in (0, 1))
+        for part in BLOCK_LINEARS
+    }
 
 
 def stacks_of(weights: Mapping[str, torch.Tensor], found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]):

@@ -62,8 +62,10 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     command.add_argument("--num-components", type=int, help="default: as many as layers, which loses nothing")
     command.add_argument("--calibrate", metavar="DATA", help="unlabelled images for a better fit, and to measure it")
     command.add_argument("--images", type=int, default=512, help="of them (default: %(default)s)")
-    command.add_argument("--fit", help="weights, activations, weighted, kronecker, aligned (default: the last)")
-    command.add_argument("--rounds", type=int, default=20, help="of the last two (default: %(default)s)")
+    command.add_argument(
+        "--fit", help="weights, activations, weighted, kronecker, aligned, matched (default: the last)"
+    )
+    command.add_argument("--rounds", type=int, default=20, help="of the last three (default: %(default)s)")
     command.add_argument("--depths", type=_numbers, default=(), metavar="N,N", help="choose the layers to keep there")
     command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
