@@ -28,7 +28,10 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
     Raises:
         ValueError: there are none, or too many do not decode.
     """
-    images = _flat_folder(Path(data).expanduser()) or load_images(data, "train")
+    try:
+        images = _flat_folder(Path(data).expanduser()) or load_images(data, "train")
+    except ValueError as error:
+        raise ValueError(str(error).replace("`data`", "`calibrate`", 1)) from None
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     chosen = LabelledImages(_Chosen(images.images, order), [0] * len(order), ["image"], images.name, images.split)
     return torch.cat([batch["pixel_values"] for batch in batches(chosen, processor, 64)])

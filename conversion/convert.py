@@ -6,7 +6,6 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 
 import gc
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..bundle_lingene import component_file
 from ..configuration_lingene import LinGeneConfig
@@ -35,6 +35,8 @@ from .report import advice, logit_error, measure_counts, outputs
 from .sources import Source
 
 
+logger = logging.get_logger(__name__)
+
 PLOT_FILE = "conversion.png"
 REPORT_IMAGES = 256  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
@@ -51,6 +53,8 @@ def open_source(name: str, weights: str | None = None, prefix: str | None = None
         return read_timm(name, weights, prefix, headless)
     if weights is not None or prefix is not None:
         raise ValueError(f"`weights` and `prefix` belong to timm:NAME; {name} brings its own weights.")
+    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
+        raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
     try:
         return read_transformers(name, headless)
     except OSError as error:
@@ -104,17 +108,16 @@ def convert(
     fit = check_fit(config, fit, calibrate, depths, (images, rounds))
     check_condition(config)
     if calibrate is None and fit != "exact":
-        warnings.warn(
-            "Least squares on the weights alone is the poorest fit; give a few hundred images with --calibrate.",
-            stacklevel=2,
-        )
+        logger.warning("Least squares on weights is the poorest fit; give a few hundred images with --calibrate DATA.")
+    pixel_values = None
+    if calibrate is not None:
+        require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
+        processor = source.processor or image_processor(source.config.image_size)
+        pixel_values = calibration_images(calibrate, processor, images, seed)
     random_images = check_images(source)
     expected = source.reference()(random_images)
     gc.collect()
-    calibration = None
-    if calibrate is not None:
-        require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
-        calibration = Calibration(source, calibrate, images, device, seed)
+    calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
     if fit in ("exact", "weights"):
         solved = closed_form(source, config, torch.float32)
         components = tqdm(solved, "solving", len(config.component_shapes()), unit="tensor")
@@ -155,15 +158,13 @@ class Calibration:
 
     Args:
         source: the checkpoint.
-        data, count: images, as `calibration_images` takes them.
+        pixel_values: (images, channels, h, w).
         device: where passes run.
-        seed: of the choice of images and of the labels drawn.
+        seed: of the labels drawn.
     """
 
-    def __init__(self, source: Source, data: str, count: int, device: str, seed: int):
-        self.source, self.device, self.seed = source, device, seed
-        processor = source.processor or image_processor(source.config.image_size)
-        self.pixel_values = calibration_images(data, processor, count, seed)
+    def __init__(self, source: Source, pixel_values: torch.Tensor, device: str, seed: int):
+        self.source, self.pixel_values, self.device, self.seed = source, pixel_values, device, seed
         self.weights = {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
         self.expected = class_outputs_of(source.stock().to(device), self.pixel_values)
         self.stacks, self.fit_of = None, None

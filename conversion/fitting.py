@@ -174,7 +174,10 @@ def fit_block(
     """
     table = table.to(stacks["mlp.fc1"].weights)
     metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
-    components = {part: fit_components(stack, table, metrics[part]) for part, stack in stacks.items()}
+    iterations = ITERATIONS["round" if fit in LEARNED else "once"]
+    components = {
+        part: fit_components(stack, table, metrics[part], iterations=iterations) for part, stack in stacks.items()
+    }
     progress()
     if fit not in LEARNED:
         return dict(stacks), components, table
@@ -188,14 +191,3 @@ def fit_block(
             components[part] = fit_components(stack, table, metrics[part], components[part], ITERATIONS["round"])
         progress()
     return dict(stacks), *order_components(components, table, metrics)
-
-
-def residual(stack: Stack, layers: torch.Tensor) -> float:
-    """Relative error of a map's outputs on the calibration images: Frobenius norms, all layers together.
-
-    Args:
-        layers: (l, o, i), the approximation.
-    """
-    error = stack.weights - layers
-    squares = [torch.einsum("loi,lij,loj->", one, stack.inputs, one) for one in (error, stack.weights)]
-    return float((squares[0] / squares[1]).sqrt())

@@ -167,7 +167,8 @@ def check_model(name: str, model: nn.Module, head_matters: bool) -> None:
         kind = type(module).__name__
         if kind not in KINDS.get(place, "").split():
             why = f" ({PLAIN[place]})" if place in PLAIN else ""
-            raise ValueError(f"`{path or name}` of {name} is {kind}{why}, which a bundle cannot express.")
+            named = f"`{path}` of {name}" if path else name
+            raise ValueError(f"{named} is {kind}{why}, which a bundle cannot express.")
     refused = {
         "class_token": (not model.has_class_token, "a model without a class token"),
         "reg_tokens": (model.num_reg_tokens > 0, "register tokens"),

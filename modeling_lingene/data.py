@@ -29,6 +29,7 @@ SPLIT_ALIASES = {"train": "train", "test": "test", "validation": "validation", "
 STAND_INS = {"test": "validation", "validation": "test"}
 WHOLE = "whole"  # the split of a set that is not divided: a result must show that it is not on a held-out part
 UNREADABLE_LIMIT = 0.01
+EXTRAS = {"matplotlib": "analysis", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
 EXPECTED = "`data` must be `digits`, a folder of images, parquet files or the name of a dataset on the Hub"
 
 
@@ -264,7 +265,8 @@ def require(module: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f'{package or module} is needed here: pip install "modeling_lingene[train]"') from error
+        extra = EXTRAS.get(module.partition(".")[0], "train")
+        raise ImportError(f'{package or module} is needed here: pip install "modeling_lingene[{extra}]"') from error
 
 
 def _digits(split: str) -> LabelledImages:

@@ -16,7 +16,8 @@ from modeling_lingene.hub import write_card
 def main() -> None:
     installed = Path(modeling_lingene.__file__).resolve()
     assert "site-packages" in installed.parts, f"the package comes from {installed}, not from the wheel"
-    importlib.import_module("modeling_lingene.conversion")
+    importlib.import_module("modeling_lingene.conversion.convert")
+    importlib.import_module("modeling_lingene.conversion.export")
     assert "{{ card_data }}" in resources.files("modeling_lingene.hub_cards").joinpath("TEMPLATE.md").read_text()
     config = modeling_lingene.LinGeneConfig(
         hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4, depth=2

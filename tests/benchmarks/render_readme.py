@@ -49,7 +49,40 @@ def decomposition_table() -> str:
     return "\n".join(lines)
 
 
+STARTS = {
+    "matched": "fit of all (`matched`, the default)",
+    "aligned": "without matching (`aligned`)",
+    "kronecker": "without aligning (`kronecker`)",
+    "weighted": "inputs' metric, weighed by gradients (`weighted`)",
+    "activations": "inputs' metric (`activations`)",
+    "weights": "least squares, no images (`weights`)",
+    "layers": "as many layers of the source, chosen",
+    "random": "random components",
+}
+
+
+def conversion_table() -> str:
+    results = json.loads((RESULTS / "conversion_fashion.json").read_text())
+    counts = sorted({row["num_components"] for row in results["rows"]})
+    rows = {(row["start"], row["num_components"]): row for row in results["rows"]}
+    lines = [f"| start | {' | '.join(f'{count} comp.' for count in counts)} |", "|---|" + "---:|" * len(counts)]
+    for start, name in STARTS.items():
+        cells = []
+        for count in counts:
+            row = rows[start, count]
+            shown = [row[key] for key in ("untrained", "1 epochs", "3 epochs")]
+            cells.append(" / ".join("-" if value is None else f"{100 * value:.1f}" for value in shown))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def conversion_source() -> str:
+    return f"{100 * json.loads((RESULTS / 'conversion_fashion.json').read_text())['source']['accuracy']:.1f}"
+
+
 TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}
+TABLES |= {"conversion": conversion_table}
+NUMBERS = {"source": conversion_source}
 
 
 def render(text: str) -> str:
@@ -57,6 +90,11 @@ def render(text: str) -> str:
     for name, table in TABLES.items():
         block = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"README.md must have the markers of {name} once, has them {count} times.")
+    for name, number in NUMBERS.items():
+        block = f"<!-- {name} -->{number()}<!-- /{name} -->"
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text)  # noqa: B023
         if count != 1:
             raise ValueError(f"README.md must have the markers of {name} once, has them {count} times.")
     return text
