@@ -30,11 +30,11 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
     """
     try:
         images = _flat_folder(Path(data).expanduser()) or load_images(data, "train")
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        chosen = LabelledImages(_Chosen(images.images, order), [0] * len(order), ["image"], images.name, images.split)
+        return torch.cat([batch["pixel_values"] for batch in batches(chosen, processor, 64)])
     except ValueError as error:
         raise ValueError(str(error).replace("`data`", "`calibrate`", 1)) from None
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    chosen = LabelledImages(_Chosen(images.images, order), [0] * len(order), ["image"], images.name, images.split)
-    return torch.cat([batch["pixel_values"] for batch in batches(chosen, processor, 64)])
 
 
 def _flat_folder(folder: Path) -> LabelledImages | None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..bundle_lingene import component_file
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_lingene import LinGeneConfig, check_count
 from ..data import image_processor, require
 from ..hub import CONVERSION_FILE, check_empty, complete_or_absent, write_card, write_json
 from ..loading_lingene import stock_vit
@@ -244,12 +244,11 @@ def check_fit(
     if fit is not None and fit not in FITS:
         raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {fit!r}.")
     for word, count in zip(("images", "rounds"), counts):
-        if count < 1:
-            raise ValueError(f"`{word}` must be an integer of at least 1, got {count!r}.")
+        check_count(word, count)
     if calibrate is None and (depths or fit not in (None, "weights")):
         raise ValueError(f"`{'depths' if depths else 'fit'}` needs images to calibrate on: give --calibrate DATA.")
     for depth in depths:
-        if not isinstance(depth, int) or not 1 <= depth < config.reference_depth:
+        if check_count("depths", depth) >= config.reference_depth:
             raise ValueError(f"`depths` must be from 1 to below the {config.reference_depth} layers, got {depth!r}.")
     if depths and config.depth_map != "select":
         raise ValueError("`depths` chooses layers to select, and the depth map is 'resample'; leave one of them out.")
@@ -272,9 +271,9 @@ def stock_of(source: Source, weights: dict[str, torch.Tensor]) -> nn.Module:
     neutral = {f"{norm}.{kind}": ones * (kind == "weight") for norm in BLOCK_NORMS for kind in ("weight", "bias")}
     layers = {name: [row.float().contiguous() for row in rows] for name, rows in {**neutral, **weights}.items()}
     config = changed(source.config, qkv_bias="attention.query.bias" in weights)
-    return stock_vit(
-        dict(source.outside), layers, config.vit_config(config.size()), source.head, dtype=torch.float32
-    ).eval()
+    shape = config.vit_config(config.size())
+    with quiet_loading():
+        return stock_vit(dict(source.outside), layers, shape, source.head, dtype=torch.float32).eval()
 
 
 def tensors_of(parts: dict[str, torch.Tensor], config: LinGeneConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
@@ -309,7 +308,7 @@ def bundle_config(source: Source, num_components: int | None, basis: dict) -> Li
         kept.pop(field)
     given = {key: value for key, value in basis.items() if value is not None}
     count = source.depth if num_components is None else num_components
-    if not isinstance(count, int) or not 1 <= count <= source.depth:
+    if check_count("num_components", count) > source.depth:
         raise ValueError(f"`num_components` must be from 1 to the {source.depth} layers, got {count!r}.")
     return LinGeneConfig(**{**kept, **given}, reference_components=count)
 

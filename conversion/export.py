@@ -8,6 +8,7 @@ logits, measured by loading the folder as its users will. Above the tolerance th
 """
 
 import functools
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def export(
             "program": _program,
         }[to](model, bundle, folder, hub)
         report = {"bundle": str(bundle), "format": to, "weights": weights, "size": _described(model)}
+        report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {**found.get("facts", {}), **_differences(model, found["loaded"], limit)}
         if not report["relative_difference"] <= limit:
             raise RuntimeError(
@@ -140,13 +142,15 @@ def _images(model: PreTrainedModel, count: int) -> torch.Tensor:
 @torch.no_grad()
 def _differences(model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float) -> dict:
     """The largest difference over batches of one and of three random images."""
-    largest, scale = 0.0, 0.0
+    differences, sizes = [], []
     for count in (1, 3):
         values = _images(model, count)
         expected = _Outputs(model)(values)
-        largest = max(largest, float((loaded(values) - expected).abs().max()))
-        scale = max(scale, float(expected.abs().max()))
-    return {"largest_difference": largest, "relative_difference": largest / scale, "tolerance": limit}
+        differences.append((loaded(values) - expected).abs().max())
+        sizes.append(expected.abs().max())
+    largest, scale = float(torch.stack(differences).max()), float(torch.stack(sizes).max())  # of nan it is nan
+    relative = largest / scale if scale else largest  # a head of zeros
+    return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit}
 
 
 def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
@@ -181,6 +185,9 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         built = timm.create_model(TIMM_NAME, **arguments)
         built.load_state_dict(state, strict=True)
         _say_preprocessing(built, _keep_processor(bundle, folder, hub))
+        if source.head:
+            names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+            built.pretrained_cfg["label_names"] = names
         timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
         load = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
@@ -201,6 +208,9 @@ def _timm_arguments(source: Source) -> dict[str, Any]:
     names = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu", "SiLU": "silu"}
     if config.hidden_act not in activations:
         raise ValueError(f"`hidden_act` {config.hidden_act} is no activation that timm has; export to another format.")
+    ratio = config.intermediate_size / config.hidden_size
+    if int(config.hidden_size * ratio) < config.intermediate_size:  # timm rounds the product down
+        ratio = math.nextafter(ratio, math.inf)
     return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
@@ -209,7 +219,7 @@ def _timm_arguments(source: Source) -> dict[str, Any]:
         "embed_dim": config.hidden_size,
         "depth": source.depth,
         "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "mlp_ratio": ratio,
         "qkv_bias": config.qkv_bias,
         "act_layer": names[activations[config.hidden_act]],
     }
@@ -262,13 +272,12 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     if weights != "float32":
         _smaller(path, weights)
     _keep_processor(bundle, folder, hub)
-    labels = {str(index): label for index, label in model.config.id2label.items()} if name == "logits" else {}
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def loaded(values: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
-    return {"loaded": loaded, "facts": {"file": ONNX_FILE, "output": name, "id2label": labels}}
+    return {"loaded": loaded, "facts": {"file": ONNX_FILE, "output": name}}
 
 
 def _smaller(path: Path, weights: str) -> None:
@@ -292,6 +301,5 @@ def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hu
     )
     torch.export.save(program, folder / PROGRAM_FILE)
     _keep_processor(bundle, folder, hub)
-    labels = {str(index): label for index, label in model.config.id2label.items()}
-    facts = {"file": PROGRAM_FILE, "id2label": labels, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
+    facts = {"file": PROGRAM_FILE, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
     return {"loaded": torch.export.load(folder / PROGRAM_FILE).module(), "facts": facts}

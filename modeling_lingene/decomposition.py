@@ -107,7 +107,7 @@ def phases(
         if settings.new_components == "zero" and not warm:
             start_from(model, totals[0])
         return [
-            _incremental_phase(config.reference_depth, before, total, settings, objective)
+            _incremental_phase(config.num_hidden_layers, before, total, settings, objective)
             for before, total in zip((0, *totals), totals)
         ]
     forward = _elastic_forward if settings.schedule == "elastic" else _forward
@@ -115,7 +115,7 @@ def phases(
         Phase(
             settings.schedule,
             lambda name: True,
-            partial(forward, config.reference_depth, config.reference_components, settings, objective),
+            partial(forward, config.num_hidden_layers, config.reference_components, settings, objective),
             size={"num_components": config.reference_components},
             sampled=settings.schedule == "elastic",
         )

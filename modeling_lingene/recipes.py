@@ -28,7 +28,7 @@ from .plots import plot_history, plot_sizes
 from .streams import open_stream
 from .teachers import CachedTeacher, load_teacher
 from .training import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
-from .warm_start import fit_to, processor_of, start_of
+from .warm_start import content_of, fit_to, processor_of, start_of
 
 
 OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING}
@@ -271,6 +271,8 @@ def decompose(
     out = Path(out)
     accelerator = make_accelerator(recipe.training, out)
     identity = recipe.identity(accelerator.num_processes)
+    if recipe.init:
+        identity["init_content"] = content_of(recipe.init)
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []

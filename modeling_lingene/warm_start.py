@@ -1,5 +1,7 @@
 """Training that goes on from a bundle: its components, its shape, its preprocessing; a new head for other classes."""
 
+import hashlib
+import json
 import os
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import nn
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .data import LabelledImages, image_processor
+from .hub import read_config
 from .metrics import quiet_loading
 from .modeling_lingene import LinGeneForImageClassification
 
@@ -28,11 +31,28 @@ def start_of(name: str, num_components: int = 0, dropout: float = 0.0) -> LinGen
     asked = {"num_components": num_components or None, "hidden_dropout_prob": dropout}
     try:
         with quiet_loading():
-            return LinGeneForImageClassification.from_pretrained(
-                os.path.expanduser(name), constrained=True, dtype=torch.float32, **asked
+            model, found = LinGeneForImageClassification.from_pretrained(
+                os.path.expanduser(name), constrained=True, dtype=torch.float32, output_loading_info=True, **asked
             )
     except OSError as error:
         raise ValueError(f"`init` {name} cannot be read: {str(error).splitlines()[0]}") from None
+    if any(key.startswith("classifier.") for key in found["missing_keys"]):
+        model.classifier = nn.Identity()  # `fit_to` draws one, after the run has been seeded
+    return model
+
+
+def content_of(name: str) -> str:
+    """What tells a bundle from another one of the same name: its weights and whatever its configuration says.
+
+    Raises:
+        ValueError: nothing is there, or it is no bundle.
+    """
+    try:
+        fields = read_config(os.path.expanduser(name)).to_dict()
+    except ValueError as error:
+        raise ValueError(str(error).replace("`bundle`", "`init`", 1)) from None
+    fields.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def processor_of(name: str, model: LinGeneForImageClassification) -> Any:

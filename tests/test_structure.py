@@ -40,13 +40,13 @@ RANKS = {
     "teachers": 9,
     "training": 9,
     "decomposition": 10,
-    "warm_start": 10,
     "plots": 10,
     "hub": 10,
-    "recipes": 11,
-    "options": 12,
-    "conversion": 12,  # the folder
-    "cli": 13,
+    "warm_start": 11,
+    "recipes": 12,
+    "options": 13,
+    "conversion": 13,  # the folder
+    "cli": 14,
 }
 ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
 AT_HOME = {"matplotlib", "sklearn", "datasets", "PIL", "torchvision", "timm", "accelerate", "torchmetrics", "pandas"}
