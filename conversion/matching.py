@@ -81,5 +81,7 @@ def _mixed(before: Mapping, now: Mapping) -> dict[str, tuple[torch.Tensor, torch
 def _arriving(stack: Stack, cross: torch.Tensor, own: torch.Tensor) -> Stack:
     """The map that makes of what arrives what the source makes of its inputs: W E[x y^T] E[y y^T]^-1, damped to W."""
     held = damped(own, DAMPING) - own
-    weights = torch.linalg.solve(own + held, stack.weights @ (cross + held), left=False)
+    # Cholesky: batched LU with set_num_threads may fail or hang on CPUs (PyTorch issue 142815).
+    factor = torch.linalg.cholesky(own + held)
+    weights = torch.cholesky_solve((stack.weights @ (cross + held)).mT, factor).mT
     return replace(stack, weights=weights, inputs=own)

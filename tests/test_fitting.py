@@ -31,7 +31,7 @@ from modeling_lingene.conversion.fitting import (
     fold_norms,
     order_components,
 )
-from modeling_lingene.conversion.matching import match
+from modeling_lingene.conversion.matching import DAMPING, _arriving, match
 from modeling_lingene.conversion.moments import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
@@ -840,3 +840,22 @@ def test_advice_is_a_command_that_the_command_line_takes():
     assert (str(arguments.init), arguments.teacher, arguments.data) == ("bundle", "google/vit", "DATA")
     assert arguments.learning_rate == given["learning_rate"] == learning_rate(0.3)
     assert "30 %" in given["statement"] and "not a model" in given["statement"]
+
+
+def test_what_arrives_is_solved_with_threads_that_were_set():
+    """Batched LU of torch fails or hangs on CPUs after `set_num_threads`; the system is definite, and large enough."""
+    before = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    weights, x = torch.randn(2, 5, 200, generator=generator), torch.randn(2, 300, 200, generator=generator)
+    y = x + 0.5 * torch.randn(2, 300, 200, generator=generator)
+    cross, own = x.mT @ y / 300, y.mT @ y / 300
+    torch.set_num_threads(2)
+    try:
+        found = _arriving(Stack(weights, own, own), cross, own).weights.double().numpy()
+    finally:
+        torch.set_num_threads(before)
+    for layer in range(2):
+        plain, mixed, inputs = (tensor[layer].double().numpy() for tensor in (weights, cross, own))
+        held = DAMPING * numpy.trace(inputs) / 200 * numpy.eye(200)
+        expected = numpy.linalg.solve((inputs + held).T, (plain @ (mixed + held)).T).T
+        assert numpy.abs(found[layer] - expected).max() < 1e-4
