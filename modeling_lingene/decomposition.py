@@ -3,23 +3,25 @@
 incremental   totals such as 1, 2, 4, 6: each phase trains only the new components and the tensors outside the
               blocks, the old components are held (LinDec, section 3.2, ICT)
 simultaneous  all components at once (SCT)
-elastic       one run that keeps every prefix of the components good: each step trains the full network or a random
-              number of components (ours, in place of the phases)
+elastic       one run that keeps every prefix of the components good, and every width and depth asked for: each step
+              trains networks of sizes that it draws; see `elastic.py`
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from .losses import Objective, divergence
+from .configuration_lingene import LinGeneConfig
+from .elastic import SAMPLINGS, Grid, checked_sizes, drawn_networks, network_loss
+from .losses import Objective
 from .modeling_lingene import LinGeneForImageClassification, component_gains, component_scale
+from .recompose_lingene import read_width_ratio
 from .training import Phase
 
 
 SCHEDULES = ("incremental", "simultaneous", "elastic")
-SAMPLINGS = ("one", "sandwich")
 NEW_COMPONENTS = ("zero", "random")
 
 
@@ -30,11 +32,16 @@ class DecompositionSettings:
     Args:
         schedule: incremental, simultaneous or elastic.
         totals: components after each phase of the incremental schedule; also the prefixes that are measured. Empty:
-            doubling up to all.
-        depths: each step trains one network: the full depth half of the time, otherwise one of these at random.
-        sampling: of the elastic schedule: `one` network per step, or `sandwich`, the full one and a random one that
-            learns from it.
-        full_share: of the steps of sampling `one` that train the full network.
+            doubling up to all. With the number of all alone, the elastic schedule draws no prefixes.
+        depths: drawn beside the full depth, which half of the steps train.
+        widths: ratios such as 1/4,1/2,3/4, trained beside the full width; of the elastic schedule.
+        sampling: the networks of an elastic step: `one`; `sandwich`, the full, a middle and the smallest one; `scala`,
+            one more, of the published scheme.
+        full_share: how often an elastic step of sampling `one` draws the full depth, the full width, all components,
+            each by itself.
+        full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
+        isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
+            leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
         new_components: where the components of a later phase start: `zero`, which keeps the function, or `random`,
             like those of the first phase (the paper does not say).
         freeze_outside: whether the tensors outside the blocks stop training after the first phase (the paper does
@@ -47,8 +54,11 @@ class DecompositionSettings:
     schedule: str = "elastic"  # better at every prefix, see tests/benchmarks/results/decomposition_fashion.json
     totals: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
+    widths: tuple[str, ...] = ()
     sampling: str = "one"
     full_share: float = 0.5
+    full_first: float = 0.0
+    isolated_activation: bool = False
     new_components: str = "zero"
     freeze_outside: bool = False
 
@@ -57,12 +67,26 @@ class DecompositionSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if not 0 <= self.full_share <= 1:
-            raise ValueError(f"`full_share` must be from 0 to 1, got {self.full_share!r}.")
+        for name in ("full_share", "full_first"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(self, name)!r}.")
         if not all(map(_is_count, self.depths)):
             raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
         if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
             raise ValueError(f"`totals` must be increasing numbers of components, got {list(self.totals)}.")
+
+    def check(self, config: LinGeneConfig) -> None:
+        """Refuse what the bundle cannot have, or what contradicts itself; before any work.
+
+        Raises:
+            ValueError: depths or widths that are not legal, all of them; totals that do not end at all components.
+        """
+        if self.widths and self.schedule != "elastic":
+            raise ValueError(f"`widths` are trained by the schedule elastic, and `schedule` is {self.schedule}.")
+        for name in ("sampling", "isolated_activation"):
+            if getattr(self, name) in ("scala", True) and not self.widths:
+                raise ValueError(f"`{name}` {getattr(self, name)} is about widths: give `widths` such as 1/4,1/2,3/4.")
+        checked_sizes(config, self.depths, self.widths, self.prefixes(config.reference_components))
 
     def prefixes(self, components: int) -> tuple[int, ...]:
         """The totals, which end at all components.
@@ -75,6 +99,10 @@ class DecompositionSettings:
         if totals[-1] != components:
             raise ValueError(f"`totals` must increase and end at the {components} components, got {list(totals)}.")
         return totals
+
+    def trained_widths(self, heads: int) -> list[str]:
+        """The widths as fractions of these heads, ascending, the full one last."""
+        return [str(ratio) for ratio in sorted({read_width_ratio(width, heads) for width in self.widths} | {1})]
 
 
 def _is_count(value: object) -> bool:
@@ -100,9 +128,8 @@ def phases(
         ValueError: totals that do not end at the number of components, or depths the model cannot take.
     """
     objective, config = objective or Objective(), model.config
+    settings.check(config)
     totals = settings.prefixes(config.reference_components)
-    for depth in settings.depths:
-        config.size(depth=depth)
     if settings.schedule == "incremental":
         if settings.new_components == "zero" and not warm:
             start_from(model, totals[0])
@@ -110,16 +137,23 @@ def phases(
             _incremental_phase(config.num_hidden_layers, before, total, settings, objective)
             for before, total in zip((0, *totals), totals)
         ]
-    forward = _elastic_forward if settings.schedule == "elastic" else _forward
-    return [
-        Phase(
-            settings.schedule,
-            lambda name: True,
-            partial(forward, config.num_hidden_layers, config.reference_components, settings, objective),
-            size={"num_components": config.reference_components},
-            sampled=settings.schedule == "elastic",
+    size = {"num_components": config.reference_components}
+    if settings.schedule == "elastic":
+        drawn = partial(
+            drawn_networks, grid_of(settings, config), settings.sampling, settings.full_share, settings.full_first
         )
-    ]
+        loss = partial(network_loss, objective)
+        return [Phase("elastic", lambda name: True, loss, size=size, sampled=True, draw=drawn)]
+    forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, objective)
+    return [Phase("simultaneous", lambda name: True, forward, size=size)]
+
+
+def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
+    """What the elastic schedule draws from."""
+    widths = {config.size(width_ratio=width).width_ratio for width in settings.widths} - {1}
+    count = config.reference_components
+    prefixes = settings.prefixes(count) != (count,)
+    return Grid(config.num_hidden_layers, settings.depths, tuple(sorted(widths)), count, prefixes)
 
 
 @torch.no_grad()
@@ -156,13 +190,6 @@ def _incremental_phase(
     )
 
 
-def _draw_depth(full: int, depths: Sequence[int], generator: torch.Generator) -> int:
-    """The full depth half of the time, otherwise one of the list."""
-    if depths and torch.rand((), generator=generator) < 0.5:
-        return depths[int(torch.randint(len(depths), (), generator=generator))]
-    return full
-
-
 def _forward(
     full: int,
     total: int,
@@ -170,34 +197,11 @@ def _forward(
     objective: Objective,
     model: Callable,
     batch: dict,
-    generator,
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    """One network of `total` components."""
-    depth = _draw_depth(full, settings.depths, generator)
+    """One network of `total` components: the full depth half of the time, otherwise one of the list."""
+    depth = full
+    if settings.depths and torch.rand((), generator=generator) < 0.5:
+        depth = settings.depths[int(torch.randint(len(settings.depths), (), generator=generator))]
     logits = model(batch["pixel_values"], depth=depth, num_components=total).logits
     return objective(logits, batch["labels"], batch.get("teacher_logits"))
-
-
-def _elastic_forward(
-    full: int,
-    total: int,
-    settings: DecompositionSettings,
-    objective: Objective,
-    model: Callable,
-    batch: dict,
-    generator,
-) -> torch.Tensor:
-    """One network of the full or of a random number of components; or both, the small one learning from the full."""
-    depth = _draw_depth(full, settings.depths, generator)
-    fewer = int(torch.randint(1, max(total, 2), (), generator=generator))
-    pixels, labels, taught = batch["pixel_values"], batch["labels"], batch.get("teacher_logits")
-    if settings.sampling == "one":
-        whole = total == 1 or float(torch.rand((), generator=generator)) < settings.full_share
-        count = total if whole else fewer
-        return objective(model(pixels, depth=depth, num_components=count).logits, labels, taught)
-    largest = model(pixels, depth=depth, num_components=total).logits
-    loss = objective(largest, labels, taught)
-    if total == 1:
-        return loss
-    logits = model(pixels, depth=depth, num_components=fewer).logits
-    return loss + objective(logits, labels) + divergence(logits, largest, objective.temperature)

@@ -81,6 +81,8 @@ def _add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> Non
                 group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
             elif types[field.name] == tuple[int, ...]:
                 group.add_argument(flag, type=integers, metavar="N,N", help=text)
+            elif types[field.name] == tuple[str, ...]:
+                group.add_argument(flag, type=words, metavar="A,B", help=text)
             else:
                 kind = types[field.name]
                 group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
@@ -91,6 +93,11 @@ def described(settings: type) -> dict[str, str]:
     lines = inspect.cleandoc(settings.__doc__ or "").split("Args:", 1)[1].split("Raises:")[0]
     entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", lines, re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def words(text: str) -> tuple[str, ...]:
+    """`1/4,1/2` -> ("1/4", "1/2"); nothing is none."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def integers(text: str) -> tuple[int, ...]:

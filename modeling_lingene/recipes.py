@@ -83,16 +83,28 @@ class ModelSettings:
         if not abs(self.degree_weight) < float("inf"):
             raise ValueError(f"`degree_weight` must be a number, got {self.degree_weight!r}.")
 
-    def config(self, images: LabelledImages, depths: tuple[int, ...]) -> LinGeneConfig:
-        """For the classes and, where no size is given, the size of these images."""
+    def config(self, images: LabelledImages, decomposition: DecompositionSettings) -> LinGeneConfig:
+        """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
         names = images.class_names
         return LinGeneConfig(
-            hidden_size=self.hidden_size,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
+            **self.shape(),
             image_size=self.image_size or images.images[0].size[1],
             patch_size=self.patch_size,
             layer_norm_eps=1e-6,
+            hidden_dropout_prob=self.dropout,
+            trained_depths=sorted({self.depth, *decomposition.depths}),
+            trained_width_ratios=decomposition.trained_widths(self.num_attention_heads),
+            isolated_activation=decomposition.isolated_activation,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+
+    def shape(self) -> dict[str, Any]:
+        """What the images have no say in."""
+        return dict(
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
             depth=self.depth,
             num_components=self.num_components or self.depth,
             preset=self.preset,
@@ -101,10 +113,6 @@ class ModelSettings:
             start_degree=None if self.start_degree < 0 else self.start_degree,
             degree_weight=self.degree_weight,
             depth_map=self.depth_map or None,
-            hidden_dropout_prob=self.dropout,
-            trained_depths=sorted({self.depth, *depths}),
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
         )
 
 
@@ -277,8 +285,7 @@ def decompose(
     if finished is not None:
         return finished if accelerator.is_main_process else []
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
-    count = begun.config.reference_components if begun else recipe.model.num_components or recipe.model.depth
-    recipe.decomposition.prefixes(count)  # refused before data is read
+    recipe.decomposition.check(begun.config if begun else LinGeneConfig(**recipe.model.shape()))  # before data is read
     source, test = _sources(recipe, accelerator.device, begun)
     train, processor = source.images, source.processor
     if WHOLE in (train.split, test.split):
@@ -289,10 +296,10 @@ def decompose(
         check_labels(images, len(train.class_names))
     torch.manual_seed(recipe.training.seed)
     if begun is None:
-        model = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition.depths))
+        model = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition))
     else:
         model = begun
-        fit_to(model, train, recipe.decomposition.depths)
+        fit_to(model, train, recipe.decomposition)
     config = model.config
     todo = phases(model, recipe.decomposition, recipe.objective, warm=begun is not None)
     teacher = None
@@ -324,7 +331,8 @@ def decompose(
     bundle = out / "bundle"
     save(bundle, state)
     totals = recipe.decomposition.prefixes(config.reference_components)
-    sizes = [(depth, 1, total) for depth in config.trained_depths for total in totals]
+    widths = config.trained_width_ratios
+    sizes = [(depth, width, total) for depth in config.trained_depths for width in widths for total in totals]
     rows = measure_sizes(bundle, batches(test, processor, 128), sizes, threads=threads, device=str(accelerator.device))
     write_sizes(bundle, rows)
     write_card(bundle, name)

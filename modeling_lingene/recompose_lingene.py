@@ -234,7 +234,13 @@ def sliced_shape(key: str, shape: tuple[int, ...], ratio: Fraction) -> tuple[int
     return tuple(size * above // below if dim in dims else size for dim, size in enumerate(shape))
 
 
-def slice_tensor(key: str, tensor: torch.Tensor, ratio: Fraction) -> torch.Tensor:
+def kept(key: str, shape: tuple[int, ...], ratio: Fraction, trailing: bool = False) -> tuple[slice, ...]:
+    """Where a width ratio lies in a bundle's tensor: first along every dimension, or last."""
+    sizes = sliced_shape(key, shape, ratio)
+    return tuple(slice(full - size, full) if trailing else slice(size) for full, size in zip(shape, sizes))
+
+
+def slice_tensor(key: str, tensor: torch.Tensor, ratio: Fraction, trailing: bool = False) -> torch.Tensor:
     """The leading part of a bundle's tensor at a width ratio, as a view.
 
     q, k, v are kept by whole heads: rows come head by head and the head size stays, so the leading r of them are the
@@ -244,10 +250,11 @@ def slice_tensor(key: str, tensor: torch.Tensor, ratio: Fraction) -> torch.Tenso
         key: the tensor's name in the bundle, with or without `components.{n}.`.
         tensor: at full width.
         ratio: a legal width ratio.
+        trailing: the last part instead: Scala's isolated activation, of widths between the smallest and the full.
 
     Returns:
         A view of shape `sliced_shape(key, tensor.shape, ratio)`.
     """
     if ratio == 1:
         return tensor
-    return tensor[tuple(slice(size) for size in sliced_shape(key, tensor.shape, ratio))]
+    return tensor[kept(key, tensor.shape, ratio, trailing)]

@@ -110,8 +110,12 @@ class Phase:
     Args:
         name: for the progress bar and the history.
         trainable: chooses the parameters that train, by name; all others are frozen.
-        forward: (model, batch, generator) -> loss; draws sizes from the generator, the same on every process. The
-            batch has pixel_values (b, c, h, w), labels, index and, with a teacher, teacher_logits (b, classes).
+        forward: (model, batch, generator, **network) -> loss; draws sizes from the generator, the same on every
+            process. The batch has pixel_values (b, c, h, w), labels, index and, with a teacher, teacher_logits (b,
+            classes).
+        draw: (generator, done) -> the networks of a step, each as keywords for `forward`; `done` is the share of the
+            phase that is over. They go forward and backward one after the other, so that memory is that of the
+            largest, and their gradients add up to one optimiser step. Default: one network, without keywords.
         size: keywords with which the model is evaluated.
         sampled: whether a step may leave trainable parameters out.
         during: (bare model) -> context in which the phase runs, such as holding what is frozen.
@@ -122,6 +126,7 @@ class Phase:
     forward: Callable[[nn.Module, dict, torch.Generator], torch.Tensor]
     size: dict = field(default_factory=dict)
     sampled: bool = False
+    draw: Callable[[torch.Generator, float], list[dict]] = lambda generator, done: [{}]
     during: Callable[[nn.Module], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
@@ -293,7 +298,8 @@ class TrainingLoop:
     def _step(self, run: "_Run", parts: list[dict]) -> torch.Tensor:
         """One optimiser step; the loss, on the device."""
         settings, accelerator, step = self.settings, self.accelerator, run.progress.step
-        rate = settings.learning_rate * warmup_cosine(step, settings.epochs * self.steps_per_epoch, settings.warmup)
+        steps = settings.epochs * self.steps_per_epoch
+        rate = settings.learning_rate * warmup_cosine(step, steps, settings.warmup)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.model.train()
@@ -301,17 +307,23 @@ class TrainingLoop:
         for number, batch in enumerate(parts):
             with accelerator.accumulate(run.model):
                 draws = torch.Generator().manual_seed(derived_seed(settings.seed, "draws", run.index, step))
-                with accelerator.autocast():
-                    if self.teacher is not None:
+                if self.teacher is not None:
+                    with accelerator.autocast():
                         batch["teacher_logits"] = self.teacher(batch)
-                    set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
-                    loss = run.phase.forward(run.forward, batch, draws)
-                accelerator.backward(loss)
+                set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
+                *others, last = run.phase.draw(draws, step / steps)
+                for network in (*others, last):
+                    # Gradients meet those of the other processes once, before the step.
+                    alone = contextlib.nullcontext() if network is last else accelerator.no_sync(run.model)
+                    with alone:
+                        with accelerator.autocast():
+                            loss = run.phase.forward(run.forward, batch, draws, **network)
+                        accelerator.backward(loss)
+                    total += loss.detach()
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
                 run.optimizer.step()
                 run.optimizer.zero_grad()
-            total += loss.detach()
         if run.average is not None:
             run.average.update_parameters(accelerator.unwrap_model(run.model))
         return total / len(parts)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .data import LabelledImages, image_processor
+from .decomposition import DecompositionSettings
 from .hub import read_config
 from .metrics import quiet_loading
 from .modeling_lingene import LinGeneForImageClassification
@@ -67,9 +68,9 @@ def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
     return made
 
 
-def fit_to(model: LinGeneForImageClassification, images: LabelledImages, depths: tuple[int, ...]) -> None:
+def fit_to(model: LinGeneForImageClassification, images: LabelledImages, settings: DecompositionSettings) -> None:
     """Make a bundle's model one for these images: their classes, with a new head if there are more or fewer, and the
-    sizes that will have been trained: full width, its own depth and `depths`.
+    sizes that will have been trained.
     """
     config, names = model.config, images.class_names
     if not isinstance(model.classifier, nn.Linear) or model.classifier.out_features != len(names):
@@ -78,5 +79,6 @@ def fit_to(model: LinGeneForImageClassification, images: LabelledImages, depths:
         nn.init.zeros_(model.classifier.bias)
         model.num_labels = len(names)
     config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
-    config.trained_depths = sorted({config.num_hidden_layers, *depths})
-    config.trained_width_ratios = ["1"]
+    config.trained_depths = sorted({config.num_hidden_layers, *settings.depths})
+    config.trained_width_ratios = settings.trained_widths(config.num_attention_heads)
+    config.isolated_activation = settings.isolated_activation

@@ -272,63 +272,12 @@ def test_holding_ends_with_its_block_and_fewer_components_than_held_are_recompos
     assert not torch.allclose(after, expected[-1], atol=1e-3)
 
 
-def elastic_sizes(steps: int, **options) -> list[list[tuple[int, int]]]:
-    """The (depth, components) of every network of so many steps of the elastic schedule."""
-    model, seen = fresh(), []
-    (phase,) = phases_of(model, DecompositionSettings("elastic", **options))
-    assert phase.sampled and all(phase.trainable(name) for name in names_of(5))
-
-    def forward(pixel_values, depth, num_components):
-        seen[-1].append((depth, num_components))
-        return SimpleNamespace(logits=torch.zeros(len(pixel_values), 7))
-
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        seen.append([])
-        phase.forward(forward, {name: value[:1] for name, value in BATCH.items()}, generator)
-    return seen
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
-def test_one_network_per_step_is_the_full_one_so_often_and_else_every_smaller_number_alike(share):
-    """Within five standard deviations of 4,000 draws."""
-    steps = 4000
-    counts = Counter(count for ((_, count),) in elastic_sizes(steps, full_share=share))
-    shares = {5: share, **{count: (1 - share) / 4 for count in range(1, 5)}}
-    for count, expected in shares.items():
-        assert abs(counts[count] - expected * steps) <= 5 * (steps * expected * (1 - expected)) ** 0.5, counts
-
-
-def test_a_sandwich_is_the_full_network_and_a_smaller_one_of_the_same_depth():
-    """With depths to draw, both of a step have the same."""
-    sizes = elastic_sizes(300, sampling="sandwich", depths=(3, 4))
-    assert all(len(step) == 2 and step[0][1] == 5 and 1 <= step[1][1] < 5 for step in sizes)
-    assert all(one[0] == other[0] for one, other in sizes)
-    assert {step[1] for step in sizes} == {(depth, count) for depth in (3, 4, 6) for count in (1, 2, 3, 4)}
-
-
-def test_the_small_network_of_a_sandwich_learns_from_the_labels_and_from_the_full_one():
-    """Written out with torch: CE of both, and KL(full || small) in which the full one gets no gradient."""
-    model = helpers.tiny_model()
-    (phase,) = phases_of(model, DecompositionSettings("elastic", sampling="sandwich"))
-    generator = torch.Generator().manual_seed(3)
-    fewer = int(torch.randint(1, 5, (), generator=torch.Generator().manual_seed(3)))
-    loss = phase.forward(model, BATCH, generator)
-    full, small = (model(BATCH["pixel_values"], num_components=count).logits for count in (5, fewer))
-    target = functional.softmax(full, -1).detach()
-    divergence = (target * (target.log() - functional.log_softmax(small, -1))).sum() / len(target)
-    expected = functional.cross_entropy(full, BATCH["labels"]) + functional.cross_entropy(small, BATCH["labels"])
-    assert torch.allclose(loss, expected + divergence, atol=1e-5)
-    gradients = [torch.autograd.grad(value, model.classifier.weight)[0] for value in (loss, expected + divergence)]
-    assert torch.allclose(*gradients, atol=1e-5)
-
-
 @pytest.mark.parametrize("schedule", ["simultaneous", "elastic"])
 def test_one_phase_trains_everything_from_where_the_model_is(schedule):
     """Nothing is zeroed: a bundle may be trained further."""
     model = helpers.tiny_model()
     before = weights(model)
-    (phase,) = phases_of(model, DecompositionSettings(schedule))
+    (phase,) = phases_of(model, DecompositionSettings(schedule, full_share=1.0))
     assert same_weights(model, before) and phase.size == {"num_components": 5}
     TrainingLoop(model, IMAGES, SETTINGS).fit([phase])
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}

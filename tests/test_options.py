@@ -44,7 +44,10 @@ OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
         "totals": ("1,3,5", (1, 3, 5)),
         "depths": ("7", (7,)),
         "sampling": ("sandwich", "sandwich"),
+        "widths": ("1/4,1/2", ("1/4", "1/2")),
         "full_share": ("1", 1.0),
+        "full_first": ("0.1", 0.1),
+        "isolated_activation": (True, True),
         "new_components": ("random", "random"),
         "freeze_outside": (True, True),
     },
@@ -184,7 +187,7 @@ def test_a_few_texts_word_by_word():
     assert told["patch_size"] == "pixels. (default: 4)"
     assert told["totals"] == (
         "components after each phase of the incremental schedule; also the prefixes that are measured. Empty: "
-        "doubling up to all."
+        "doubling up to all. With the number of all alone, the elastic schedule draws no prefixes."
     )
     assert told["mixup"] == told["cutmix"] and told["mixup"].startswith("alpha of the Beta distribution; 0 for none")
     assert told["label_smoothing"] == "of the cross-entropy with the labels. (default: 0.0)"
@@ -406,7 +409,7 @@ def test_a_network_that_cannot_be_is_refused_with_the_name_of_its_field(line):
     field = line.split()[0].replace("-", "_")
     with pytest.raises(ValueError, match=rf"`{field}`"):
         recipe = asked(f"--data faces --{line}")
-        recipe.model.config(helpers.pictures(7), recipe.decomposition.depths)
+        recipe.model.config(helpers.pictures(7), recipe.decomposition)
 
 
 def test_workers_below_zero_are_refused_by_name():

@@ -320,6 +320,6 @@ def test_every_recipe_describes_a_model_and_a_schedule_that_fit_together():
     """Also those that nobody can run here: a misprint would show after the download of a million images."""
     for recipe in RECIPES.values():
         made = helpers.pictures(7, recipe.model.image_size or 8)
-        config = recipe.model.config(made, recipe.decomposition.depths)
+        config = recipe.model.config(made, recipe.decomposition)
         assert recipe.decomposition.prefixes(config.reference_components)[-1] == config.reference_components
         assert config.coefficients(config.size()).isfinite().all()

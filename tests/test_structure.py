@@ -39,14 +39,15 @@ RANKS = {
     "streams": 9,
     "teachers": 9,
     "training": 9,
-    "decomposition": 10,
+    "elastic": 10,
+    "decomposition": 11,
     "plots": 10,
     "hub": 10,
-    "warm_start": 11,
-    "recipes": 12,
-    "options": 13,
-    "conversion": 13,  # the folder
-    "cli": 14,
+    "warm_start": 12,
+    "recipes": 13,
+    "options": 14,
+    "conversion": 14,  # the folder
+    "cli": 15,
 }
 ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
 AT_HOME = {"matplotlib", "sklearn", "datasets", "PIL", "torchvision", "timm", "accelerate", "torchmetrics", "pandas"}

@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
-from .recompose_lingene import sliced_shape
+from .recompose_lingene import kept
 
 
 SHARED_FILE = "shared.safetensors"
@@ -202,7 +202,7 @@ class Bundle:
         return tensors if size.width_ratio == 1 else {key: tensor.clone() for key, tensor in tensors.items()}
 
     def _take(self, key: str, tensor, size: Size, check: bool = True) -> torch.Tensor:
-        """The leading part of one stored tensor, a view of the mapped file."""
+        """The part of one stored tensor that a width keeps, a view of the mapped file."""
         expected = self._stored_shape(key)
         shape = tuple(tensor.get_shape())
         if expected is not None and shape != expected:
@@ -210,7 +210,7 @@ class Bundle:
                 f"`{key}` of {self.name} has shape {shape}, and the configuration says {expected}; "
                 "the weights belong to another configuration."
             )
-        part = tensor[tuple(slice(length) for length in sliced_shape(key, shape, size.width_ratio))]
+        part = tensor[kept(key, shape, size.width_ratio, size.trailing)]
         if check and not isfinite(part.sum(dtype=torch.float32)):
             raise ValueError(f"`{key}` of {self.name} holds values that are not finite.")
         return part

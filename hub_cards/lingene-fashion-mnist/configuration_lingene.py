@@ -38,11 +38,14 @@ VIT_FIELDS = (
 
 @dataclass(frozen=True)
 class Size:
-    """One size of a bundle, resolved and legal: layers, fraction of the width, number of components combined."""
+    """One size of a bundle, resolved and legal: layers, fraction of the width, number of components combined; and
+    whether that width is the trailing part, not the leading one.
+    """
 
     depth: int
     width_ratio: Fraction
     num_components: int
+    trailing: bool = False
 
     def __str__(self) -> str:
         return f"depth {self.depth}, width ratio {self.width_ratio}, {self.num_components} components"
@@ -64,6 +67,8 @@ class LinGeneConfig(PretrainedConfig):
         depth_rows: `{depth: rows}` chosen on data, for `select`.
         trained_depths: depths seen in training; default the reference depth.
         trained_width_ratios: width ratios seen in training, as fraction strings; default full width only.
+        isolated_activation: widths between the smallest trained one and 1 are the trailing channels, heads and units,
+            not the leading ones (Scala).
         weights_id: identity of the weights this configuration was saved with.
         depth, width_ratio, num_components: the size asked for; None is all that is stored.
         preset: `stable` (default) or `paper`: sets `nodes`, `start_degree`, `gain_offset`, `depth_map` if not given.
@@ -101,6 +106,7 @@ class LinGeneConfig(PretrainedConfig):
     depth_rows: dict[int, list[int]] | None = None
     trained_depths: list[int] | None = None
     trained_width_ratios: list[str] | None = None
+    isolated_activation: bool = False
     weights_id: str | None = None
 
     depth: int | None = None
@@ -224,7 +230,11 @@ class LinGeneConfig(PretrainedConfig):
                 f"{float(ratio * self.num_attention_heads):g}, of {self.intermediate_size} MLP units "
                 f"{float(ratio * self.intermediate_size):g}; use one of {_listed(self.legal_width_ratios)}."
             )
-        return Size(depth, ratio, count)
+        return Size(depth, ratio, count, self.isolated_activation and self._between(ratio))
+
+    def _between(self, ratio: Fraction) -> bool:
+        """Whether a width lies between the smallest trained one and the full one."""
+        return min((Fraction(one) for one in self.trained_width_ratios), default=1) < ratio < 1
 
     @property
     def legal_width_ratios(self) -> list[Fraction]:
@@ -313,7 +323,10 @@ class LinGeneConfig(PretrainedConfig):
         config._output_attentions = self._output_attentions
         for name in ("hidden_size", "num_attention_heads", "intermediate_size"):
             setattr(config, name, int(getattr(self, name) * size.width_ratio))
-        ratios = [Fraction(ratio) / size.width_ratio for ratio in self.trained_width_ratios]
+        trained = self.trained_width_ratios
+        if self.isolated_activation and size.width_ratio < 1:  # narrower widths do not lie in it
+            config.isolated_activation, trained = False, [size.width_ratio] if str(size.width_ratio) in trained else []
+        ratios = [Fraction(ratio) / size.width_ratio for ratio in trained]
         legal = config.legal_width_ratios
         config.trained_width_ratios = [str(ratio) for ratio in ratios if ratio in legal]
         config.reference_components = size.num_components

@@ -117,7 +117,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
             return base
         weights = {}
         for name in components[0]:
-            stack = torch.stack([slice_tensor(name, part[name], size.width_ratio) for part in components[first:]])
+            stack = torch.stack([slice_of(name, part[name], size) for part in components[first:]])
             scaled = table[:, first:] * self.config.branch_scale(name, size)
             weights[name] = recompose(stack, scaled, None if base is None else base[name])
             if name.startswith("norm") and name.endswith("weight") and base is None:
@@ -128,7 +128,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         """The tensors outside the blocks at the width of a size, by key."""
         named = [(f"embeddings.{name}", tensor) for name, tensor in self.embeddings.named_parameters()]
         named += [(f"layernorm.{name}", tensor) for name, tensor in self.layernorm.named_parameters()]
-        return {key: slice_tensor(key, tensor, size.width_ratio) for key, tensor in named}
+        return {key: slice_of(key, tensor, size) for key, tensor in named}
 
     def _settings(self) -> BlockSettings:
         dropout, attention_dropout = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
@@ -213,7 +213,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
 
     def _head(self, size: Size) -> dict[str, torch.Tensor]:
         named = [(f"classifier.{name}", tensor) for name, tensor in self.classifier.named_parameters()]
-        return {key: slice_tensor(key, tensor, size.width_ratio) for key, tensor in named}
+        return {key: slice_of(key, tensor, size) for key, tensor in named}
 
     def add_adapter(self, *args, **kwargs):
         raise ValueError(NO_ADAPTERS)
@@ -309,6 +309,11 @@ class LinGeneForImageClassification(LinGenePreTrainedModel):
         loss = None if labels is None else self.loss_function(labels, logits, config, **kwargs)
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=states, attentions=attentions)
         return output if _as_dict(config, return_dict) else output.to_tuple()
+
+
+def slice_of(key: str, tensor: torch.Tensor, size: Size) -> torch.Tensor:
+    """A tensor at the width of a size, as a view."""
+    return slice_tensor(key, tensor, size.width_ratio, size.trailing)
 
 
 def reference_coefficients(config: LinGeneConfig, count: int | None = None) -> torch.Tensor:

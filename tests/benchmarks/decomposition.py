@@ -174,7 +174,7 @@ def run_row(name: str, data: str, scale: Scale, work: Path) -> None:
     recipe = recipe_of(name, data, scale, work / "teacher" / "model")
     if name == "dense":
         torch.manual_seed(recipe.training.seed)
-        config = recipe.model.config(load_images(data, "train"), ())
+        config = recipe.model.config(load_images(data, "train"), recipe.decomposition)
         config = config.vit_config(config.size())
         history = fit_plain(ViTForImageClassification(config), recipe, out, recipe.identity())
         sizes = {"model": {}}
