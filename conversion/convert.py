@@ -21,7 +21,7 @@ from ..data import image_processor, require
 from ..hub import CONVERSION_FILE, check_empty, complete_or_absent, write_card, write_json
 from ..loading_lingene import stock_vit
 from ..metrics import check_device, quiet_loading
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from ..plots import plot_conversion
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .calibration import calibration_images, choose_rows, class_outputs_of
@@ -31,6 +31,7 @@ from .from_timm import PREFIX, read_timm
 from .from_transformers import read_transformers
 from .matching import PASSES, match
 from .moments import Stack, moments, stacks_of
+from .ordering import sort_width
 from .report import advice, logit_error, measure_counts, outputs
 from .sources import Source
 
@@ -74,6 +75,7 @@ def convert(
     fit: str | None = None,
     rounds: int = ROUNDS,
     depths: Sequence[int] = (),
+    sort: bool = False,
     device: str | None = None,
     seed: int = 0,
     **basis,
@@ -90,6 +92,8 @@ def convert(
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
         rounds: of coefficients and components in turn, for the fits that learn both.
         depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
+        sort: put the channels, heads and MLP units that matter most on the images first, so that narrower widths are a
+            better start for training. Exact; the weights are then no longer in the source's order.
         device: for the calibration; default the GPU if there is one.
         seed: of the choice of images and of the labels drawn.
         basis: fields of `LinGeneConfig`: preset, basis, nodes, start_degree, degree_weight, depth_map.
@@ -106,6 +110,8 @@ def convert(
     source = open_source(name, weights, prefix, headless)
     config = bundle_config(source, num_components, basis)
     fit = check_fit(config, fit, calibrate, depths, (images, rounds))
+    if sort and calibrate is None:
+        raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")
     check_condition(config)
     if calibrate is None and fit != "exact":
         logger.warning("Least squares on weights is the poorest fit; give a few hundred images with --calibrate DATA.")
@@ -125,6 +131,8 @@ def convert(
         config, components = calibration.fitted(config, fit, rounds)
     with complete_or_absent(out) as folder:
         write(source, config, components, folder)
+        if sort:
+            calibration.sort(folder, config)
         gc.collect()  # the model's tensors, before another one is loaded
         report = {
             "source": Path(name).name if os.path.isdir(name) else name,
@@ -190,11 +198,17 @@ class Calibration:
             changes |= {"basis": "learned", "coefficient_matrix": table.double().tolist(), "degree_weight": 0.0}
         return changed(config, **changes), tensors_of(parts, config)
 
+    def sort(self, folder: Path, config: LinGeneConfig) -> None:
+        """The bundle's channels, heads and units in the order in which they matter."""
+        self._found(folder, config)  # in the source's own order
+        model = self._loaded(folder)
+        with tqdm(total=model.config.num_attention_heads + 2, desc="sorting", unit="pass") as bar:
+            sort_width(model, self.pixel_values, self.seed, bar.update)
+        model.to("cpu").save_pretrained(folder)
+
     def measured(self, folder: Path, config: LinGeneConfig, depths: Sequence[int]) -> dict:
         """Errors at every number of components; and, for the depths asked for, the layers chosen."""
-        if self.fit_of is None:  # exact, or least squares: what the folder holds
-            self.fit_of = (self._stacks(self.weights), *stored_parts(folder, config))
-        stacks, parts, table = self.fit_of
+        stacks, parts, table = self._found(folder, config)
         shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
         with tqdm(total=table.shape[1], desc="measuring", unit="count") as bar:
             rows = measure_counts(
@@ -204,6 +218,12 @@ class Calibration:
         if depths:
             result["depth_rows"] = self._choose(folder, depths)
         return result
+
+    def _found(self, folder: Path, config: LinGeneConfig) -> tuple:
+        """Stacks, components and coefficients of the fit; exact, or of least squares, what the folder holds."""
+        if self.fit_of is None:
+            self.fit_of = (self._stacks(self.weights), *stored_parts(folder, config))
+        return self.fit_of
 
     def _built(self, maps: dict[str, torch.Tensor]) -> nn.Module:
         """The source's shape with these linear maps, (l, o, i), and no LayerNorms' gains."""
@@ -221,9 +241,7 @@ class Calibration:
         return stacks_of(weights, found)
 
     def _choose(self, folder: Path, depths: Sequence[int]) -> dict[int, list[int]]:
-        model_class = LinGeneForImageClassification if self.source.head else LinGeneModel
-        with quiet_loading():
-            model = model_class.from_pretrained(folder, constrained=True, dtype=torch.float32).eval().to(self.device)
+        model = self._loaded(folder)
         layers = range(min(depths) + 1, self.source.depth + 1)
         with tqdm(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
             rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
@@ -231,6 +249,13 @@ class Calibration:
         config.depth_rows = rows
         config.save_pretrained(folder)
         return rows
+
+    def _loaded(self, folder: Path) -> LinGenePreTrainedModel:
+        """The bundle as components."""
+        model_class = LinGeneForImageClassification if self.source.head else LinGeneModel
+        with quiet_loading():
+            model = model_class.from_pretrained(folder, constrained=True, dtype=torch.float32)
+        return model.eval().to(self.device)
 
 
 def check_fit(

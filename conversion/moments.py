@@ -59,6 +59,7 @@ def linear_maps(model: nn.Module, depth: int) -> dict[str, list[nn.Linear]]:
     return {part: found[index::6] for index, part in enumerate(BLOCK_LINEARS)}
 
 
+@torch.enable_grad()
 def moments(
     model: nn.Module,
     head: bool,
