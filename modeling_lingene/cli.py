@@ -67,6 +67,9 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     )
     command.add_argument("--rounds", type=int, default=20, help="of the last three (default: %(default)s)")
     command.add_argument("--depths", type=_numbers, default=(), metavar="N,N", help="choose the layers to keep there")
+    command.add_argument(
+        "--sort", action="store_true", help="put channels, heads and MLP units that matter first, for widths to come"
+    )
     command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     basis = command.add_argument_group("basis", "default: the preset stable")
@@ -100,6 +103,28 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     command.add_argument("--split", default="test", help="default: %(default)s")
     command.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
     command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
+    command.add_argument("--out", type=Path, help="JSON file for the numbers")
+
+    command = _add(commands, "sweep", sweep, "measure a grid of sizes into sizes.json, with a table and pictures")
+    command.set_defaults(resume="Run the same command again to go on.")
+    command.add_argument("bundle", metavar="BUNDLE", help="folder, or name on the Hub with --out")
+    _add_grid(command, "what was trained, and components doubling up to all")
+    command.add_argument("--data", required=True, help="digits, a folder of images, parquet files, a name on the Hub")
+    command.add_argument("--split", default="test", help="default: %(default)s")
+    command.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
+    command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
+    command.add_argument("--allow-untrained", action="store_true", help="measure widths that were never trained, too")
+    command.add_argument("--no-latency", dest="latency", action="store_false", help="do not time one image of each")
+    command.add_argument("--out", type=Path, help="folder for sizes.json and the pictures (default: the bundle)")
+
+    command = _add(commands, "profile", profile, "latency and throughput of sizes on this device, into sizes.json")
+    command.add_argument("bundle", metavar="BUNDLE", help="folder or name on the Hub")
+    _add_grid(command, "the measured sizes")
+    command.add_argument("--device", help="default: the GPU if there is one, else the CPU")
+    command.add_argument("--threads", type=int, help="of the CPU (default: as many as torch uses)")
+    command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
+    command.add_argument("--compile", dest="compiled", action="store_true", help="time the compiled model")
+    command.add_argument("--batch-size", type=int, default=64, help="for the throughput (default: %(default)s)")
     command.add_argument("--out", type=Path, help="JSON file for the numbers")
 
     command = _add(commands, "info", info, "what a bundle holds, its legal, trained and measured sizes")
@@ -137,16 +162,31 @@ def _add_size(command: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-untrained", action="store_true", help="accept a width that was never trained")
     group.add_argument("--max-params", type=float, help="or a budget: the most accurate measured size within it")
     group.add_argument("--max-macs", type=float, help="multiply-accumulates of one image, such as 2e9")
-    group.add_argument("--max-latency-ms", type=float, help="milliseconds, as measured")
+    group.add_argument("--max-latency-ms", type=float, help="milliseconds of one image, as measured")
+    group.add_argument("--latency-device", help="by its name in sizes.json (default: this machine's)")
+
+
+def _add_grid(command: argparse.ArgumentParser, default: str) -> None:
+    group = command.add_argument_group("grid", f"default: {default}")
+    group.add_argument("--depths", type=_numbers, default=(), metavar="N,N", help="numbers of layers")
+    group.add_argument("--widths", type=_words, default=(), metavar="A,B", help="ratios such as 1/4,1/2,1")
+    group.add_argument("--components", type=_numbers, default=(), metavar="N,N", help="numbers of components")
 
 
 SIZE_FIELDS = "depth width_ratio num_components allow_untrained max_params max_macs max_latency_ms".split()
+SIZE_FIELDS += ["latency_device"]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     from .options import integers
 
     return integers(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    from .options import words
+
+    return words(text)
 
 
 def _asked(arguments: argparse.Namespace) -> dict:
@@ -184,7 +224,9 @@ def convert(arguments: argparse.Namespace) -> None:
     from .conversion.convert import convert as run
     from .conversion.report import count_table
 
-    names = "weights prefix headless num_components calibrate images fit rounds depths device seed preset basis nodes"
+    names = (
+        "weights prefix headless num_components calibrate images fit rounds depths sort device seed preset basis nodes"
+    )
     names = (*names.split(), "start_degree", "degree_weight")
     report = run(arguments.source, arguments.out, **{name: getattr(arguments, name) for name in names})
     calibrated = report.get("calibration", {})
@@ -244,6 +286,31 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
     if arguments.out:
         write_json(arguments.out, row)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    from .data import load_images
+    from .hub import size_table
+    from .sweep import sweep as run
+
+    names = "depths widths components out batch_size device allow_untrained latency".split()
+    images = load_images(arguments.data, arguments.split)
+    rows = run(arguments.bundle, images, **{name: getattr(arguments, name) for name in names})
+    if rows:
+        folder = arguments.out or Path(arguments.bundle)
+        print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
+        print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    from .sweep import profile as run
+    from .sweep import profile_table
+
+    names = "depths widths components device threads dtype compiled batch_size out".split()
+    rows = run(arguments.bundle, **{name: getattr(arguments, name) for name in names})
+    print(f"\n{profile_table(rows)}\n\none image, and {arguments.batch_size} at once, on {rows[0]['device']}")
+    if (Path(arguments.bundle) / "sizes.json").is_file():
+        print(f"numbers  {Path(arguments.bundle) / 'sizes.json'}")
 
 
 def info(arguments: argparse.Namespace) -> None:

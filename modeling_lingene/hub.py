@@ -173,6 +173,11 @@ def size_table(rows: list[dict]) -> str:
         cells += [readable(row["params"]), readable(row["stored_params"]), readable(row["macs"])]
         cells += [f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else "-"] * timed
         lines.append([str(cell) for cell in cells])
+    return aligned_table(lines)
+
+
+def aligned_table(lines: list[list[str]]) -> str:
+    """A Markdown table, right-aligned; the first line is the heading."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     return "\n".join([drawn[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *drawn[1:]])

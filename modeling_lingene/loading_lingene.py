@@ -24,7 +24,8 @@ try:
 except ImportError:  # a version that saves its modules' own names
     revert_weight_conversion = None
 
-from .bundle_lingene import HUB_KWARGS, Bundle, choose_size
+from .budget_lingene import choose_size
+from .bundle_lingene import HUB_KWARGS, Bundle
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
 
@@ -73,6 +74,7 @@ class BundleMixin:
         max_params: float | None = None,
         max_macs: float | None = None,
         max_latency_ms: float | None = None,
+        latency_device: str | None = None,
         **kwargs,
     ):
         """One size of a bundle, as a stock ViT or, with `constrained`, as components.
@@ -84,6 +86,7 @@ class BundleMixin:
             allow_untrained: accept a width that was never trained, as an initialisation.
             max_params, max_macs, max_latency_ms: instead of a size, take the most accurate measured one within the
                 budget (parameters; multiply-accumulates of one image; milliseconds).
+            latency_device: whose latencies `max_latency_ms` bounds, by name; default this machine's.
             kwargs: anything stock loading takes: dtype, device_map, attn_implementation, num_labels,
                 quantization_config, output_loading_info, revision, token, cache_dir, local_files_only, ...
 
@@ -118,7 +121,7 @@ class BundleMixin:
             logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
         budget = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
         budget = {key: value for key, value in budget.items() if value is not None}
-        size = cls._read_size(bundle, (depth, width_ratio, num_components), budget)
+        size = cls._read_size(bundle, (depth, width_ratio, num_components), budget, latency_device)
         if not allow_untrained:
             config.check_trained(size)
         if constrained:
@@ -149,15 +152,17 @@ class BundleMixin:
         return config, {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
 
     @classmethod
-    def _read_size(cls, bundle: Bundle, asked: tuple, budget: dict) -> Size:
+    def _read_size(cls, bundle: Bundle, asked: tuple, budget: dict, latency_device: str | None = None) -> Size:
         config = bundle.config
+        if latency_device is not None and "max_latency_ms" not in budget:
+            raise ValueError("`latency_device` says whose latencies `max_latency_ms` bounds; give that as well.")
         if budget:
             stored = bundle.stored_size()  # Auto classes have written what was asked into the configuration
             given = [f for f, value in zip(SIZE_FIELDS, asked) if value is not None or getattr(config, f) != stored[f]]
             if given:
                 raise ValueError(f"`{next(iter(budget))}` chooses the size; do not give `{given[0]}` as well.")
-            size = choose_size(bundle.measured(), config, budget)
-            logger.info(f"{bundle.name}: {size} is the most accurate measured size within {budget}.")
+            size, why = choose_size(bundle.measured(), config, budget, latency_device)
+            logger.warning(f"{bundle.name}: {why}")
             return size
         size = config.size(*asked)
         known = {config.reference_depth, *config.trained_depths}

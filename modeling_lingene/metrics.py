@@ -6,7 +6,6 @@ Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m ML
 """
 
 import copy
-import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -21,8 +20,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging as transformers_logging
 
+from .budget_lingene import device_name
 from .configuration_lingene import LinGeneConfig
-from .data import Batches, LabelledImages, batches, check_labels
+from .data import LabelledImages, batches, check_labels
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -48,7 +48,7 @@ def count_macs(config: ViTConfig) -> int:
     config = copy.deepcopy(config)
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(config, attn_implementation="eager").eval()
-        height, width = _height_and_width(config)
+        height, width = height_and_width(config)
         pixel_values = torch.empty(1, config.num_channels, height, width, dtype=model.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pixel_values)
@@ -77,17 +77,23 @@ def accuracy(
     """
     if device is not None:
         model.to(device)
+    right, total = count_right(model, batches, progress).tolist()
+    if total == 0:
+        raise ValueError("`batches` must hold at least one image; got none.")
+    return right / total, total
+
+
+def count_right(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], progress: bool = False) -> torch.Tensor:
+    """The number of right answers and of images, (2,) int64, where the model is; see `accuracy`."""
     weight = _floating_parameter(model)
-    right, total = torch.zeros((), dtype=torch.int64, device=weight.device), 0
+    counts = torch.zeros(2, dtype=torch.int64, device=weight.device)
     with _evaluating(model), torch.inference_mode():
         for batch in tqdm(batches, desc="accuracy", unit="batch", disable=not progress):
             logits = model(pixel_values=batch["pixel_values"].to(weight.device, weight.dtype)).logits
             # Summed on the device: reading the number after every batch would make the host wait for it.
-            right += (logits.argmax(-1) == batch["labels"].to(weight.device)).sum()
-            total += len(batch["labels"])
-    if total == 0:
-        raise ValueError("`batches` must hold at least one image; got none.")
-    return right.item() / total, total
+            counts[0] += (logits.argmax(-1) == batch["labels"].to(weight.device)).sum()
+            counts[1] += len(batch["labels"])
+    return counts
 
 
 def latency_ms(
@@ -95,6 +101,7 @@ def latency_ms(
     pixel_values: torch.Tensor | None = None,
     min_run_time: float = 0.5,
     threads: int | None = None,
+    batch_size: int = 1,
 ) -> dict[str, float | int]:
     """The time of one forward pass, where the model is.
 
@@ -102,7 +109,7 @@ def latency_ms(
 
     Args:
         model: as for `accuracy`.
-        pixel_values: (b, C, h, w); None: one image of the size that the model's config says.
+        pixel_values: (b, C, h, w); None: `batch_size` images of the size that the model's config says.
         min_run_time: seconds to measure for, after the warm-up; at least 10 passes are timed.
         threads: on the CPU; None: as many as torch uses.
 
@@ -111,7 +118,7 @@ def latency_ms(
     """
     weight = _floating_parameter(model)
     if pixel_values is None:
-        pixel_values = torch.zeros(1, model.config.num_channels, *_height_and_width(model.config))
+        pixel_values = torch.zeros(batch_size, model.config.num_channels, *height_and_width(model.config))
     threads = threads or torch.get_num_threads()
     timer = Timer(
         "model(pixel_values=pixel_values)",
@@ -127,17 +134,6 @@ def latency_ms(
         "batch_size": len(pixel_values),
         "threads": threads,
     }
-
-
-def device_name(device: str | torch.device = "cpu", threads: int | None = None) -> str:
-    """What a latency was measured on, for people: the processor and the threads (default torch's), or the GPU."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return f"{device.type} of {platform.machine()}"
-    threads = threads or torch.get_num_threads()
-    return f"{_processor_name()} ({threads} thread{'s' * (threads != 1)})"
 
 
 def measure(
@@ -194,39 +190,6 @@ def measure(
         row["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
         row["device"] = device_name(_floating_parameter(model).device, threads)
     return row
-
-
-def measure_sizes(
-    bundle: str | Path,
-    batches: Batches,
-    sizes: Iterable[tuple[int, str | Fraction | int, int]],
-    threads: int | None = None,
-    device: str | None = None,
-    progress: bool = True,
-) -> list[dict]:
-    """Materialise sizes of a bundle as a user would, through `from_pretrained`, and measure each.
-
-    Args:
-        bundle: folder or name.
-        batches: of held-out images, as `data.batches` gives them.
-        sizes: (depth, width ratio, components).
-        threads, device: as for `latency_ms`, `accuracy`.
-
-    Returns:
-        Rows of `sizes.json`, with latency.
-    """
-    images, config = batches.images, LinGeneConfig.from_pretrained(bundle)
-    held = list(batches)  # decoded once for all sizes
-    rows = []
-    with quiet_loading():
-        for depth, width_ratio, count in tqdm(list(sizes), desc="measuring", unit="size", disable=not progress):
-            size = config.size(depth, width_ratio, count)
-            asked = {"depth": depth, "width_ratio": str(size.width_ratio), "num_components": count}
-            model = AutoModelForImageClassification.from_pretrained(bundle, **asked)
-            stored = config.stored_params(size)
-            named = {"split": images.split, "dataset": images.name, "stored_params": stored}
-            rows.append(measure(model, held, **asked, **named, latency=True, threads=threads, device=device))
-    return rows
 
 
 def evaluate_model(
@@ -305,7 +268,8 @@ def quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _height_and_width(config: ViTConfig) -> tuple[int, int]:
+def height_and_width(config: ViTConfig) -> tuple[int, int]:
+    """Of its images, in pixels."""
     size = config.image_size
     return (size, size) if isinstance(size, int) else tuple(size)
 
@@ -325,12 +289,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "CPU"

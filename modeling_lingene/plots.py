@@ -64,6 +64,54 @@ def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | No
     _save(figure, Path(path))
 
 
+def plot_heat(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
+    """Draws the accuracy of every depth and number of components, a panel per width, as a PNG; gaps stay white.
+
+    Args:
+        rows: of `sizes.json`, measured on one split of one set.
+        path: of the PNG; written atomically, folders are made.
+        title: of the figure.
+
+    Raises:
+        ValueError: no rows.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not rows:
+        raise ValueError("`rows` must hold at least one size; got none.")
+    widths = sorted({Fraction(row["width_ratio"]) for row in rows})
+    depths, counts = (sorted({row[key] for row in rows}) for key in ("depth", "num_components"))
+    low, high = (100 * pick(row["accuracy"] for row in rows) for pick in (min, max))
+    figure = _figure()
+    figure.set_size_inches(1.5 + len(widths) * (1.2 + 0.65 * len(counts)), 1.8 + 0.55 * len(depths))
+    for panel, width in zip(figure.subplots(1, len(widths), squeeze=False, sharey=True)[0], widths, strict=True):
+        own = {(row["depth"], row["num_components"]): 100 * row["accuracy"] for row in rows if _at(row, width)}
+        table = [[own.get((depth, count), math.nan) for count in counts] for depth in depths]
+        drawn = panel.imshow(
+            table, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), origin="lower", aspect="auto"
+        )
+        for y, values in enumerate(table):
+            for x, value in enumerate(values):
+                if not math.isnan(value):
+                    dark = value < (low + high) / 2
+                    panel.text(
+                        x, y, f"{value:.1f}", ha="center", va="center", color="white" if dark else INK, fontsize=8
+                    )
+        panel.set_xticks(range(len(counts)), counts)
+        panel.set_yticks(range(len(depths)), depths)
+        panel.set_title(f"width {width}", fontsize=10)
+        panel.set_xlabel("Components")
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    figure.axes[0].set_ylabel("Layers")
+    figure.colorbar(drawn, ax=figure.axes, label="Accuracy, %")
+    figure.suptitle(title)
+    _save(figure, Path(path))
+
+
+def _at(row: dict[str, Any], width: Fraction) -> bool:
+    return Fraction(row["width_ratio"]) == width
+
+
 def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
     """Draws the loss of every epoch and, where it was measured, the accuracy on held-out images, as a PNG.
 

@@ -22,10 +22,11 @@ from .decomposition import DecompositionSettings, phases
 from .hub import write_card, write_json, write_sizes
 from .loaders import Layout, training_images
 from .losses import Objective
-from .metrics import device_name, measure_sizes
+from .metrics import device_name
 from .modeling_lingene import LinGeneForImageClassification
 from .plots import plot_history, plot_sizes
 from .streams import open_stream
+from .sweep import measure_sizes
 from .teachers import CachedTeacher, load_teacher
 from .training import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 from .warm_start import content_of, fit_to, processor_of, start_of

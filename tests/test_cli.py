@@ -32,7 +32,8 @@ from modeling_lingene.metrics import count_macs
 from test_hub import ROWS, assert_table_shows, files, number, read, table
 
 
-COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "info", "card", "push"}
+COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile"}
+COMMANDS |= {"info", "card", "push"}
 BAR = re.compile(r"\d%\|.*\|")  # of tqdm
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTForImage
 
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, bundle_lingene
+from modeling_lingene.budget_lingene import device_name
 
 
 SIZES = [(6, "1", 5), (4, "1/2", 3), (1, "1", 1), (5, 0.5, 5), (2, 1, 2), (3, "1/2", 1)]
@@ -528,7 +529,8 @@ def test_only_a_depth_neither_trained_nor_measured_warns_and_once(load, tmp_path
 
 def row(depth, width_ratio, num_components, params, macs, accuracy, latency_ms=None) -> dict:
     measured = {"params": params, "macs": macs, "accuracy": accuracy, "split": "test", "dataset": "none"}
-    return asked(depth, width_ratio, num_components) | measured | ({"latency_ms": latency_ms} if latency_ms else {})
+    timed = {"latency_ms": latency_ms, "device": device_name()} if latency_ms else {}
+    return asked(depth, width_ratio, num_components) | measured | timed
 
 
 ROWS = [
@@ -566,12 +568,15 @@ def measured(tmp_path_factory) -> Path:
 def test_a_budget_takes_the_most_accurate_measured_size_within_it(
     measured, model, load, caplog, budget, size, constrained
 ):
-    """Also on the boundary; of equals the one with fewest MACs; a measured depth does not warn."""
+    """Also on the boundary; of equals the one with fewest MACs; one line says which, and why."""
     loaded = load(measured, constrained=constrained, **budget)
     assert loaded.config.num_hidden_layers == size[0]
     assert loaded.config.hidden_size == 48 * Fraction(size[1])
     torch.testing.assert_close(logits(loaded), logits(model, **asked(*size)), rtol=0, atol=1e-4)
-    assert "measured" not in caplog.text
+    (said,) = [record.getMessage() for record in caplog.records if "measured" in record.getMessage()]
+    (chosen,) = [row for row in ROWS if size == (row["depth"], row["width_ratio"], row["num_components"])]
+    assert f"depth {size[0]}, width ratio {size[1]}, {size[2]} components" in said and "\n" not in said
+    assert all(f"`{name}`" in said for name in budget) and f"{100 * chosen['accuracy']:.1f} %" in said
 
 
 def test_a_budget_works_where_the_stored_configuration_names_a_size(bundle, load, tmp_path):

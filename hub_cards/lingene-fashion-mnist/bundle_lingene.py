@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
+from .budget_lingene import row_size
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .recompose_lingene import kept
 
@@ -122,7 +123,7 @@ class Bundle:
                 sizes = json.load(file)
                 weights_id, rows = sizes["weights_id"], sizes["sizes"]
                 for row in rows:
-                    _row_size(row, self.config)
+                    row_size(row, self.config)
                     float(row["accuracy"]), float(row["params"]), float(row["macs"])
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"`{SIZES_FILE}` of {self.name} is damaged; measure the bundle again.") from None
@@ -273,39 +274,3 @@ def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dty
         for layer, values in zip(layers, result):
             layer[start : start + rows] = values
     return layers
-
-
-def choose_size(rows: list[dict], config: LinGeneConfig, budget: dict[str, float]) -> Size:
-    """The most accurate measured size within a budget; of equals the one with fewest MACs, then parameters.
-
-    Args:
-        rows: of `sizes.json`.
-        budget: any of `max_params`, `max_macs` (one image), `max_latency_ms`.
-
-    Raises:
-        ValueError: a budget that is no positive number, nothing measured, or nothing that fits.
-    """
-    for name, limit in budget.items():
-        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
-            raise ValueError(f"`{name}` must be a positive number, got {limit!r}.")
-    columns = {name: name.removeprefix("max_") for name in budget}
-    asked = " and ".join(f"`{name}` {limit:g}" for name, limit in budget.items())
-    rows = [row for row in rows if all(row.get(column) is not None for column in columns.values())]
-    if not rows:
-        raise ValueError(
-            f"{asked} needs measured sizes with {' and '.join(columns.values())} in `{SIZES_FILE}`, and this bundle "
-            "has none; measure it, or give `depth`, `width_ratio`, `num_components` yourself."
-        )
-    within = [row for row in rows if all(row[column] <= budget[name] for name, column in columns.items())]
-    if not within:
-        smallest = min(rows, key=lambda row: [row[column] for column in columns.values()])
-        numbers = ", ".join(f"{column} {smallest[column]:g}" for column in columns.values())
-        raise ValueError(
-            f"{asked}: no measured size fits; the smallest is {_row_size(smallest, config)} with {numbers}."
-        )
-    best = max(within, key=lambda row: (row["accuracy"], -row["macs"], -row["params"]))
-    return _row_size(best, config)
-
-
-def _row_size(row: dict, config: LinGeneConfig) -> Size:
-    return config.size(row["depth"], row["width_ratio"], row["num_components"])

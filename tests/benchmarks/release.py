@@ -16,7 +16,7 @@ from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.data import batches, image_processor, load_images
 from modeling_lingene.hub import check_folder, write_card, write_sizes
-from modeling_lingene.metrics import measure_sizes
+from modeling_lingene.sweep import measure_sizes
 
 
 PACKAGE = Path(modeling_lingene.__file__).parent
@@ -25,8 +25,8 @@ OWNER = "modeling-lingene"
 
 def refresh(folder: Path) -> None:
     """The code that travels with the bundle as it is today, and the card."""
-    for file in folder.glob("*_lingene.py"):
-        shutil.copyfile(PACKAGE / file.name, file)
+    for file in PACKAGE.glob("*_lingene.py"):
+        shutil.copyfile(file, folder / file.name)
     write_card(folder, f"{OWNER}/{folder.name}")
     check_folder(folder)
 
