@@ -83,7 +83,7 @@ class BundleMixin:
             pretrained_model_name_or_path: a bundle, by folder or by name on the Hub.
             depth, width_ratio, num_components: the size; each default is all that is stored.
             constrained: keep the components as parameters; the result saves as a (smaller) bundle.
-            allow_untrained: accept a width that was never trained, as an initialisation.
+            allow_untrained: accept a width or, without a warning, a depth that was never trained: an initialisation.
             max_params, max_macs, max_latency_ms: instead of a size, take the most accurate measured one within the
                 budget (parameters; multiply-accumulates of one image; milliseconds).
             latency_device: whose latencies `max_latency_ms` bounds, by name; default this machine's.
@@ -124,6 +124,8 @@ class BundleMixin:
         size = cls._read_size(bundle, (depth, width_ratio, num_components), budget, latency_device)
         if not allow_untrained:
             config.check_trained(size)
+            if not budget:
+                cls._warn_of_depth(bundle, size)
         if constrained:
             weights = bundle.read_components(size, head=cls.has_head)
             kwargs |= {"config": config.sized(size), "state_dict": weights, "dtype": dtype}
@@ -164,14 +166,16 @@ class BundleMixin:
             size, why = choose_size(bundle.measured(), config, budget, latency_device)
             logger.warning(f"{bundle.name}: {why}")
             return size
-        size = config.size(*asked)
-        known = {config.reference_depth, *config.trained_depths}
+        return config.size(*asked)
+
+    @staticmethod
+    def _warn_of_depth(bundle: Bundle, size: Size) -> None:
+        known = {bundle.config.reference_depth, *bundle.config.trained_depths}
         if size.depth not in known and size.depth not in {row["depth"] for row in bundle.measured()}:
             logger.warning(
                 f"Depth {size.depth} of {bundle.name} was neither trained ({sorted(known)}) nor measured: measure "
                 "this model before relying on it."
             )
-        return size
 
     def save_pretrained(
         self,
