@@ -7,7 +7,8 @@ sandwich  the full network, one of a random width between, one of the smallest, 
 scala     the full network, one width of the upper half of the grid, one of the lower half, the smallest (Scala, Zhang
           et al., NeurIPS 2024, arXiv 2412.04786, stable sampling); with depths, each smaller one at a random depth
 
-In the last two every network learns from the labels and from the next larger one of the step (Scala, progressive
+In the last two the full width counts among those between where depths are drawn, or it would only see the full one;
+every network learns from the labels and from the next larger one of the step (Scala, progressive
 knowledge transfer), the largest from the labels and the teacher.
 """
 
@@ -101,6 +102,8 @@ def drawn_networks(
         return [grid.full, _network(depth, Fraction(1), fewer)]
     smallest, between = grid.widths[0], grid.widths[1:]
     middle = (smallest + 1) / 2
+    if grid.depths:
+        between = (*between, Fraction(1))
     halves = [[w for w in between if w >= middle], [w for w in between if w < middle]]
     drawn = [_choice(half, generator) for half in (halves if sampling == "scala" else [between]) if half]
     networks = [grid.full]

@@ -177,7 +177,8 @@ def measured(
     found = {name: dict(one) for name, one in (known or {}).items()}
     config = LinGeneConfig.from_pretrained(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(height_and_width(config))))
-    bar = tqdm(total=len(sizes) * len(held.images), desc="measuring", unit="image", disable=not progress)
+    share = len(range(process[0], len(held.images), process[1]))
+    bar = tqdm(total=len(sizes) * share, desc="measuring", unit="image", disable=not progress)
     with quiet_loading(), bar:
         for number, part in enumerate(_parts(held, window, device, *process)):
             for size in sizes:
@@ -266,8 +267,9 @@ def profile(
         ValueError: sizes that are not legal, all of them; a device or dtype that cannot be used.
     """
     device = check_device(device)
-    for name, value in (("batch_size", batch_size), ("threads", threads or 1)):
-        check_count(name, value)
+    check_count("batch_size", batch_size)
+    if threads is not None:
+        check_count("threads", threads)
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     config = check_folder(bundle) if os.path.isdir(bundle) else read_config(bundle)
@@ -368,7 +370,7 @@ def _check_trained(config: LinGeneConfig, sizes: Sequence[Size]) -> None:
     if wrong:
         raise ValueError(
             f"`widths` {', '.join(map(str, wrong))} were never trained in this bundle; use some of "
-            f"{', '.join(map(str, trained))}, or allow untrained ones."
+            f"{', '.join(map(str, trained))}, or pass allow_untrained."
         )
 
 

@@ -46,6 +46,8 @@ ROWS = {
     "elastic, scala": {"sampling": "scala"},
     "elastic, isolated": {"isolated_activation": True},
     "elastic, warm start": {"init": "not-trained-for-it", "cost": 1.5},
+    "elastic, warm start, share 0.3": {"init": "not-trained-for-it", "cost": 1.5, "full_share": 0.3},
+    "elastic, warm start, prefixes": {"init": "not-trained-for-it", "cost": 1.5, "full_share": 0.3, "totals": ()},
     "scala": {"sampling": "scala", "depths": (), "full_first": 0.1},
     "scala, isolated": {"sampling": "scala", "depths": (), "full_first": 0.1, "isolated_activation": True},
 }
