@@ -33,8 +33,8 @@ from modeling_lingene.training import make_accelerator
 
 COST = 2.5  # of the largest network's training alone
 GRIDS = {
-    "fashion": {"depths": (3, 4, 6), "widths": ("1/4", "1/2", "3/4", "1"), "epochs": 12},
-    "tiny": {"depths": (6, 9, 12), "widths": ("1/3", "1/2", "2/3", "1"), "epochs": 60},
+    "fashion": {"depths": (3, 4, 6), "widths": ("1/4", "1/2", "3/4", "1"), "epochs": 12, "image_size": 28},
+    "tiny": {"depths": (6, 9, 12), "widths": ("1/3", "1/2", "2/3", "1"), "epochs": 60, "image_size": 32},
 }
 # What each row changes; `cost` in trainings of the largest network alone.
 ROWS = {
@@ -84,21 +84,14 @@ def elastic_recipe(name: str, data: str, scale: str, work: Path) -> Recipe:
     settings = DecompositionSettings(**{"schedule": "elastic", **asked, **changes})
     recipe = recipe_of(data, SCALES[scale], work / "teacher" / "model", 1)
     recipe = dataclasses.replace(recipe, decomposition=settings, init=str(work / init / "bundle") if init else "")
-    epochs = cost * grid["epochs"] / step_cost(recipe)
+    epochs = cost * grid["epochs"] / step_cost(recipe, grid["image_size"])
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=round(epochs)))
 
 
-def step_cost(recipe: Recipe, steps: int = 4000) -> float:
+def step_cost(recipe: Recipe, image_size: int, steps: int = 4000) -> float:
     """MACs of a step, on average over what it draws, in units of the full network's."""
     model, settings = recipe.model, recipe.decomposition
-    config = LinGeneConfig(
-        hidden_size=model.hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        intermediate_size=model.intermediate_size or 4 * model.hidden_size,
-        image_size=28 if model.patch_size == 7 else 32,
-        patch_size=model.patch_size,
-        depth=model.depth,
-    )
+    config = LinGeneConfig(**model.shape(), image_size=image_size, patch_size=model.patch_size)
     (phase,) = phases(LinGeneForImageClassification(config), settings)
 
     @functools.cache
@@ -134,7 +127,7 @@ def run_row(name: str, data: str, scale: str, work: Path) -> None:
             )
             for depth, width in sizes_of(scale)
         }
-        settings, cost = ROWS[name], round(step_cost(recipe) * len(history) / GRIDS[scale]["epochs"], 3)
+        settings, cost = ROWS[name], step_cost(recipe, GRIDS[scale]["image_size"])
     count = len(images)
     row = {
         "row": name,
@@ -142,7 +135,10 @@ def run_row(name: str, data: str, scale: str, work: Path) -> None:
         "accuracy": accuracies,
         "standard_error": {label: (p * (1 - p) / count) ** 0.5 for label, p in accuracies.items()},
         "epochs": len(history),
-        "cost": cost,  # of forward and backward passes, in those of the largest alone
+        "cost": cost
+        and round(
+            cost * len(history) / GRIDS[scale]["epochs"], 3
+        ),  # of forward and backward passes, in those of the largest alone
         "training_seconds": round(sum(entry["seconds"] for entry in history), 1),
         "hardware": device_name(images.device),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
