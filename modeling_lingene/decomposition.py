@@ -38,7 +38,7 @@ class DecompositionSettings:
         sampling: the networks of an elastic step: `one`; `sandwich`, the full, a middle and the smallest one; `scala`,
             one more, of the published scheme.
         full_share: how often an elastic step of sampling `one` draws the full depth, the full width, all components,
-            each by itself.
+            each by itself; -1 is 0.3 with widths and 0.5 without.
         full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
         isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
             leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
@@ -56,7 +56,7 @@ class DecompositionSettings:
     depths: tuple[int, ...] = ()
     widths: tuple[str, ...] = ()
     sampling: str = "one"
-    full_share: float = 0.5
+    full_share: float = -1.0  # tests/benchmarks/results/elastic_fashion.json: with 0.3 every width gains, none loses
     full_first: float = 0.0
     isolated_activation: bool = False
     new_components: str = "zero"
@@ -68,8 +68,9 @@ class DecompositionSettings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         for name in ("full_share", "full_first"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not 0 <= value <= 1 and (name, value) != ("full_share", -1):
+                raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
         if not all(map(_is_count, self.depths)):
             raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
         if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
@@ -139,9 +140,8 @@ def phases(
         ]
     size = {"num_components": config.reference_components}
     if settings.schedule == "elastic":
-        drawn = partial(
-            drawn_networks, grid_of(settings, config), settings.sampling, settings.full_share, settings.full_first
-        )
+        share = settings.full_share if settings.full_share >= 0 else 0.3 if settings.widths else 0.5
+        drawn = partial(drawn_networks, grid_of(settings, config), settings.sampling, share, settings.full_first)
         loss = partial(network_loss, objective)
         return [Phase("elastic", lambda name: True, loss, size=size, sampled=True, draw=drawn)]
     forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, objective)

@@ -39,17 +39,15 @@ GRIDS = {
 # What each row changes; `cost` in trainings of the largest network alone.
 ROWS = {
     "not trained for it": {"schedule": "simultaneous", "depths": (), "widths": (), "cost": 1.0},
-    "elastic": {},
-    "elastic, share 0.7": {"full_share": 0.7},
+    "elastic": {"full_share": 0.5},
     "elastic, share 0.3": {"full_share": 0.3},
     "elastic, sandwich": {"sampling": "sandwich"},
     "elastic, scala": {"sampling": "scala"},
-    "elastic, isolated": {"isolated_activation": True},
-    "elastic, warm start": {"init": "not-trained-for-it", "cost": 1.5},
+    "elastic, isolated": {"isolated_activation": True, "full_share": 0.5},
+    "elastic, warm start": {"init": "not-trained-for-it", "cost": 1.5, "full_share": 0.5},
     "elastic, warm start, share 0.3": {"init": "not-trained-for-it", "cost": 1.5, "full_share": 0.3},
     "elastic, warm start, prefixes": {"init": "not-trained-for-it", "cost": 1.5, "full_share": 0.3, "totals": ()},
     "scala": {"sampling": "scala", "depths": (), "full_first": 0.1},
-    "scala, isolated": {"sampling": "scala", "depths": (), "full_first": 0.1, "isolated_activation": True},
 }
 
 
