@@ -37,8 +37,8 @@ class DecompositionSettings:
         widths: ratios such as 1/4,1/2,3/4, trained beside the full width; of the elastic schedule.
         sampling: the networks of an elastic step: `one`; `sandwich`, the full, a middle and the smallest one; `scala`,
             one more, of the published scheme.
-        full_share: how often an elastic step of sampling `one` draws the full depth, the full width, all components,
-            each by itself; -1 is 0.3 with widths and 0.5 without.
+        full_share: how often an elastic step draws the full depth and width (sampling `one`) and all components, each
+            by itself; -1 is 0.3 with widths and 0.5 without.
         full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
         isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
             leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
@@ -84,10 +84,11 @@ class DecompositionSettings:
         """
         if self.widths and self.schedule != "elastic":
             raise ValueError(f"`widths` are trained by the schedule elastic, and `schedule` is {self.schedule}.")
-        for name in ("sampling", "isolated_activation"):
-            if getattr(self, name) in ("scala", True) and not self.widths:
-                raise ValueError(f"`{name}` {getattr(self, name)} is about widths: give `widths` such as 1/4,1/2,3/4.")
         checked_sizes(config, self.depths, self.widths, self.prefixes(config.reference_components))
+        narrower = self.trained_widths(config.num_attention_heads) != ["1"]
+        for name in ("sampling", "isolated_activation"):
+            if getattr(self, name) in ("scala", True) and not narrower:
+                raise ValueError(f"`{name}` {getattr(self, name)} is about widths: give `widths` such as 1/4,1/2,3/4.")
 
     def prefixes(self, components: int) -> tuple[int, ...]:
         """The totals, which end at all components.
@@ -151,9 +152,9 @@ def phases(
 def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
     """What the elastic schedule draws from."""
     widths = {config.size(width_ratio=width).width_ratio for width in settings.widths} - {1}
-    count = config.reference_components
-    prefixes = settings.prefixes(count) != (count,)
-    return Grid(config.num_hidden_layers, settings.depths, tuple(sorted(widths)), count, prefixes)
+    full, count = config.num_hidden_layers, config.reference_components
+    depths = tuple(depth for depth in settings.depths if depth != full)
+    return Grid(full, depths, tuple(sorted(widths)), count, settings.prefixes(count) != (count,))
 
 
 @torch.no_grad()

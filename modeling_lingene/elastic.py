@@ -99,7 +99,7 @@ def drawn_networks(
     if not grid.widths:
         depth = _choice((grid.depth, *grid.depths), generator)
         fewer = _choice(grid.fewer, generator) if grid.fewer else grid.components
-        return [grid.full, _network(depth, Fraction(1), fewer)]
+        return _without_twins([grid.full, _network(depth, Fraction(1), fewer)])
     smallest, between = grid.widths[0], grid.widths[1:]
     middle = (smallest + 1) / 2
     if grid.depths:
@@ -110,7 +110,7 @@ def drawn_networks(
     for width in (*drawn, smallest):
         depth = _choice((grid.depth, *grid.depths), generator)
         networks.append(_network(depth, width, pick(grid.components, grid.fewer)))
-    return networks
+    return _without_twins(networks)
 
 
 def network_loss(
@@ -127,6 +127,11 @@ def network_loss(
 def _network(depth: int, width: Fraction, count: int) -> dict:
     size = {"depth": depth, "num_components": count}
     return size if width == 1 else {**size, "width_ratio": str(width)}
+
+
+def _without_twins(networks: list[dict]) -> list[dict]:
+    """The full network once, even if it was drawn again."""
+    return [network for place, network in enumerate(networks) if place == 0 or network != networks[0]]
 
 
 def _choice(values: Sequence, generator: torch.Generator):

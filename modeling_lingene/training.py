@@ -313,9 +313,9 @@ class TrainingLoop:
                 set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
                 *others, last = run.phase.draw(draws, step / steps)
                 for network in (*others, last):
-                    # Gradients meet those of the other processes once, before the step.
-                    alone = contextlib.nullcontext() if network is last else accelerator.no_sync(run.model)
-                    with alone:
+                    # Gradients meet those of the other processes once, before the step; `accumulate` may hold already.
+                    alone = network is not last and accelerator.sync_gradients
+                    with accelerator.no_sync(run.model) if alone else contextlib.nullcontext():
                         with accelerator.autocast():
                             loss = run.phase.forward(run.forward, batch, draws, **network)
                         accelerator.backward(loss)

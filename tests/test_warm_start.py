@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTImageProcessorPil
 
 import helpers
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, cli, metrics, recipes
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, cli, recipes, sweep
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.data import LabelledImages, image_processor
 from modeling_lingene.decomposition import SCHEDULES, DecompositionSettings, phases
@@ -56,7 +56,7 @@ def pictures(split: str, labels: list[int] | None = None) -> LabelledImages:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
     monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split))
-    monkeypatch.setattr(metrics, "latency_ms", lambda *_, **__: {"median": 1.0})
+    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
     for plot in ("plot_sizes", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 
