@@ -168,8 +168,8 @@ def drawn(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[list[tuple]]:
-    """The networks of so many steps, as (depth, width, count); where the second was drawn as the full one, which is not
-    trained twice, it stands here twice.
+    """The networks of so many steps, as (depth, width, count). Where the second is drawn as the full one, it is not
+    trained again; it stands here all the same.
     """
     grid = Grid(DEPTH, depths, tuple(map(Fraction, widths)), COMPONENTS, prefixes)
     generator = seeded(seed)
