@@ -16,7 +16,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -197,43 +197,48 @@ class Batches:
     images: LabelledImages
     processor: Any
     batch_size: int
+    unreadable: dict[int, str] = field(default_factory=dict)
     warned: bool = False
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        unreadable: list[str] = []
-        for start in range(0, len(self.images), self.batch_size):
+        return self.some(range(len(self.images)))
+
+    def some(self, places: Sequence[int]) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of the images at these places alone; what does not decode is counted against all."""
+        for start in range(0, len(places), self.batch_size):
             pictures, labels = [], []
-            for index in range(start, min(start + self.batch_size, len(self.images))):
-                picture = self._decode(index, unreadable)
+            for index in places[start : start + self.batch_size]:
+                picture = self._decode(index)
                 if picture is not None:
                     pictures.append(picture)
                     labels.append(self.images.labels[index])
             if pictures:
                 pixel_values = self.processor(pictures, return_tensors="pt")["pixel_values"]
                 yield {"pixel_values": pixel_values, "labels": torch.tensor(labels)}
-        if unreadable and not self.warned:
+        if self.unreadable and not self.warned:
             self.warned = True
-            warnings.warn(f"{self._describe(unreadable)} They are left out.", stacklevel=2)
+            warnings.warn(f"{self._describe()} They are left out.", stacklevel=2)
 
-    def _decode(self, index: int, unreadable: list[str]) -> Any:
-        """The RGB image at `index`, or None after noting it in `unreadable`."""
+    def _decode(self, index: int) -> Any:
+        """The RGB image at `index`, or None after noting why not."""
         picture, problem = self.images.decoded(index)
         if picture is None:
-            unreadable.append(problem)
-            if len(unreadable) > UNREADABLE_LIMIT * len(self.images):
+            self.unreadable[index] = problem
+            if len(self.unreadable) > UNREADABLE_LIMIT * len(self.images):
                 raise ValueError(
                     f"`data` must be images that decode, all but {UNREADABLE_LIMIT:.0%} of them; "
-                    f"{self._describe(unreadable)} Remove or repair the files."
+                    f"{self._describe()} Remove or repair the files."
                 )
         return picture
 
-    def _describe(self, unreadable: list[str]) -> str:
-        shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+    def _describe(self) -> str:
+        problems = list(self.unreadable.values())
+        shown = ", ".join(problems[:5]) + (", ..." if len(problems) > 5 else "")
         of = f"{len(self.images)} images of {self.images.name} ({self.images.split})"
-        return f"{len(unreadable)} of the {of} do not decode: {shown}."
+        return f"{len(problems)} of the {of} do not decode: {shown}."
 
 
 class EncodedImages(Sequence):

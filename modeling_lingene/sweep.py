@@ -7,16 +7,15 @@
 Images are decoded once for all sizes, divided among the processes; sizes are evaluated in turn, as users load them.
 """
 
-import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -96,9 +95,12 @@ def sweep(
         raise ValueError(f"`bundle` {bundle} has no classifier, and so no accuracy.")
     check_count("batch_size", batch_size)
     check_labels(images, config.num_labels)
+    if len(images) == 0:
+        raise ValueError("`data` must hold at least one image; got none.")
     processor = AutoImageProcessor.from_pretrained(bundle)
-    about = {"weights_id": held.weights_id, "dataset": images.name, "split": images.split, "images": len(images)}
-    known = _progress(folder / PROGRESS_FILE, about)
+    process = (0, 1) if alone else (state.process_index, state.num_processes)
+    about = what_is_swept(held.weights_id, images, process[1])
+    known = _progress(folder / PROGRESS_FILE, about, main)
 
     def keep(found: dict) -> None:
         if main:
@@ -110,7 +112,7 @@ def sweep(
         sizes,
         latency=latency and alone,
         device=device,
-        process=(0, 1) if alone else (state.process_index, state.num_processes),
+        process=process,
         known=known if alone else broadcast_object_list([known])[0],
         keep=keep,
         progress=main,
@@ -118,7 +120,7 @@ def sweep(
     if not main:
         return []
     rows = _rows(config, sizes, found, images)
-    whole = _merged(held.measured(), rows)
+    whole = _merged(held.measured() if folder == Path(bundle) else _rows_in(folder, held.weights_id), rows)
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
     title = f"{Path(bundle).resolve().name if os.path.isdir(bundle) else bundle} on {images.name} ({images.split})"
@@ -177,36 +179,34 @@ def measured(
     found = {name: dict(one) for name, one in (known or {}).items()}
     config = LinGeneConfig.from_pretrained(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(height_and_width(config))))
-    share = len(range(process[0], len(held.images), process[1]))
-    bar = tqdm(total=len(sizes) * share, desc="measuring", unit="image", disable=not progress)
+    mine = range(process[0], len(held.images), process[1])
+    bar = tqdm(total=len(sizes) * len(mine), desc="measuring", unit="image", disable=not progress)
     with quiet_loading(), bar:
-        for number, part in enumerate(_parts(held, window, device, *process)):
+        # As many parts on every process: they meet after each.
+        for number, start in enumerate(range(0, math.ceil(len(held.images) / process[1]), window)):
+            places, part = mine[start : start + window], None
             for size in sizes:
                 one = found.setdefault(str(size), {"right": 0, "images": 0, "parts": 0})
                 bar.set_postfix_str(str(size), refresh=False)
-                if one["parts"] <= number:
+                counted, timed = one["parts"] > number, not latency or "latency_ms" in one
+                if not (counted and timed):
                     asked = {"depth": size.depth, "width_ratio": str(size.width_ratio)}
                     asked |= {"num_components": size.num_components, "allow_untrained": True}
                     model = AutoModelForImageClassification.from_pretrained(bundle, **asked).to(device)
+                if not counted:
+                    if part is None:  # decoded once for all sizes
+                        part = [{key: value.to(device) for key, value in b.items()} for b in held.some(places)]
                     counts = count_right(model, part)
                     right, images = (counts if process[1] == 1 else reduce(counts, reduction="sum")).tolist()
                     one["right"], one["images"] = one["right"] + right, one["images"] + images
                     one["parts"], one["params"] = number + 1, count_parameters(model)
-                    if latency and "latency_ms" not in one:
-                        one["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
-                        one["device"] = device_name(device, threads)
+                if not timed:
+                    one["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
+                    one["device"] = device_name(device, threads)
+                if not (counted and timed):
                     keep(found)
-                bar.update(sum(len(batch["labels"]) for batch in part))
+                bar.update(len(places))
     return found
-
-
-def _parts(held: Batches, window: int, device: str, process: int, processes: int) -> Iterator[list[dict]]:
-    """This process's images as batches on the device, `window` images at a time; as many times as the others."""
-    images = held.images
-    places, share = range(process, len(images), processes), math.ceil(len(images) / processes)
-    for start in range(0, share, window):
-        part = _some(held, places[start : start + window])
-        yield [{key: value.to(device) for key, value in batch.items()} for batch in part]
 
 
 def _rows(config: LinGeneConfig, sizes: Sequence[Size], found: dict, images: LabelledImages) -> list[dict]:
@@ -217,8 +217,6 @@ def _rows(config: LinGeneConfig, sizes: Sequence[Size], found: dict, images: Lab
     rows = []
     for size in sizes:
         one = found[str(size)]
-        if not one["images"]:
-            raise ValueError("`data` must hold at least one image that decodes; got none.")
         row = {
             "depth": size.depth,
             "width_ratio": str(size.width_ratio),
@@ -273,8 +271,8 @@ def profile(
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     config = check_folder(bundle) if os.path.isdir(bundle) else read_config(bundle)
-    known = Bundle(bundle, config).measured()
-    asked = depths or widths or components
+    held = Bundle(bundle, config)
+    known, asked = held.measured(), depths or widths or components
     if known and not asked:
         sizes = [config.size(row["depth"], row["width_ratio"], row["num_components"]) for row in known]
     else:
@@ -291,9 +289,12 @@ def profile(
     if not known:
         logger.warning(f"{bundle} has no measured sizes to add latencies to, for `max_latency_ms`: sweep it first.")
     elif os.path.isdir(bundle):
-        write_json(Path(bundle) / SIZES_FILE, {"weights_id": config.weights_id, "sizes": _profiled(known, rows)})
+        whole = _profiled(known, rows)
+        if whole == known:
+            logger.warning(f"None of these sizes was measured in {bundle}: nothing is added; sweep them first.")
+        write_json(Path(bundle) / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     if out is not None:
-        write_json(Path(out), {"weights_id": config.weights_id, "profiles": rows})
+        write_json(Path(out), {"weights_id": held.weights_id, "profiles": rows})
     return rows
 
 
@@ -356,9 +357,11 @@ def _grid(
 ) -> list[Size]:
     count = config.reference_components
     doubling = [2**power for power in range(count.bit_length()) if 2**power < count]
+    if not (widths or config.trained_width_ratios):
+        raise ValueError("`widths` must be given: no width of this bundle was trained as it is.")
     return checked_sizes(
         config,
-        depths or sorted({*config.trained_depths}),
+        depths or config.trained_depths,
         widths or config.trained_width_ratios,
         components or [*doubling, count],
     )
@@ -374,14 +377,38 @@ def _check_trained(config: LinGeneConfig, sizes: Sequence[Size]) -> None:
         )
 
 
-def _progress(path: Path, about: dict) -> dict[str, dict]:
-    """What an interrupted sweep of the same weights and images has found."""
+def what_is_swept(weights_id: str, images: LabelledImages, processes: int = 1) -> dict:
+    """What must be the same for a sweep to go on: weights, images - told by their labels and by four of the pictures -
+    and how they are divided.
+    """
+    told = hashlib.sha256(json.dumps([images.name, images.split, images.class_names, images.labels]).encode())
+    for index in sorted({0, len(images) // 3, len(images) // 2, len(images) - 1}):
+        picture, _ = images.decoded(index)
+        told.update(picture.tobytes() if picture is not None else b"unreadable")
+    return {"weights_id": weights_id, "images": told.hexdigest(), "processes": processes, "held": HELD_BYTES}
+
+
+def _rows_in(folder: Path, weights_id: str) -> list[dict]:
+    """The rows that an earlier sweep of the same weights has left in a folder of results."""
+    try:
+        stored = json.loads((folder / SIZES_FILE).read_text(encoding="utf-8"))
+        return stored["sizes"] if stored["weights_id"] == weights_id else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _progress(path: Path, about: dict, main: bool) -> dict[str, dict]:
+    """What an interrupted sweep of the same weights and images, divided alike, has found."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found = stored["found"] if stored["about"] == about else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        for one in found.values():
+            if not all(isinstance(one[key], int) for key in ("right", "images", "parts")) or one["parts"] < 1:
+                return {}
+            one["params"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    if found:
+    if found and main:
         logger.warning(f"Going on with the sweep in {path}: {len(found)} sizes were begun.")
     return found
 
@@ -395,26 +422,7 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
         logger.warning(f"{len(old) - len(same)} sizes that were measured on other images are replaced.")
     for row in rows:
         name = tuple(row[key] for key in sizes)
-        profiles = {"profiles": old[name]["profiles"]} if "profiles" in old.get(name, {}) else {}
-        same[name] = {**row, **profiles}
+        # Those of this device are older than the latency in the row.
+        profiles = [one for one in old.get(name, {}).get("profiles", ()) if one["device"] != row.get("device")]
+        same[name] = {**row, "profiles": profiles} if profiles else row
     return list(same.values())
-
-
-def _some(held: Batches, places: range) -> Batches:
-    """The same batches of some of the images."""
-    images = held.images
-    some = dataclasses.replace(
-        images, images=_Some(images.images, places), labels=images.labels[places.start : places.stop : places.step]
-    )
-    return batches(some, held.processor, held.batch_size)
-
-
-class _Some(Sequence):
-    def __init__(self, images: Sequence, places: range):
-        self.images, self.places = images, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[self.places[index]]

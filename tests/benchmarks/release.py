@@ -5,7 +5,6 @@ python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist          # th
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import modeling_lingene
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.data import batches, image_processor, load_images
-from modeling_lingene.hub import check_folder, write_card, write_sizes
+from modeling_lingene.hub import check_folder, size_table, write_card, write_sizes
+from modeling_lingene.plots import plot_heat, plot_sizes
 from modeling_lingene.sweep import measure_sizes
 
 
@@ -39,10 +39,13 @@ def release(bundle: Path, folder: Path, data: str) -> None:
     processor.save_pretrained(folder)
     config, test = model.config, load_images(data, "test")
     totals = sorted({row["num_components"] for row in rows})
-    sizes = [(depth, 1, total) for depth in config.trained_depths for total in totals]
+    widths = config.trained_width_ratios
+    sizes = [(depth, width, total) for depth in config.trained_depths for width in widths for total in totals]
     measured = measure_sizes(folder, batches(test, processor, 500), sizes, threads=1)
     write_sizes(folder, measured)
-    print(json.dumps({(f"{r['depth']}, {r['num_components']}"): r["accuracy"] for r in measured}))
+    plot_sizes(measured, folder / "sizes.png")
+    plot_heat(measured, folder / "sizes_heat.png")
+    print(size_table(measured))
 
 
 def main() -> None:
