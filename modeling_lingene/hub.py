@@ -28,6 +28,7 @@ from .saving_lingene import bundle_weights_id, ensure_repo, push_bundle
 
 
 CARD_FILE, CONVERSION_FILE = "README.md", "conversion.json"
+SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
 VERIFY = """
@@ -224,6 +225,7 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
         config=config,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
+        pictures=[name for name in SIZE_PICTURES if rows and (folder / name).is_file()],
         measured_on=sorted({f"{row['dataset']} ({row['split']})" for row in rows}),
         devices=sorted({row["device"] for row in rows if "device" in row}),
         classes=", ".join(classes[:50]) + (f", ... ({len(classes)} in all)" if len(classes) > 50 else ""),

@@ -188,6 +188,6 @@ def push_bundle(
         revision=revision,
         create_pr=create_pr,
         delete_patterns=stale,
-        ignore_patterns=["*.partial", "*.partial/*"],  # what a save that was killed may have left
+        ignore_patterns=["*.partial", "*.partial/*", "sweep.json"],  # what was killed may have left them
         **commit,
     )

@@ -30,7 +30,7 @@ from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_lingene import LinGeneConfig, Size, check_count
 from .data import Batches, LabelledImages, batches, check_labels
 from .elastic import checked_sizes
-from .hub import aligned_table, check_folder, read_config, write_json
+from .hub import SIZE_PICTURES, aligned_table, check_folder, read_config, write_json
 from .metrics import (
     check_device,
     count_macs,
@@ -124,8 +124,8 @@ def sweep(
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
     title = f"{Path(bundle).resolve().name if os.path.isdir(bundle) else bundle} on {images.name} ({images.split})"
-    plot_sizes(rows, folder / "sizes.png", title)
-    plot_heat(rows, folder / "sizes_heat.png", title)
+    for plot, name in zip((plot_sizes, plot_heat), SIZE_PICTURES):
+        plot(rows, folder / name, title)
     return rows
 
 

@@ -31,7 +31,7 @@ def test_a_released_folder_is_complete_and_its_numbers_belong_to_its_weights(fol
     hub.check_folder(folder)
     assert hub.Bundle(folder, hub.read_config(folder)).measured()
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".py", ".safetensors"}
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".py", ".safetensors", ".png"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

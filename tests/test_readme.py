@@ -44,10 +44,11 @@ def test_what_is_said_of_the_released_bundle_is_in_its_sizes():
     """The first numbers that a reader sees."""
     folder = README.parent / "hub_cards" / "lingene-fashion-mnist"
     rows = json.loads((folder / "sizes.json").read_text())["sizes"]
-    accuracy = {(row["depth"], row["num_components"]): row["accuracy"] for row in rows}
-    assert len(rows) == 12 and f"from {100 * accuracy[3, 1]:.1f} %" in TEXT
-    assert f"to {100 * accuracy[6, 6]:.1f} % (6 layers, 6 components)" in TEXT
-    assert accuracy[3, 1] == min(accuracy.values()) and accuracy[6, 6] == max(accuracy.values())
+    accuracy = {(row["depth"], row["width_ratio"], row["num_components"]): row["accuracy"] for row in rows}
+    least, most = accuracy[3, "1/4", 1], accuracy[6, "1", 6]
+    assert len(rows) == 48 and f"from {100 * least:.1f} % (3 layers, a quarter of the width, 1 component" in TEXT
+    assert f"to {100 * most:.1f} % (6 layers, 6 components)" in TEXT
+    assert least == min(accuracy.values()) and most == max(accuracy.values())
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert f"{size / 1e6:.1f} MB" in TEXT
 

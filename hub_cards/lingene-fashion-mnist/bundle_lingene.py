@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
-from .budget_lingene import row_size
+from .budget_lingene import latencies, row_size
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .recompose_lingene import kept
 
@@ -125,8 +125,9 @@ class Bundle:
                 for row in rows:
                     row_size(row, self.config)
                     float(row["accuracy"]), float(row["params"]), float(row["macs"])
+                    [float(latency) for _, latency in latencies(row)]
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"`{SIZES_FILE}` of {self.name} is damaged; measure the bundle again.") from None
+                raise ValueError(f"`{SIZES_FILE}` of {self.name} is damaged; delete it and measure again.") from None
         if weights_id != self.weights_id:
             raise ValueError(
                 f"`{SIZES_FILE}` of {self.name} was measured on other weights (`weights_id` differs); "
