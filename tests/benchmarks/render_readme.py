@@ -80,8 +80,31 @@ def conversion_source() -> str:
     return f"{100 * json.loads((RESULTS / 'conversion_fashion.json').read_text())['source']['accuracy']:.1f}"
 
 
+ELASTIC = {
+    "scratch": "each size trained alone",
+    "elastic, share 0.3": "one network a step, the default",
+    "elastic, warm start, share 0.3": "the same, from a trained bundle",
+    "elastic, scala": "four networks a step, depths drawn",
+    "scala": "four networks a step (Scala), depth fixed",
+    "not trained for it": "slices of a bundle not trained for it",
+}
+
+
+def elastic_table() -> str:
+    results = json.loads((RESULTS / "elastic_fashion.json").read_text())
+    found = {row["row"]: row["accuracy"] for row in results["rows"]}
+    alone = {label: one for name, row in found.items() if name.startswith("scratch") for label, one in row.items()}
+    depths, widths = results["depths"], results["widths"]
+    lines = [f"| training | {' | '.join(f'width {width}' for width in widths)} |", "|---|" + "---:|" * len(widths)]
+    for row, name in ELASTIC.items():
+        accuracy = alone if row == "scratch" else found[row]
+        cells = [" / ".join(f"{100 * accuracy[f'{depth} {width}']:.1f}" for depth in depths) for width in widths]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}
-TABLES |= {"conversion": conversion_table}
+TABLES |= {"conversion": conversion_table, "elastic": elastic_table}
 NUMBERS = {"source": conversion_source}
 
 
