@@ -177,8 +177,8 @@ RECIPES = {
         decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
-    # Half an hour on one CPU core; one run, four widths at three depths. With a teacher 83 to 89 %, every size above the
-    # same one trained alone: tests/benchmarks/results/elastic_fashion.json.
+    # Half an hour on one CPU core; one run, four widths at three depths. With a teacher 83 to 89 %, every size above
+    # the same one trained alone: tests/benchmarks/results/elastic_fashion.json.
     "fashion_mnist_sizes": Recipe(
         data="zalando-datasets/fashion_mnist",
         model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6, degree_weight=0.0),
