@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling_lingene import LinGeneConfig
 from modeling_lingene.cli import build_parser
+from modeling_lingene.options import asked_recipe
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -65,7 +67,7 @@ def test_python_blocks_run(code, quickstart, monkeypatch):
 
 
 def test_commands_parse():
-    """Every `lingene ...` in README must be one that the program takes."""
+    """Every `lingene ...` in README must be one that the program takes, with sizes that its network has."""
     commands = re.findall(r"`(lingene [^`]+)`", TEXT) + re.findall(r"&& (lingene .*)", TEXT)
     assert len(commands) > 5
     commands += [
@@ -74,7 +76,10 @@ def test_commands_parse():
     for command in commands:
         words = shlex.split(command)[1:]
         if "--help" not in words:
-            build_parser(words[0]).parse_args(words)
+            arguments = build_parser(words[0]).parse_args(words)
+            if words[0] == "decompose" and arguments.data and not arguments.init:
+                recipe = asked_recipe(arguments)
+                recipe.decomposition.check(LinGeneConfig(**recipe.model.shape()))
 
 
 def test_ci_runs_the_test_command_of_the_readme():
