@@ -5,7 +5,6 @@ References: the ViT that numpy recomposes (helpers.py), and counting.
     pytest tests/test_decomposition.py
 """
 
-import gc
 from collections import Counter
 from types import SimpleNamespace
 
@@ -20,6 +19,9 @@ from modeling_lingene.decomposition import phases as phases_of
 from modeling_lingene.training import Phase, TrainingLoop, TrainingSettings
 
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
+
 TOTALS, DEPTHS = (1, 2, 5), (3, 4)
 SETTINGS = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-2, warmup=0.0, weight_decay=0.5, device="cpu")
 IMAGES = helpers.source(12)
@@ -27,15 +29,6 @@ BATCH = {"pixel_values": helpers.images(12), "labels": helpers.labels(12)}
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, or nothing.
 KEY_BIASES = {f"components.{n}.attention.key.bias" for n in range(TOTALS[-1])}
 CONFIGS = [{}, {"nodes": "uniform", "start_degree": 1, "gain_offset": 1.0, "depth_map": "resample"}]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap():
-    """Accelerate collects garbage after every phase: 0.3 s for what the imports hold, a thousandth of it without."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def fresh(**fields) -> LinGeneForImageClassification:

@@ -9,7 +9,6 @@ written out in float64. As a script this file is one process of a run on two.
 
 import contextlib
 import dataclasses
-import gc
 import json
 import math
 import os
@@ -42,6 +41,9 @@ from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import TrainingLoop, TrainingSettings
 
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
+
 DEPTH, DEPTHS, COMPONENTS = 6, (3, 4), 5
 QUARTERS = ("1/4", "1/2", "3/4")
 DRAWS = 4000
@@ -66,15 +68,6 @@ AXES = {
     "mlp.fc2": ("channels", "units"),
     "classifier": (None, "channels"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap():
-    """Accelerate collects garbage after every phase: 0.3 s for what the imports hold, a thousandth of it without."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def elastic(**fields) -> DecompositionSettings:

@@ -6,7 +6,6 @@ The loop does not care what it trains, so that most tests train one linear layer
 """
 
 import dataclasses
-import gc
 import importlib.util
 import json
 import os
@@ -28,6 +27,9 @@ from modeling_lingene.decomposition import DecompositionSettings
 from modeling_lingene.decomposition import phases as phases_of
 from modeling_lingene.loaders import Layout
 from modeling_lingene.training import Interrupted, Phase, TrainingLoop, TrainingSettings, decayed_groups, warmup_cosine
+
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 
 IMAGES = helpers.source(14)
@@ -62,15 +64,6 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("*"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap():
-    """Accelerate collects garbage after every phase: 0.3 s for what the imports hold, a thousandth of it without."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

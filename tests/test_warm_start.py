@@ -8,7 +8,6 @@ numpy's recomposition and with transformers' own processors. Pictures are from m
 
 import copy
 import dataclasses
-import gc
 import json
 from pathlib import Path
 
@@ -29,6 +28,9 @@ from modeling_lingene.training import TrainingLoop
 from test_conversion import CLASSIFIERS
 from test_conversion import source as stock_source
 from test_options import OTHERS
+
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 
 pytest.importorskip("matplotlib")
@@ -59,15 +61,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
     for plot in ("plot_sizes", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap():
-    """Accelerate collects garbage after every phase: 0.3 s for what the imports hold, a thousandth of it without."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def begun(folder: Path, model_class=LinGeneForImageClassification, dtype=torch.float32, **fields) -> Path:
