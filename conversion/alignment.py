@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..data import require
+from ..images.data import require
 from .moments import Stack
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..data import LabelledImages, batches, load_images
+from ..images.data import LabelledImages, batches, load_images
 from .sources import class_outputs
 
 

@@ -17,12 +17,13 @@ from transformers.utils import logging
 
 from ..bundle_lingene import component_file
 from ..configuration_lingene import LinGeneConfig, check_count
-from ..data import image_processor, require
-from ..hub import CONVERSION_FILE, check_empty, complete_or_absent, write_card, write_json
+from ..folders import CONVERSION_FILE, check_empty, complete_or_absent, write_json
+from ..hub import write_card
+from ..images.data import image_processor, require
 from ..loading_lingene import stock_vit
-from ..metrics import check_device, quiet_loading
+from ..measuring.metrics import check_device, quiet_loading
+from ..measuring.plots import plot_conversion
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
-from ..plots import plot_conversion
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition

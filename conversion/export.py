@@ -24,9 +24,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
-from ..data import require
-from ..hub import check_empty, complete_or_absent, publish_model, read_config, write_json
-from ..metrics import quiet_loading
+from ..folders import check_empty, complete_or_absent, publish_model, read_config, write_json
+from ..images.data import require
+from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV
 from .from_transformers import read_transformers

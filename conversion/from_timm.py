@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..configuration_lingene import LinGeneConfig
-from ..data import image_processor, require
+from ..images.data import image_processor, require
 from .from_transformers import scaled
 from .sources import Source, check_tensors, read_tensors, shown
 

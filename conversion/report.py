@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..metrics import quiet_loading
+from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from .calibration import class_outputs_of, distance
 from .moments import Stack

@@ -49,7 +49,7 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     command = _add(commands, "decompose", decompose, "train a bundle: components, and every number of them measured")
     command.set_defaults(resume="Run the same command with --resume to go on.")
     if wanted == "decompose":
-        from .options import add_recipe_options  # imports torch: only for the command that is asked for
+        from .training.options import add_recipe_options  # imports torch: only for the command that is asked for
 
         add_recipe_options(command)
 
@@ -178,13 +178,13 @@ SIZE_FIELDS += ["latency_device"]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    from .options import integers
+    from .training.options import integers
 
     return integers(text)
 
 
 def _words(text: str) -> tuple[str, ...]:
-    from .options import words
+    from .training.options import words
 
     return words(text)
 
@@ -196,8 +196,8 @@ def _asked(arguments: argparse.Namespace) -> dict:
 
 
 def quickstart(arguments: argparse.Namespace) -> None:
-    from .hub import size_table
-    from .recipes import quickstart as run
+    from .measuring.tables import size_table
+    from .training.recipes import quickstart as run
 
     rows = run(arguments.out, arguments.seed, arguments.epochs)
     best = max(rows, key=lambda row: row["accuracy"])
@@ -210,9 +210,9 @@ def quickstart(arguments: argparse.Namespace) -> None:
 
 
 def decompose(arguments: argparse.Namespace) -> None:
-    from .hub import size_table
-    from .options import asked_recipe
-    from .recipes import decompose as run
+    from .measuring.tables import size_table
+    from .training.options import asked_recipe
+    from .training.recipes import decompose as run
 
     rows = run(asked_recipe(arguments), arguments.out, resume=arguments.resumed)
     if rows:
@@ -261,8 +261,9 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def materialise(arguments: argparse.Namespace) -> None:
-    from .hub import check_empty, publish_model, read_config, readable
-    from .metrics import count_macs, count_parameters, quiet_loading
+    from .folders import check_empty, publish_model, read_config
+    from .measuring.metrics import count_macs, count_parameters, quiet_loading
+    from .measuring.tables import readable
     from .modeling_lingene import LinGeneForImageClassification
 
     check_empty(arguments.out)
@@ -276,9 +277,10 @@ def materialise(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from .data import load_images
-    from .hub import size_table, write_json
-    from .metrics import evaluate_model
+    from .folders import write_json
+    from .images.data import load_images
+    from .measuring.metrics import evaluate_model
+    from .measuring.tables import size_table
 
     images = load_images(arguments.data, arguments.split)
     row = evaluate_model(arguments.model, _asked(arguments), images, arguments.batch_size, arguments.device)
@@ -289,9 +291,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    from .data import load_images
-    from .hub import size_table
-    from .sweep import sweep as run
+    from .images.data import load_images
+    from .measuring.sweep import sweep as run
+    from .measuring.tables import size_table
 
     names = "depths widths components out batch_size device allow_untrained latency".split()
     images = load_images(arguments.data, arguments.split)
@@ -303,8 +305,8 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 
 def profile(arguments: argparse.Namespace) -> None:
-    from .sweep import profile as run
-    from .sweep import profile_table
+    from .measuring.sweep import profile as run
+    from .measuring.sweep import profile_table
 
     names = "depths widths components device threads dtype compiled batch_size out".split()
     rows = run(arguments.bundle, **{name: getattr(arguments, name) for name in names})
@@ -314,7 +316,8 @@ def profile(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    from .hub import describe, readable, size_table, write_json
+    from .folders import describe, write_json
+    from .measuring.tables import readable, size_table
 
     facts, rows = describe(arguments.bundle, **({"revision": arguments.revision} if arguments.revision else {}))
     width = max(map(len, facts))
@@ -327,7 +330,8 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def card(arguments: argparse.Namespace) -> None:
-    from .hub import check_folder, write_card
+    from .folders import check_folder
+    from .hub import write_card
 
     check_folder(arguments.bundle)
     write_card(arguments.bundle, arguments.repo)

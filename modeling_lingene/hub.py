@@ -6,31 +6,23 @@ push is verified by loading the repository back in a process of its own.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
-from transformers.utils.hub import cached_file
 
-from .bundle_lingene import SIZES_FILE, Bundle
+from .bundle_lingene import Bundle
 from .configuration_lingene import LinGeneConfig, Size
-from .saving_lingene import bundle_weights_id, ensure_repo, push_bundle
+from .folders import CONVERSION_FILE, SIZE_PICTURES, check_folder, read_config, write_text
+from .measuring.tables import readable, size_table
+from .saving_lingene import ensure_repo, push_bundle
 
 
-CARD_FILE, CONVERSION_FILE = "README.md", "conversion.json"
-SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
-DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
-DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
+CARD_FILE = "README.md"
 VERIFY = """
 import json, sys
 import torch
@@ -47,151 +39,6 @@ with torch.no_grad():
     values = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
     print(json.dumps(values.float().flatten().tolist()))
 """
-
-
-def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
-    """The configuration of a bundle.
-
-    Raises:
-        ValueError: the name is a model, but not a bundle; or nothing is there.
-    """
-    if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
-        raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
-    try:
-        config = AutoConfig.from_pretrained(bundle, **hub)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("`"):
-            raise
-        raise ValueError(f"`bundle` {bundle} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, LinGeneConfig):
-        raise ValueError(f"`bundle` {bundle} is a {config.model_type} model, not a bundle of shared components.")
-    return config
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that no half-written one is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_sizes(folder: str | os.PathLike, rows: list[dict]) -> None:
-    """`sizes.json` of a bundle folder, tied to its weights."""
-    write_json(Path(folder) / SIZES_FILE, {"weights_id": bundle_weights_id(folder), "sizes": rows})
-
-
-def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
-    """The configuration of a bundle folder whose weights are the ones that its index and sizes speak of.
-
-    Raises:
-        ValueError: no bundle, a file missing, or `weights_id` of index or sizes not that of the files.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        raise ValueError(f"`bundle` {folder} must be a folder with {CONFIG_NAME} and {SAFE_WEIGHTS_INDEX_NAME}.")
-    config = read_config(folder)
-    bundle = Bundle(folder, config)
-    missing = sorted(file for file in set(bundle.weight_map.values()) if not (folder / file).is_file())
-    if missing:
-        raise ValueError(f"`bundle` {folder} lacks {', '.join(missing)}; save it again.")
-    if bundle_weights_id(folder) != bundle.weights_id:
-        raise ValueError(f"`weights_id` of {folder} is not that of its weight files; save the bundle again.")
-    bundle.measured()
-    return config
-
-
-def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
-    """What a bundle holds, as JSON takes it, and the rows of its `sizes.json`; no weights are read or downloaded."""
-    config = read_config(bundle, **hub)
-    facts = {
-        "bundle": str(bundle),
-        "weights_id": config.weights_id,
-        "depth": config.reference_depth,
-        "trained_depths": list(config.trained_depths),
-        "num_components": config.reference_components,
-        "trained_width_ratios": list(config.trained_width_ratios),
-        "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
-        "stored_params": config.stored_params(config.size()),
-    }
-    for field in DESCRIBED:
-        facts[field] = getattr(config, field)
-    return facts, Bundle(bundle, config, hub).measured()
-
-
-@contextmanager
-def complete_or_absent(out: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block ends well and is gone when it does not.
-
-    Args:
-        out: new or empty.
-    """
-    out = Path(os.path.abspath(out))
-    staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if out.exists():  # empty, and perhaps somebody's working directory: filled, not replaced; config.json last
-            for file in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
-                os.replace(file, out / file.name)
-        else:
-            os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_empty(out: str | os.PathLike) -> None:
-    """Refuse a place for a result that holds something."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"`out` {out} must be a new or empty folder.")
-
-
-def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
-    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
-    with complete_or_absent(out) as staging:
-        model.save_pretrained(staging)
-        processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-        if processor is not None:
-            shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
-
-
-def size_table(rows: list[dict]) -> str:
-    """Measured sizes as a Markdown table, the most accurate first; `-` where a number was not measured."""
-    columns = ["depth", "width", "components", "accuracy", "parameters", "download", "MACs"]
-    timed = any("latency_ms" in row for row in rows)
-    lines = [columns + ["latency"] * timed]
-    for row in sorted(rows, key=lambda row: (-row["accuracy"], row["macs"], row["stored_params"])):
-        cells = [row["depth"], row["width_ratio"], row["num_components"] or "-", f"{100 * row['accuracy']:.1f} %"]
-        cells += [readable(row["params"]), readable(row["stored_params"]), readable(row["macs"])]
-        cells += [f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else "-"] * timed
-        lines.append([str(cell) for cell in cells])
-    return aligned_table(lines)
-
-
-def aligned_table(lines: list[list[str]]) -> str:
-    """A Markdown table, right-aligned; the first line is the heading."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    drawn = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    return "\n".join([drawn[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *drawn[1:]])
-
-
-def readable(count: float) -> str:
-    """1234567 -> `1.23 M`: three digits and a unit."""
-    for unit in ("", " k", " M", " G"):
-        rounded = float(f"{count:.3g}")
-        if rounded < 1000:
-            return f"{rounded:g}{unit}"
-        count /= 1000
-    return f"{count:.3g} T"
 
 
 def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:

@@ -13,9 +13,9 @@ from numpy.polynomial.chebyshev import chebpts1
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGenePreTrainedModel
-from modeling_lingene.augmentation import Augmentation
-from modeling_lingene.data import LabelledImages, image_processor
-from modeling_lingene.loaders import MemoryImages
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.images.data import LabelledImages, image_processor
+from modeling_lingene.images.loaders import MemoryImages
 
 
 TINY = dict(

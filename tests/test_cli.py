@@ -26,9 +26,10 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
-from modeling_lingene import cli, hub, recipes, saving_lingene
-from modeling_lingene.data import image_processor, load_images, to_tensors
-from modeling_lingene.metrics import count_macs
+from modeling_lingene import cli, folders, hub, saving_lingene
+from modeling_lingene.images.data import image_processor, load_images, to_tensors
+from modeling_lingene.measuring.metrics import count_macs
+from modeling_lingene.training import recipes
 from test_hub import ROWS, assert_table_shows, files, number, read, table
 
 
@@ -44,7 +45,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     config = helpers.tiny_config(num_labels=10, image_size=8)
     bundle = helpers.bundle(folder / "bundle", config)
     image_processor(8).save_pretrained(bundle)
-    hub.write_sizes(bundle, ROWS)
+    folders.write_sizes(bundle, ROWS)
     plain = folder / "plain"
     helpers.tiny_model(config).materialise(3).save_pretrained(plain)
     image_processor(8).save_pretrained(plain)
@@ -435,7 +436,8 @@ def test_importing_the_command_line_imports_no_optional_package():
     """`lingene info` must work, and start fast, where scikit-learn, matplotlib and datasets are not installed."""
     code = (
         "import sys\nfor name in ('sklearn', 'matplotlib', 'datasets'): sys.modules[name] = None\n"
-        "import modeling_lingene.cli, modeling_lingene.hub, modeling_lingene.data, modeling_lingene.metrics\n"
+        "import modeling_lingene.cli, modeling_lingene.hub, modeling_lingene.images.data\n"
+        "import modeling_lingene.measuring.metrics\n"
         "modeling_lingene.cli.build_parser()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -24,9 +24,9 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 import helpers
 from hub_server import USER, HubServer
-from modeling_lingene import Size, bundle_lingene, hub, loading_lingene
+from modeling_lingene import Size, bundle_lingene, folders, hub, loading_lingene
 from modeling_lingene.budget_lingene import device_name
-from modeling_lingene.data import image_processor
+from modeling_lingene.images.data import image_processor
 from modeling_lingene.saving_lingene import bundle_weights_id
 from test_hub_server import in_new_process
 
@@ -63,7 +63,7 @@ def folder(bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def measured(folder: Path) -> Path:
-    hub.write_sizes(folder, ROWS)
+    folders.write_sizes(folder, ROWS)
     return folder
 
 
@@ -152,7 +152,7 @@ def test_a_card_without_measured_sizes_has_no_table_and_no_budget(folder):
 def test_the_metadata_of_a_card_is_what_the_hub_reads(folder, with_sizes):
     """The Hub's button, widget and filters come from it."""
     if with_sizes:
-        hub.write_sizes(folder, ROWS)
+        folders.write_sizes(folder, ROWS)
     data = ModelCard(hub.render_card(folder, "org/name")).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-classification")
     assert data.model_name == "org/name" and "lingene" in data.tags
@@ -186,7 +186,7 @@ def test_the_example_of_a_card_runs_and_gives_a_size_that_was_measured_if_any_wa
     """It is the first thing that anybody copies."""
     folder = helpers.bundle(tmp_path / "tiny", helpers.tiny_config(**fields))
     if rows:
-        hub.write_sizes(folder, rows)
+        folders.write_sizes(folder, rows)
     model = run_example(hub.render_card(folder, "org/name"), "org/name", folder)
     assert type(model) is ViTForImageClassification
     size = (model.config.num_hidden_layers, str(model.source_size.width_ratio), model.source_size.num_components)
@@ -236,7 +236,7 @@ def test_push_to_hub_of_a_model_puts_a_card_with_its_full_name_beside_it(monkeyp
 
 def test_sizes_are_written_with_the_identity_of_the_weights_beside_them(folder):
     """Loading compares the two, so that numbers of other weights are never used to choose a size."""
-    hub.write_sizes(folder, ROWS)
+    folders.write_sizes(folder, ROWS)
     assert read(folder / "sizes.json") == {"weights_id": by_hand(folder), "sizes": ROWS}
     assert AutoModelForImageClassification.from_pretrained(folder, max_macs=8e6).config.num_hidden_layers == 1
 
@@ -249,7 +249,7 @@ def test_a_file_is_written_whole_or_not_at_all(measured, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
-    for write in (lambda: hub.write_sizes(measured, []), lambda: hub.write_card(measured)):
+    for write in (lambda: folders.write_sizes(measured, []), lambda: hub.write_card(measured)):
         with pytest.raises(KeyboardInterrupt):
             write()
         assert files(measured) == before
@@ -332,7 +332,7 @@ DAMAGES = {
 def test_a_damaged_folder_is_refused_before_anything_is_sent_or_written(folder, monkeypatch, damage):
     """Once pushed, it would fail on the machines of others; each message says what is wrong."""
     hurt, message = DAMAGES[damage]
-    assert hub.check_folder(folder).reference_components == 5
+    assert folders.check_folder(folder).reference_components == 5
     hurt(folder)
     before = files(folder)
 
@@ -340,7 +340,7 @@ def test_a_damaged_folder_is_refused_before_anything_is_sent_or_written(folder, 
         raise AssertionError("sent")
 
     monkeypatch.setattr(hub, "push_bundle", push_bundle)
-    for check in (hub.check_folder, lambda damaged: hub.push(damaged, "org/name")):
+    for check in (folders.check_folder, lambda damaged: hub.push(damaged, "org/name")):
         with pytest.raises(ValueError, match=message):
             check(folder)
     assert files(folder) == before
@@ -357,7 +357,7 @@ def test_a_bundle_is_described_without_opening_or_having_its_weights(measured, m
         raise AssertionError("weights were opened")
 
     monkeypatch.setattr(bundle_lingene, "safe_open", safe_open)
-    facts, rows = hub.describe(measured)
+    facts, rows = folders.describe(measured)
     assert rows == ROWS and facts["weights_id"] == read(measured / CONFIG)["weights_id"]
     assert (facts["hidden_size"], facts["num_attention_heads"], facts["num_labels"]) == (48, 4, 7)
     assert facts["legal_width_ratios"] == ["1/4", "1/2", "3/4", "1"] and facts["num_components"] == 5
@@ -369,7 +369,7 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name, tmp_path, m
     """A misspelt folder must say so, not that some repository is private."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"`bundle`.*no folder {name.removeprefix('./')}|no folder {name}"):
-        hub.describe(name)
+        folders.describe(name)
 
 
 @pytest.mark.parametrize(
@@ -408,13 +408,13 @@ def test_a_published_model_is_stock_and_has_the_preprocessing_of_its_bundle(fold
     model = helpers.tiny_model().materialise(2, "1/2", 3)
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "new" / "vit", tmp_path / "empty"):
-        hub.publish_model(model, folder, out)
+        folders.publish_model(model, folder, out)
         assert sorted(path.name for path in out.iterdir()) == [CONFIG, "model.safetensors", "preprocessor_config.json"]
         assert files(out)["preprocessor_config.json"] == files(folder)["preprocessor_config.json"]
         again = ViTForImageClassification.from_pretrained(out)
         assert torch.equal(again(helpers.images()).logits, model(helpers.images()).logits)
     (folder / "preprocessor_config.json").unlink()
-    hub.publish_model(model, folder, tmp_path / "without")
+    folders.publish_model(model, folder, tmp_path / "without")
     assert not (tmp_path / "without" / "preprocessor_config.json").exists()
 
 
@@ -433,7 +433,7 @@ def test_a_crash_while_publishing_a_model_leaves_nothing(folder, tmp_path, monke
 
     monkeypatch.setattr(owner, name or "save_pretrained", crash)
     with pytest.raises(KeyboardInterrupt):
-        hub.publish_model(model, folder, home / "vit")
+        folders.publish_model(model, folder, home / "vit")
     assert list(home.iterdir()) == []
 
 
@@ -518,7 +518,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     work = tmp_path_factory.mktemp("hub")
     big, small = helpers.bundle(work / "big"), helpers.bundle(work / "small", helpers.tiny_config(num_components=3), 1)
     image_processor(16).save_pretrained(big)
-    hub.write_sizes(big, ROWS)
+    folders.write_sizes(big, ROWS)
     damaged = Path(shutil.copytree(big, work / "damaged"))
     flip_a_bit(damaged / "component-01.safetensors")
     with HubServer(work / "server") as server:

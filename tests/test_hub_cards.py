@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
-from modeling_lingene import hub
+from modeling_lingene import folders, hub
 
 
 CARDS = Path(__file__).parents[1] / "hub_cards"
@@ -28,8 +28,8 @@ def test_there_is_a_released_bundle():
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_released_folder_is_complete_and_its_numbers_belong_to_its_weights(folder):
     """Digests, sizes, no pickle, nothing of any size that git should not hold."""
-    hub.check_folder(folder)
-    assert hub.Bundle(folder, hub.read_config(folder)).measured()
+    folders.check_folder(folder)
+    assert hub.Bundle(folder, folders.read_config(folder)).measured()
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
     assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".py", ".safetensors", ".png"}
 
@@ -50,8 +50,8 @@ def test_every_measured_size_loads_and_answers_differently(folder):
     """A size that is in the table must be one that a user gets."""
     torch.manual_seed(0)
     processor, seen = AutoImageProcessor.from_pretrained(folder), []
-    assert processor.size["height"] == hub.read_config(folder).image_size
-    for row in hub.Bundle(folder, hub.read_config(folder)).measured():
+    assert processor.size["height"] == folders.read_config(folder).image_size
+    for row in hub.Bundle(folder, folders.read_config(folder)).measured():
         size = {key: row[key] for key in ("depth", "width_ratio", "num_components")}
         vit = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **size).eval()
         assert sum(parameter.numel() for parameter in vit.parameters()) == row["params"]

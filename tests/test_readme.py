@@ -10,7 +10,7 @@ import pytest
 
 from modeling_lingene import LinGeneConfig
 from modeling_lingene.cli import build_parser
-from modeling_lingene.options import asked_recipe
+from modeling_lingene.training.options import asked_recipe
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -26,7 +26,7 @@ def quickstart(tmp_path_factory):
     """A folder in which `lingene quickstart` has run, with one epoch a phase: accuracy does not matter here."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    from modeling_lingene.recipes import quickstart
+    from modeling_lingene.training.recipes import quickstart
 
     folder = tmp_path_factory.mktemp("readme")
     quickstart(folder / "lingene-quickstart", epochs=1)

@@ -5,8 +5,9 @@ every other import of the user's machine.
 """
 
 import ast
-import importlib
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,46 +19,36 @@ import modeling_lingene
 
 
 PACKAGE = Path(modeling_lingene.__file__).parent
-MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
 CONVERSION = Path(importlib.import_module("modeling_lingene.conversion").__file__).parent
-TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
-RANKS = {
-    "recompose": 0,
-    "configuration": 1,
-    "vit": 2,
-    "budget": 2,
-    "bundle": 3,
-    "saving": 4,
-    "components": 4,
-    "loading": 5,
-    "modeling": 6,
-    "data": 7,
-    "losses": 7,
-    "metrics": 8,
-    "augmentation": 8,
-    "checkpoints": 8,
-    "loaders": 9,
-    "streams": 10,
-    "teachers": 10,
-    "training": 10,
-    "elastic": 11,
-    "decomposition": 12,
-    "plots": 11,
-    "hub": 11,
-    "sweep": 12,
-    "warm_start": 13,
-    "recipes": 14,
-    "options": 15,
-    "conversion": 15,  # the folder
-    "cli": 16,
+# Every module by its dotted name in the package; conversion/ lies elsewhere in a checkout.
+MODULES = {
+    ".".join(path.relative_to(folder).with_suffix("").parts): path
+    for folder in (PACKAGE, CONVERSION.parent)
+    for path in sorted(folder.rglob("*.py"))
+    if path.stem != "__init__" and (folder == PACKAGE or path.parent == CONVERSION)
 }
+TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
+# From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
+FLOORS = """
+recompose_lingene  configuration_lingene  vit_lingene budget_lingene  bundle_lingene  saving_lingene components_lingene
+    loading_lingene  modeling_lingene
+folders
+images.data  images.augmentation  images.loaders  images.streams
+measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
+hub
+conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
+    conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering
+    conversion.matching  conversion.export conversion.convert
+training.losses training.checkpoints training.teachers  training.loop training.elastic  training.decomposition
+    training.warm_start  training.recipes  training.options
+cli
+"""
+# Two spaces or a new line: a step up; modules that one space parts do not know each other.
+STEPS = [step.split() for step in re.split(r"\n\s*|  +", FLOORS.strip())]
+RANKS = {name: rank for rank, step in enumerate(STEPS) for name in step}
 ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
 AT_HOME = {"matplotlib", "sklearn", "datasets", "PIL", "torchvision", "timm", "accelerate", "torchmetrics", "pandas"}
 AT_HOME |= {"scipy", "onnx", "onnxruntime", "onnxscript", "gradio", "tensorboard", "pytorch_grad_cam", "tqdm"}
-
-
-def rank(name):
-    return RANKS[name.removesuffix("_lingene")]
 
 
 def tree(path):
@@ -75,48 +66,67 @@ def absolute_imports(nodes):
     return {name.partition(".")[0] for name in names}
 
 
-def imported_modules(nodes):
-    """Modules of this package that some statements import, by relative or absolute name."""
+def imported_modules(nodes, inside=""):
+    """Dotted names of this package's modules that some statements import, by relative or absolute name.
+
+    Args:
+        inside: the folder that the statements stand in, as a dotted name; "" is the package itself.
+    """
     names = set()
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names |= {node.module} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("modeling_lingene"):
-            names |= {node.module.partition(".")[2]} - {""} or {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            package = f"modeling_lingene.{inside}".rstrip(".")
+            whole = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found = [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            names |= {
-                alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("modeling_lingene.")
-            }
-    return {name.partition(".")[0] for name in names}
+            found = [alias.name for alias in node.names]
+        else:
+            continue
+        found = [name.removeprefix("modeling_lingene.") for name in found if name.startswith("modeling_lingene.")]
+        known = [name for name in found if name in MODULES]
+        assert known or not found, f"{ast.unparse(node)} imports from the package itself, or what does not exist"
+        names |= set(known)
+    return names
+
+
+def imports_of(name, statements=ast.walk):
+    return imported_modules(statements(tree(MODULES[name])), name.rpartition(".")[0])
 
 
 def test_every_module_has_a_rank():
-    """A module without one would escape the next law."""
-    assert {name.removesuffix("_lingene") for name in MODULES} <= RANKS.keys()
+    """A module without one would escape the next law, and a rank without a module is of a file that is gone."""
+    assert MODULES.keys() == RANKS.keys()
     assert len(TRAVELLING) >= 6
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_lower_ranks_only(name):
     """No cycles, and pure functions never depend on what calls them; imports inside functions count too."""
-    for other in imported_modules(ast.walk(tree(MODULES[name]))):
-        assert other in {*MODULES, "conversion"}, (
-            f"{name} imports {other} from the package itself, or a module that does not exist"
-        )
-        assert rank(other) < rank(name), f"{name} imports {other}"
+    for other in imports_of(name):
+        assert RANKS[other] < RANKS[name], f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("path", sorted(CONVERSION.glob("*.py")), ids=lambda path: path.stem)
-def test_conversion_imports_lower_ranks_only(path):
-    """It stands beside the recipes: what it shares with them lies below both."""
-    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
-    for node in nodes:
-        if node.level == 2:
-            assert node.module in MODULES and rank(node.module) < RANKS["conversion"] - 1, ast.unparse(node)
-        elif node.level == 1:
-            assert (CONVERSION / f"{node.module}.py").is_file(), ast.unparse(node)
-        else:
-            assert not node.module.startswith("modeling_lingene"), ast.unparse(node)
+def test_rooms_know_the_floors_below_them_only():
+    """Images are read without measuring, sizes measured without training; training knows no conversion."""
+    rooms = {"images": set(), "measuring": {"images"}, "training": {"images", "measuring"}}
+    rooms["conversion"] = {"images", "measuring"}
+    for name in MODULES:
+        room = name.rpartition(".")[0]
+        known = {other.rpartition(".")[0] for other in imports_of(name)} - {room, ""}
+        assert name == "cli" or known <= rooms.get(room, {"measuring"}), f"{name} imports from {known}"
+    assert {name.rpartition(".")[0] for name in MODULES} == {"", *rooms}
+
+
+def test_an_import_is_found_in_every_form():
+    """What the laws above rest on, by hand."""
+    forms = {"from .tables import readable": "measuring.tables", "from ..hub import push": "hub"}
+    forms |= {"from modeling_lingene.measuring import sweep": "measuring.sweep"}
+    forms |= {"import modeling_lingene.images.data": "images.data", "from .. import hub": "hub", "import os": None}
+    for statement, module in forms.items():
+        assert imported_modules(ast.parse(statement).body, "measuring") == ({module} if module else set()), statement
+    assert imported_modules(ast.parse("from .images.data import require").body) == {"images.data"}
+    with pytest.raises(AssertionError, match="does not exist"):
+        imported_modules(ast.parse("from .metrics import accuracy").body)
 
 
 @pytest.mark.parametrize("name", TRAVELLING)
@@ -147,7 +157,7 @@ def test_the_travelling_files_are_those_that_get_copied():
 def test_only_plots_imports_matplotlib():
     """Everything else works without it, and on machines without a display."""
     users = {name for name, path in MODULES.items() if "matplotlib" in absolute_imports(ast.walk(tree(path)))}
-    assert users <= {"plots"}
+    assert users == {"measuring.plots"}
 
 
 def test_what_the_package_imports_needs_no_extras():
@@ -157,7 +167,7 @@ def test_what_the_package_imports_needs_no_extras():
         name = todo.pop()
         if name not in reached:
             reached.add(name)
-            todo |= imported_modules(tree(MODULES[name]).body)
+            todo |= imports_of(name, lambda module: module.body)
     assert {"modeling_lingene", "recompose_lingene"} <= reached
     for name in reached:
         found = absolute_imports(tree(MODULES[name]).body)

@@ -18,17 +18,17 @@ import transformers
 from decomposition import accuracy_of, fit_plain, held_out
 from transformers import ViTForImageClassification
 
-from modeling_lingene.augmentation import Augmentation
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.fitting import FITS
 from modeling_lingene.conversion.report import learning_rate
-from modeling_lingene.data import load_images
-from modeling_lingene.decomposition import DecompositionSettings
-from modeling_lingene.hub import publish_model, write_json
-from modeling_lingene.metrics import device_name
+from modeling_lingene.folders import publish_model, write_json
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.images.data import load_images
+from modeling_lingene.measuring.metrics import device_name
 from modeling_lingene.modeling_lingene import LinGeneForImageClassification
-from modeling_lingene.recipes import ModelSettings, Recipe, decompose
-from modeling_lingene.training import TrainingSettings
+from modeling_lingene.training.decomposition import DecompositionSettings
+from modeling_lingene.training.loop import TrainingSettings
+from modeling_lingene.training.recipes import ModelSettings, Recipe, decompose
 
 
 DEPTH, COUNTS, EPOCHS = 8, (2, 4, 6), (1, 3)

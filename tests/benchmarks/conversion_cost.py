@@ -24,8 +24,8 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.hub import write_json
-from modeling_lingene.metrics import device_name
+from modeling_lingene.folders import write_json
+from modeling_lingene.measuring.metrics import device_name
 
 
 MODELS = {

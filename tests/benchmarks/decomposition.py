@@ -24,16 +24,16 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from modeling_lingene.augmentation import Augmentation
-from modeling_lingene.data import image_processor, load_images
-from modeling_lingene.decomposition import DecompositionSettings
-from modeling_lingene.hub import write_json
-from modeling_lingene.loaders import Layout, training_images
-from modeling_lingene.losses import Objective
-from modeling_lingene.metrics import count_macs, device_name, quiet_loading
-from modeling_lingene.recipes import ModelSettings, Recipe, decompose
-from modeling_lingene.teachers import load_teacher
-from modeling_lingene.training import Phase, TrainingLoop, TrainingSettings, make_accelerator
+from modeling_lingene.folders import write_json
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.images.data import image_processor, load_images
+from modeling_lingene.images.loaders import Layout, training_images
+from modeling_lingene.measuring.metrics import count_macs, device_name, quiet_loading
+from modeling_lingene.training.decomposition import DecompositionSettings
+from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings, make_accelerator
+from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.recipes import ModelSettings, Recipe, decompose
+from modeling_lingene.training.teachers import load_teacher
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,14 +21,14 @@ from decomposition import SCALES, Scale, accuracy_of, fit_plain, held_out, make_
 from transformers import ViTForImageClassification
 
 from modeling_lingene.configuration_lingene import LinGeneConfig
-from modeling_lingene.data import load_images
-from modeling_lingene.decomposition import DecompositionSettings, phases
-from modeling_lingene.hub import write_json
-from modeling_lingene.losses import Objective
-from modeling_lingene.metrics import count_macs, device_name
+from modeling_lingene.folders import write_json
+from modeling_lingene.images.data import load_images
+from modeling_lingene.measuring.metrics import count_macs, device_name
 from modeling_lingene.modeling_lingene import LinGeneForImageClassification
-from modeling_lingene.recipes import Recipe, decompose
-from modeling_lingene.training import make_accelerator
+from modeling_lingene.training.decomposition import DecompositionSettings, phases
+from modeling_lingene.training.loop import make_accelerator
+from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.recipes import Recipe, decompose
 
 
 COST = 2.5  # of the largest network's training alone

@@ -24,10 +24,10 @@ from training_step import DEVICE, VIT_SMALL, batch_of
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
-from modeling_lingene.data import LabelledImages, batches, image_processor
-from modeling_lingene.hub import write_json
-from modeling_lingene.metrics import count_macs, count_right, device_name, quiet_loading
-from modeling_lingene.sweep import sweep
+from modeling_lingene.folders import write_json
+from modeling_lingene.images.data import LabelledImages, batches, image_processor
+from modeling_lingene.measuring.metrics import count_macs, count_right, device_name, quiet_loading
+from modeling_lingene.measuring.sweep import sweep
 
 
 SIZES = ((12, "1"), (6, "1"), (12, "1/2"), (6, "1/2"), (12, "1/3"))

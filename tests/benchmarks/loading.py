@@ -23,7 +23,7 @@ import transformers
 from transformers import AutoModelForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
-from modeling_lingene.metrics import device_name
+from modeling_lingene.measuring.metrics import device_name
 
 
 SIZES = {

@@ -13,10 +13,12 @@ import torch
 import modeling_lingene
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.bundle_lingene import Bundle
-from modeling_lingene.data import batches, image_processor, load_images
-from modeling_lingene.hub import check_folder, size_table, write_card, write_sizes
-from modeling_lingene.plots import plot_heat, plot_sizes
-from modeling_lingene.sweep import measure_sizes
+from modeling_lingene.folders import check_folder, write_sizes
+from modeling_lingene.hub import write_card
+from modeling_lingene.images.data import batches, image_processor, load_images
+from modeling_lingene.measuring.plots import plot_heat, plot_sizes
+from modeling_lingene.measuring.sweep import measure_sizes
+from modeling_lingene.measuring.tables import size_table
 
 
 PACKAGE = Path(modeling_lingene.__file__).parent

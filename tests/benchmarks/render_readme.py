@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from modeling_lingene.hub import size_table
+from modeling_lingene.measuring.tables import size_table
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from modeling_lingene.metrics import device_name
+from modeling_lingene.measuring.metrics import device_name
 
 
 IMPORT = """

@@ -22,11 +22,11 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
-from modeling_lingene.augmentation import Augmentation
-from modeling_lingene.data import image_processor, load_images
-from modeling_lingene.decomposition import DecompositionSettings, phases
-from modeling_lingene.loaders import Layout, MemoryImages
-from modeling_lingene.metrics import device_name
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.images.data import image_processor, load_images
+from modeling_lingene.images.loaders import Layout, MemoryImages
+from modeling_lingene.measuring.metrics import device_name
+from modeling_lingene.training.decomposition import DecompositionSettings, phases
 
 
 VIT_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_labels": 100}

@@ -1,0 +1,138 @@
+"""Bundle folders at home: their configuration and state checked, results written complete or not at all."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
+
+from .bundle_lingene import SIZES_FILE, Bundle
+from .configuration_lingene import LinGeneConfig
+from .saving_lingene import bundle_weights_id
+
+
+CONVERSION_FILE = "conversion.json"
+SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
+DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
+DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
+
+
+def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
+    """The configuration of a bundle.
+
+    Raises:
+        ValueError: the name is a model, but not a bundle; or nothing is there.
+    """
+    if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
+        raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
+    try:
+        config = AutoConfig.from_pretrained(bundle, **hub)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("`"):
+            raise
+        raise ValueError(f"`bundle` {bundle} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, LinGeneConfig):
+        raise ValueError(f"`bundle` {bundle} is a {config.model_type} model, not a bundle of shared components.")
+    return config
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that no half-written one is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_sizes(folder: str | os.PathLike, rows: list[dict]) -> None:
+    """`sizes.json` of a bundle folder, tied to its weights."""
+    write_json(Path(folder) / SIZES_FILE, {"weights_id": bundle_weights_id(folder), "sizes": rows})
+
+
+def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
+    """The configuration of a bundle folder whose weights are the ones that its index and sizes speak of.
+
+    Raises:
+        ValueError: no bundle, a file missing, or `weights_id` of index or sizes not that of the files.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise ValueError(f"`bundle` {folder} must be a folder with {CONFIG_NAME} and {SAFE_WEIGHTS_INDEX_NAME}.")
+    config = read_config(folder)
+    bundle = Bundle(folder, config)
+    missing = sorted(file for file in set(bundle.weight_map.values()) if not (folder / file).is_file())
+    if missing:
+        raise ValueError(f"`bundle` {folder} lacks {', '.join(missing)}; save it again.")
+    if bundle_weights_id(folder) != bundle.weights_id:
+        raise ValueError(f"`weights_id` of {folder} is not that of its weight files; save the bundle again.")
+    bundle.measured()
+    return config
+
+
+def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
+    """What a bundle holds, as JSON takes it, and the rows of its `sizes.json`; no weights are read or downloaded."""
+    config = read_config(bundle, **hub)
+    facts = {
+        "bundle": str(bundle),
+        "weights_id": config.weights_id,
+        "depth": config.reference_depth,
+        "trained_depths": list(config.trained_depths),
+        "num_components": config.reference_components,
+        "trained_width_ratios": list(config.trained_width_ratios),
+        "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
+        "stored_params": config.stored_params(config.size()),
+    }
+    for field in DESCRIBED:
+        facts[field] = getattr(config, field)
+    return facts, Bundle(bundle, config, hub).measured()
+
+
+@contextmanager
+def complete_or_absent(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well and is gone when it does not.
+
+    Args:
+        out: new or empty.
+    """
+    out = Path(os.path.abspath(out))
+    staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if out.exists():  # empty, and perhaps somebody's working directory: filled, not replaced; config.json last
+            for file in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+                os.replace(file, out / file.name)
+        else:
+            os.replace(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_empty(out: str | os.PathLike) -> None:
+    """Refuse a place for a result that holds something."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"`out` {out} must be a new or empty folder.")
+
+
+def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
+    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
+    with complete_or_absent(out) as staging:
+        model.save_pretrained(staging)
+        processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        if processor is not None:
+            shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)

@@ -1,0 +1,1 @@
+"""Image sets in, batches out: reading, decoding, augmenting, streaming."""

@@ -1,0 +1,53 @@
+"""Grids of sizes: every legal combination of the depths, widths and numbers of components that are asked for."""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+from ..configuration_lingene import LinGeneConfig, Size
+
+
+def checked_sizes(
+    config: LinGeneConfig, depths: Iterable[int], widths: Iterable[str | Fraction | int], counts: Iterable[int]
+) -> list[Size]:
+    """Every size of a grid, largest first.
+
+    Raises:
+        ValueError: depths, widths or counts that the bundle cannot have, all of them listed.
+    """
+    depths, widths, counts = list(depths), list(widths), list(counts)
+    wrong = []
+    for name, values in (("depth", depths), ("width_ratio", widths), ("num_components", counts)):
+        for value in values:
+            try:
+                config.size(**{name: value})
+            except ValueError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise ValueError(" ".join(wrong))
+    sizes = {config.size(depth, width, count) for depth in depths for width in widths for count in counts}
+    return sorted(sizes, key=lambda size: (size.depth, size.width_ratio, size.num_components), reverse=True)
+
+
+def grid_sizes(
+    config: LinGeneConfig, depths: Sequence[int], widths: Sequence[str], components: Sequence[int]
+) -> list[Size]:
+    count = config.reference_components
+    doubling = [2**power for power in range(count.bit_length()) if 2**power < count]
+    if not (widths or config.trained_width_ratios):
+        raise ValueError("`widths` must be given: no width of this bundle was trained as it is.")
+    return checked_sizes(
+        config,
+        depths or config.trained_depths,
+        widths or config.trained_width_ratios,
+        components or [*doubling, count],
+    )
+
+
+def check_trained(config: LinGeneConfig, sizes: Sequence[Size]) -> None:
+    trained = [Fraction(ratio) for ratio in config.trained_width_ratios]
+    wrong = sorted({size.width_ratio for size in sizes} - set(trained))
+    if wrong:
+        raise ValueError(
+            f"`widths` {', '.join(map(str, wrong))} were never trained in this bundle; use some of "
+            f"{', '.join(map(str, trained))}, or pass allow_untrained."
+        )

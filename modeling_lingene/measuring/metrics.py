@@ -1,0 +1,291 @@
+"""What a size costs and what it is worth: parameters, multiply-accumulates, accuracy, latency; a row of `sizes.json`.
+
+Everything is measured on the model that a user gets, the stock `ViTForImageClassification`; nothing is typed in.
+
+Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m MLP width.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import logging as transformers_logging
+
+from ..budget_lingene import device_name
+from ..configuration_lingene import LinGeneConfig
+from ..images.data import LabelledImages, batches, check_labels
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters, frozen ones included, shared ones once, buffers not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(config: ViTConfig) -> int:
+    """The multiply-accumulates of one image through the stock `ViTForImageClassification` of this config.
+
+    Counts every matrix product, those of attention, the patch embedding and the head included, with torch's FLOP
+    counter on a model without memory. With p x p patches of C channels, P of them, t = P + 1 tokens, l layers:
+    P C p^2 d + l (4 t d^2 + 2 t^2 d + 2 t d m) + d classes. ViT-Base/16 at 224 pixels: 17.56 G.
+
+    Args:
+        config: of the model; its attention implementation does not matter.
+
+    Returns:
+        MACs of one image: floating point operations / 2.
+    """
+    # A copy, because transformers writes the attention implementation into the config it is given. Eager attention is
+    # plain matrix products, which the counter knows on every device and in every version.
+    config = copy.deepcopy(config)
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config, attn_implementation="eager").eval()
+        height, width = height_and_width(config)
+        pixel_values = torch.empty(1, config.num_channels, height, width, dtype=model.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(pixel_values)
+    macs, odd = divmod(int(counter.get_total_flops()), 2)
+    assert odd == 0, "matrix products have an even number of operations"
+    return macs
+
+
+def accuracy(
+    model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], device: str | None = None, progress: bool = False
+) -> tuple[float, int]:
+    """Top-1 accuracy, counted in integers.
+
+    Args:
+        model: gives `.logits` (b, classes) for `pixel_values`; in its own dtype, bfloat16 too. Modules are put into
+            evaluation mode and afterwards back into the mode each was in.
+        batches: dicts with pixel_values (b, 3, h, w) and labels (b,).
+        device: where to run; the model is moved there and stays there. None: where the model is.
+        progress: whether to show a bar; ask for it on the main process only.
+
+    Returns:
+        The fraction of right answers, in 0..1, and the number of images.
+
+    Raises:
+        ValueError: no images.
+    """
+    if device is not None:
+        model.to(device)
+    right, total = count_right(model, batches, progress).tolist()
+    if total == 0:
+        raise ValueError("`batches` must hold at least one image; got none.")
+    return right / total, total
+
+
+def count_right(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], progress: bool = False) -> torch.Tensor:
+    """The number of right answers and of images, (2,) int64, where the model is; see `accuracy`."""
+    weight = _floating_parameter(model)
+    counts = torch.zeros(2, dtype=torch.int64, device=weight.device)
+    with _evaluating(model), torch.inference_mode():
+        for batch in tqdm(batches, desc="accuracy", unit="batch", disable=not progress):
+            logits = model(pixel_values=batch["pixel_values"].to(weight.device, weight.dtype)).logits
+            # Summed on the device: reading the number after every batch would make the host wait for it.
+            counts[0] += (logits.argmax(-1) == batch["labels"].to(weight.device)).sum()
+            counts[1] += len(batch["labels"])
+    return counts
+
+
+def latency_ms(
+    model: nn.Module,
+    pixel_values: torch.Tensor | None = None,
+    min_run_time: float = 0.5,
+    threads: int | None = None,
+    batch_size: int = 1,
+) -> dict[str, float | int]:
+    """The time of one forward pass, where the model is.
+
+    Measured with `torch.utils.benchmark`, which synchronises the GPU around every measurement.
+
+    Args:
+        model: as for `accuracy`.
+        pixel_values: (b, C, h, w); None: `batch_size` images of the size that the model's config says.
+        min_run_time: seconds to measure for, after the warm-up; at least 10 passes are timed.
+        threads: on the CPU; None: as many as torch uses.
+
+    Returns:
+        `median` and `iqr` (interquartile range), milliseconds per pass; `batch_size`; `threads`.
+    """
+    weight = _floating_parameter(model)
+    if pixel_values is None:
+        pixel_values = torch.zeros(batch_size, model.config.num_channels, *height_and_width(model.config))
+    threads = threads or torch.get_num_threads()
+    timer = Timer(
+        "model(pixel_values=pixel_values)",
+        globals={"model": model, "pixel_values": pixel_values.to(weight.device, weight.dtype)},
+        num_threads=threads,
+    )
+    with _evaluating(model), torch.inference_mode():
+        warm_up = timer.timeit(3)
+        measured = timer.blocked_autorange(min_run_time=max(min_run_time, 10 * warm_up.median))
+    return {
+        "median": 1000 * measured.median,
+        "iqr": 1000 * measured.iqr,
+        "batch_size": len(pixel_values),
+        "threads": threads,
+    }
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    *,
+    depth: int,
+    width_ratio: str | float | Fraction,
+    num_components: int | None,
+    split: str,
+    dataset: str,
+    stored_params: int,
+    latency: bool = False,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> dict[str, int | float | str]:
+    """One row of `sizes.json`.
+
+    Args:
+        model: the materialised size, a stock `ViTForImageClassification`.
+        batches: as for `accuracy`.
+        depth, width_ratio, num_components: the size that was asked for.
+        split, dataset: what `batches` holds.
+        stored_params: `config.stored_params(size)` of the bundle: what is downloaded for this size.
+        latency: whether to time one image, which adds `latency_ms` and `device`; `threads` as for `latency_ms`.
+        device, progress: as for `accuracy`.
+
+    Returns:
+        depth, width_ratio (a fraction string), num_components, params and macs of the ViT (both with the head, one
+        image), stored_params, accuracy (0..1, 6 digits), split, dataset.
+
+    Raises:
+        ValueError: the model is not a stock ViT of that depth, or `batches` is empty.
+    """
+    config = model.config
+    if config.model_type != "vit" or config.num_hidden_layers != depth:
+        raise ValueError(
+            f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
+            f"{config.num_hidden_layers}. Materialise the size first."
+        )
+    row = {
+        "depth": depth,
+        "width_ratio": str(Fraction(width_ratio).limit_denominator(100)),
+        "num_components": num_components,
+        "params": count_parameters(model),
+        "stored_params": stored_params,
+        "macs": count_macs(config),
+        "accuracy": round(accuracy(model, batches, device, progress)[0], 6),
+        "split": split,
+        "dataset": dataset,
+    }
+    if latency:
+        row["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
+        row["device"] = device_name(_floating_parameter(model).device, threads)
+    return row
+
+
+def evaluate_model(
+    name: str | Path, asked: dict, images: LabelledImages, batch_size: int = 64, device: str | None = None
+) -> dict:
+    """One row, as in `sizes.json`, for a size of a bundle or for a plain ViT.
+
+    Args:
+        name: folder or name on the Hub; its own preprocessing is used.
+        asked: `from_pretrained`'s size or budget keywords; for a bundle only.
+        images: with labels that the model's classes cover.
+        device: default the GPU if there is one.
+
+    Raises:
+        ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model` {name} cannot be read: {str(error).splitlines()[0]}") from None
+    device = check_device(device)
+    is_bundle = config.model_type == LinGeneConfig.model_type
+    if asked and not is_bundle:
+        raise ValueError(
+            f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."
+        )
+    check_labels(images, config.num_labels)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        raise ValueError(
+            f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
+        ) from None
+    with quiet_loading():
+        model = AutoModelForImageClassification.from_pretrained(name, **asked)
+    size = model.source_size if is_bundle else None
+    return measure(
+        model,
+        batches(images, processor, batch_size),
+        depth=model.config.num_hidden_layers,
+        width_ratio=size.width_ratio if size else 1,
+        num_components=size.num_components if size else None,
+        stored_params=config.stored_params(size) if size else count_parameters(model),
+        split=images.split,
+        dataset=images.name,
+        latency=True,
+        device=device,
+        progress=True,
+    )
+
+
+def check_device(device: str | None) -> str:
+    """The device asked for, by default the GPU if there is one.
+
+    Raises:
+        ValueError: no such kind of device, or none here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bar per loaded model, which would bury a table."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def height_and_width(config: ViTConfig) -> tuple[int, int]:
+    """Of its images, in pixels."""
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _floating_parameter(model: nn.Module) -> nn.Parameter:
+    """A parameter that says where the model is and what it computes in (quantised models also have integer ones)."""
+    return next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode that every single module was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

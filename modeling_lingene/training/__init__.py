@@ -1,0 +1,1 @@
+"""Training: the one loop, its phases and schedules, losses, teachers, checkpoints, named runs."""

@@ -1,0 +1,141 @@
+"""Training states on disk: complete or absent, the newest undamaged one found again, the last few kept.
+
+OUT/checkpoints/002-000000350/       phase 2 after 350 steps: what Accelerate saves, and state.json with its digests
+OUT/.checkpoint.partial/           one that is being written
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from ..saving_lingene import file_sha256
+
+
+STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
+CHECKPOINT = re.compile(r"\d{3}-\d{9}")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        out: folder of the run.
+        identity: what a checkpoint must agree on to be resumed from, as JSON takes it.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, out: str | Path, identity: dict, keep: int = 2):
+        self.out, self.keep = Path(out), keep
+        self.folder, self.staging = self.out / "checkpoints", self.out / STAGING
+        self.identity = json.loads(json.dumps(identity))
+
+    def check_room(self, needed: int) -> None:
+        """Refuse, before training, a folder that cannot be written to or a disk without room.
+
+        Args:
+            needed: bytes of one checkpoint.
+
+        Raises:
+            ValueError: see above.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            probe = self.out / f".writable.{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(f"`out` {self.out} cannot be written to: {error.strerror or error}.") from None
+        free, wanted = shutil.disk_usage(self.out).free, needed * (self.keep + 2 - len(self.complete()))
+        if free < wanted:
+            raise ValueError(
+                f"`out` {self.out} has {free / 1e9:.1f} GB free; {self.keep} checkpoints, the next one and the "
+                f"bundle take {wanted / 1e9:.1f} GB; make room or choose another folder."
+            )
+
+    def save(self, phase: int, step: int, state: dict, write: Callable[[Path], None], main: bool, wait: Callable):
+        """One checkpoint, written beside and renamed into place; then the oldest removed.
+
+        Args:
+            phase, step: where the run is.
+            state: goes into state.json.
+            write: writes the large files into a folder; called on every process.
+            main: whether this is the main process, which alone touches names.
+            wait: returns when every process has called it.
+        """
+        write(self.staging)
+        wait()
+        if main:
+            files = [path for path in sorted(self.staging.rglob("*")) if path.is_file()]
+            digests = {path.relative_to(self.staging).as_posix(): file_sha256(path) for path in files}
+            content = {"phase": phase, "step": step, "identity": self.identity, **state, "files": digests}
+            content["digest"] = _digest(content)
+            (self.staging / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            target = self.folder / f"{phase:03d}-{step:09d}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            self.staging.rename(target)
+            ours = self.complete()
+            done = ours.index(target) + 1  # what lies after it was damaged, or this step would not be new
+            for old in ours[done:] + ours[: max(0, done - self.keep)]:
+                shutil.rmtree(old)
+        wait()
+
+    def complete(self) -> list[Path]:
+        """This run's checkpoints, oldest first; whatever else lies there is not ours."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if CHECKPOINT.fullmatch(path.name))
+
+    def newest(self) -> dict | None:
+        """The state of the newest checkpoint that is whole, with its `folder`; a damaged one is passed over, aloud.
+
+        Raises:
+            ValueError: it belongs to a run with other settings.
+        """
+        for folder in reversed(self.complete()):
+            try:
+                state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+                whole = state.pop("digest") == _digest(state)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                whole = False
+            damaged = [STATE_FILE]
+            if whole:
+                check_identity(self.out, state["identity"], self.identity)
+                damaged = [name for name, digest in state["files"].items() if not _is_whole(folder / name, digest)]
+            if not damaged:
+                return {**state, "folder": str(folder)}
+            warnings.warn(
+                f"The checkpoint {folder} is damaged ({', '.join(damaged)}); going on from the one before.",
+                stacklevel=2,
+            )
+        return None
+
+    def clear_staging(self) -> None:
+        """Remove what a killed run left half written."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def _digest(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        return file_sha256(path) == digest
+    except OSError:
+        return False
+
+
+def check_identity(folder: Path, stored: dict, asked: dict) -> None:
+    """Refuse to go on with, or read back, a run of other settings; names what differs."""
+    differing = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
+    if differing:
+        told = ", ".join(f"{key} ({stored.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
+        raise ValueError(
+            f"`out` {folder} holds another run, differing in {told}; choose another folder, or delete this one."
+        )

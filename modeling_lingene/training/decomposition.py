@@ -1,0 +1,209 @@
+"""What is trained of a bundle, and in which order: the schedules of LinDec and the single run.
+
+incremental   totals such as 1, 2, 4, 6: each phase trains only the new components and the tensors outside the
+              blocks, the old components are held (LinDec, section 3.2, ICT)
+simultaneous  all components at once (SCT)
+elastic       one run that keeps every prefix of the components good, and every width and depth asked for: each step
+              trains networks of sizes that it draws; see `elastic.py`
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ..configuration_lingene import LinGeneConfig
+from ..measuring.grids import checked_sizes
+from ..modeling_lingene import LinGeneForImageClassification, component_gains, component_scale
+from ..recompose_lingene import read_width_ratio
+from .elastic import SAMPLINGS, Grid, drawn_networks, network_loss
+from .loop import Phase
+from .losses import Objective
+
+
+SCHEDULES = ("incremental", "simultaneous", "elastic")
+NEW_COMPONENTS = ("zero", "random")
+
+
+@dataclass(frozen=True)
+class DecompositionSettings:
+    """Which networks train when.
+
+    Args:
+        schedule: incremental, simultaneous or elastic.
+        totals: components after each phase of the incremental schedule; also the prefixes that are measured. Empty:
+            doubling up to all. With the number of all alone, the elastic schedule draws no prefixes.
+        depths: drawn beside the full depth, which half of the steps train.
+        widths: ratios such as 1/4,1/2,3/4, trained beside the full width; of the elastic schedule.
+        sampling: the networks of an elastic step: `one`; `sandwich`, the full, a middle and the smallest one; `scala`,
+            one more, of the published scheme.
+        full_share: how often an elastic step draws the full depth and width (sampling `one`) and all components, each
+            by itself; -1 is 0.3 with widths and 0.5 without.
+        full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
+        isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
+            leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
+        new_components: where the components of a later phase start: `zero`, which keeps the function, or `random`,
+            like those of the first phase (the paper does not say).
+        freeze_outside: whether the tensors outside the blocks stop training after the first phase (the paper does
+            not say).
+
+    Raises:
+        ValueError: an unknown word, totals that do not increase, a share outside [0, 1].
+    """
+
+    schedule: str = "elastic"  # better at every prefix, see tests/benchmarks/results/decomposition_fashion.json
+    totals: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    widths: tuple[str, ...] = ()
+    sampling: str = "one"
+    full_share: float = -1.0  # tests/benchmarks/results/elastic_fashion.json: with 0.3 every width gains, none loses
+    full_first: float = 0.0
+    isolated_activation: bool = False
+    new_components: str = "zero"
+    freeze_outside: bool = False
+
+    def __post_init__(self):
+        choices = {"schedule": SCHEDULES, "sampling": SAMPLINGS, "new_components": NEW_COMPONENTS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name in ("full_share", "full_first"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 and (name, value) != ("full_share", -1):
+                raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
+        if not all(map(_is_count, self.depths)):
+            raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
+        if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
+            raise ValueError(f"`totals` must be increasing numbers of components, got {list(self.totals)}.")
+
+    def check(self, config: LinGeneConfig) -> None:
+        """Refuse what the bundle cannot have, or what contradicts itself; before any work.
+
+        Raises:
+            ValueError: depths or widths that are not legal, all of them; totals that do not end at all components.
+        """
+        if self.widths and self.schedule != "elastic":
+            raise ValueError(f"`widths` are trained by the schedule elastic, and `schedule` is {self.schedule}.")
+        checked_sizes(config, self.depths, self.widths, self.prefixes(config.reference_components))
+        narrower = self.trained_widths(config.num_attention_heads) != ["1"]
+        for name in ("sampling", "isolated_activation"):
+            if getattr(self, name) in ("scala", True) and not narrower:
+                raise ValueError(f"`{name}` {getattr(self, name)} is about widths: give `widths` such as 1/4,1/2,3/4.")
+
+    def prefixes(self, components: int) -> tuple[int, ...]:
+        """The totals, which end at all components.
+
+        Raises:
+            ValueError: totals that end elsewhere.
+        """
+        doubling = (2**power for power in range(components.bit_length()) if 2**power < components)
+        totals = self.totals or (*doubling, components)
+        if totals[-1] != components:
+            raise ValueError(f"`totals` must increase and end at the {components} components, got {list(totals)}.")
+        return totals
+
+    def trained_widths(self, heads: int) -> list[str]:
+        """The widths as fractions of these heads, ascending, the full one last."""
+        return [str(ratio) for ratio in sorted({read_width_ratio(width, heads) for width in self.widths} | {1})]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def phases(
+    model: LinGeneForImageClassification,
+    settings: DecompositionSettings,
+    objective: Objective | None = None,
+    warm: bool = False,
+) -> list[Phase]:
+    """The phases of a schedule. Incremental training sets the components after its first phase to zero, but for a warm
+    start.
+
+    Args:
+        model: constrained.
+        settings: see there.
+        objective: the loss; default cross-entropy, with soft distillation where there is a teacher.
+        warm: the model is a bundle to go on from; its components stay.
+
+    Raises:
+        ValueError: totals that do not end at the number of components, or depths the model cannot take.
+    """
+    objective, config = objective or Objective(), model.config
+    settings.check(config)
+    totals = settings.prefixes(config.reference_components)
+    if settings.schedule == "incremental":
+        if settings.new_components == "zero" and not warm:
+            start_from(model, totals[0])
+        return [
+            _incremental_phase(config.num_hidden_layers, before, total, settings, objective)
+            for before, total in zip((0, *totals), totals)
+        ]
+    size = {"num_components": config.reference_components}
+    if settings.schedule == "elastic":
+        share = settings.full_share if settings.full_share >= 0 else 0.3 if settings.widths else 0.5
+        drawn = partial(drawn_networks, grid_of(settings, config), settings.sampling, share, settings.full_first)
+        loss = partial(network_loss, objective)
+        return [Phase("elastic", lambda name: True, loss, size=size, sampled=True, draw=drawn)]
+    forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, objective)
+    return [Phase("simultaneous", lambda name: True, forward, size=size)]
+
+
+def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
+    """What the elastic schedule draws from."""
+    widths = {config.size(width_ratio=width).width_ratio for width in settings.widths} - {1}
+    full, count = config.num_hidden_layers, config.reference_components
+    depths = tuple(depth for depth in settings.depths if depth != full)
+    return Grid(full, depths, tuple(sorted(widths)), count, settings.prefixes(count) != (count,))
+
+
+@torch.no_grad()
+def start_from(model: LinGeneForImageClassification, count: int) -> None:
+    """Rescale the first components, so that they alone give layers of the usual scale, and set the others to zero."""
+    config = model.config
+    larger, gains = component_scale(config) / component_scale(config, count), component_gains(config, count)
+    for index, component in enumerate(model.components[:count]):
+        for name, parameter in component.named_parameters():
+            if name.startswith("norm") and name.endswith("weight"):
+                parameter.fill_(gains[index])
+            else:
+                parameter.mul_(larger)  # biases are zero
+    for component in model.components[count:]:
+        for parameter in component.parameters():
+            parameter.zero_()
+
+
+def _incremental_phase(
+    full: int, before: int, total: int, settings: DecompositionSettings, objective: Objective
+) -> Phase:
+    new = tuple(f"components.{index}." for index in range(before, total))
+    outside = before == 0 or not settings.freeze_outside
+
+    def trainable(name: str) -> bool:
+        return name.startswith(new) or (outside and not name.startswith("components."))
+
+    return Phase(
+        f"components {before + 1}-{total}" if total > before + 1 else f"component {total}",
+        trainable,
+        partial(_forward, full, total, settings, objective),
+        size={"num_components": total},
+        during=lambda model: model.holding(before),
+    )
+
+
+def _forward(
+    full: int,
+    total: int,
+    settings: DecompositionSettings,
+    objective: Objective,
+    model: Callable,
+    batch: dict,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """One network of `total` components: the full depth half of the time, otherwise one of the list."""
+    depth = full
+    if settings.depths and torch.rand((), generator=generator) < 0.5:
+        depth = settings.depths[int(torch.randint(len(settings.depths), (), generator=generator))]
+    logits = model(batch["pixel_values"], depth=depth, num_components=total).logits
+    return objective(logits, batch["labels"], batch.get("teacher_logits"))

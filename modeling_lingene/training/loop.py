@@ -1,0 +1,549 @@
+"""The one Accelerate loop: phases, mixed precision, accumulation, averaging, evaluation, checkpoints, resuming.
+
+What is trained in it - which components, at which sizes, with which loss - is a `Phase`; see `decomposition.py`.
+Everything random is a function of (seed, phase, epoch, step, process), so a run that stops after any step goes on
+bit by bit as if it had not stopped (on one kind of machine, with as many processes).
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
+from .checkpoints import Checkpoints
+
+
+EMA_FILE = "ema.safetensors"
+LOG_STEPS = 20  # between two looks at the loss: each makes the host wait for the device
+STOP_STEPS = 8  # between two agreements of several processes on whether to stop
+TINY, HUGE = 1e-12, 1e12
+RANGES = {"learning_rate": (TINY, HUGE), "max_grad_norm": (TINY, HUGE), "weight_decay": (0, HUGE), "warmup": (0, 1)}
+RANGES |= {"ema": (0, 0.999999)}
+COUNTS = {"epochs": 1, "batch_size": 1, "accumulation": 1, "seed": None, "checkpoint_every": 0}
+COUNTS |= {"keep_checkpoints": 1, "evaluate_every": 0}
+CHOICES = {"device": ("auto", "cpu"), "precision": ("no", "fp16", "bf16")}
+HARMLESS = {"checkpoint_every", "keep_checkpoints", "tracker"}  # may differ when a run is resumed
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a run goes; the same for every phase.
+
+    Args:
+        epochs: of a phase.
+        batch_size: images per process and forward pass.
+        accumulation: forward passes per optimiser step.
+        learning_rate: peak of the cosine, AdamW.
+        weight_decay: on matrices only.
+        warmup: fraction of a phase's steps.
+        max_grad_norm: gradients are clipped to it.
+        ema: decay of an exponential moving average of the weights, which then is the result; 0 for none.
+        seed: of everything random.
+        precision: Accelerate's `mixed_precision`: no, fp16, bf16.
+        device: cpu or auto (the GPU where there is one).
+        compile: run the model through `torch.compile`.
+        activation_checkpointing: recompute activations in the backward pass: less memory, more time.
+        checkpoint_every: optimiser steps; 0 is once per epoch.
+        keep_checkpoints: how many of the newest stay.
+        evaluate_every: epochs; 0 only at the end of a phase.
+        tracker: any tracker of Accelerate by name (tensorboard, wandb, ...), or none.
+    """
+
+    epochs: int = 60
+    batch_size: int = 128
+    accumulation: int = 1
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    ema: float = 0.0
+    seed: int = 0
+    precision: str = "no"
+    device: str = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    evaluate_every: int = 1
+    tracker: str = "none"
+
+    def __post_init__(self):
+        for name, low in COUNTS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
+                wanted = "an integer" if low is None else f"an integer of at least {low}"
+                raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"`{name}` must be from {low:g} to {high:g}, got {getattr(self, name)!r}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    def identity(self, processes: int = 1) -> dict:
+        """What must agree for a run to be the same run: images of a step instead of how they are divided."""
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in HARMLESS}
+        fields["images_per_step"] = fields.pop("batch_size") * fields.pop("accumulation") * processes
+        return fields
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with its own optimiser and schedule.
+
+    Args:
+        name: for the progress bar and the history.
+        trainable: chooses the parameters that train, by name; all others are frozen.
+        forward: (model, batch, generator, **network) -> loss; draws sizes from the generator, the same on every
+            process. The batch has pixel_values (b, c, h, w), labels, index and, with a teacher, teacher_logits (b,
+            classes).
+        draw: (generator, done) -> the networks of a step, each as keywords for `forward`; `done` is the share of the
+            phase that is over. They go forward and backward one after the other, so that memory is that of the
+            largest, and their gradients add up to one optimiser step. Default: one network, without keywords.
+        size: keywords with which the model is evaluated.
+        sampled: whether a step may leave trainable parameters out.
+        during: (bare model) -> context in which the phase runs, such as holding what is frozen.
+    """
+
+    name: str
+    trainable: Callable[[str], bool]
+    forward: Callable[[nn.Module, dict, torch.Generator], torch.Tensor]
+    size: dict = field(default_factory=dict)
+    sampled: bool = False
+    draw: Callable[[torch.Generator, float], list[dict]] = lambda generator, done: [{}]
+    during: Callable[[nn.Module], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has: its checkpoint is written."""
+
+
+@dataclass
+class _Progress:
+    """Where a phase is: what a checkpoint stores beside weights and optimiser."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+
+
+class TrainingLoop:
+    """Trains a model through phases.
+
+    Args:
+        model: in memory, gives `.logits` or whatever the phases' forward expects; its parameters change in place.
+        images: source of batches; see `loaders.py`.
+        settings: see there.
+        out: folder for `checkpoints/` and `log/`; None keeps nothing.
+        identity: what a checkpoint must agree on to be resumed from, beside the settings.
+        held_out: images to evaluate on; None does not.
+        teacher: batch -> logits (b, classes), for every forward pass; see `teachers.py`.
+        on_best: called on the main process with the full state dict when an evaluation was the best so far.
+        accelerator: default one made for the settings.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: MemoryImages | PictureImages,
+        settings: TrainingSettings,
+        out: str | Path | None = None,
+        *,
+        identity: dict | None = None,
+        held_out: MemoryImages | PictureImages | None = None,
+        teacher: Callable[[dict], torch.Tensor] | None = None,
+        on_best: Callable[[dict], None] | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        self.model, self.images, self.settings = model, images, settings
+        self.held_out, self.teacher, self.on_best = held_out, teacher, on_best
+        self.accelerator = accelerator or make_accelerator(settings, out)
+        self.layout = layout(self.accelerator, settings)
+        self.steps_per_epoch = images.steps(self.layout)
+        identity = {**settings.identity(self.accelerator.num_processes), **(identity or {})}
+        self.checkpoints = None if out is None else Checkpoints(out, identity, settings.keep_checkpoints)
+        self.history: list[dict] = []  # a row per epoch
+        self.best: float | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def fit(self, phases: list[Phase]) -> list[dict]:
+        """Run all phases, going on from the newest checkpoint of this run where there is one.
+
+        Returns:
+            A row per epoch: phase, epoch, loss, learning_rate, images_per_second and, where evaluated, accuracy.
+
+        Raises:
+            ValueError: the folder holds a run with other settings or has no room, or the loss is not finite.
+            Interrupted: a signal asked to stop; the state is saved.
+        """
+        state = self._resume()
+        if self.settings.activation_checkpointing:
+            enable = getattr(self.model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+            (enable or self.model.gradient_checkpointing_enable)()
+        if self.settings.tracker != "none" and self.checkpoints is not None:
+            self.accelerator.init_trackers("log")
+        per_phase = self.settings.epochs * self.steps_per_epoch
+        done = 0 if state is None else state["phase"] * per_phase + state["step"]
+        bar = tqdm(total=len(phases) * per_phase, initial=done, unit="step", desc="training", disable=not self.is_main)
+        with bar, stop_requests() as stop:
+            for index, phase in enumerate(phases):
+                if state is None or index >= state["phase"]:
+                    self._run_phase(index, phase, state if state and state["phase"] == index else None, bar, stop)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return self.history
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """The model's state dict, gathered where it is sharded; called on every process."""
+        return self.accelerator.get_state_dict(self.model, unwrap=False)
+
+    def _resume(self) -> dict | None:
+        """The state to go on from, the same on every process."""
+        if self.checkpoints is None:
+            return None
+
+        def find() -> dict | None:
+            self.checkpoints.clear_staging()
+            self.checkpoints.check_room(4 * 4 * sum(parameter.numel() for parameter in self.model.parameters()))
+            return self.checkpoints.newest()
+
+        state = decided_on_main(self.accelerator, find)
+        if state is not None:
+            self.history, self.best = state["history"], state["best"]
+        return state
+
+    def _run_phase(self, index: int, phase: Phase, state: dict | None, bar: tqdm, stop: threading.Event) -> None:
+        settings, accelerator = self.settings, self.accelerator
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(phase.trainable(name))
+        # Prepared anew in every phase: what is trainable has changed, and with it the optimiser.
+        accelerator.free_memory()  # what a phase that was interrupted had prepared
+        accelerator.ddp_handler.find_unused_parameters = phase.sampled
+        if accelerator.is_fsdp2:
+            shard_at_root(self.model, accelerator)
+        optimizer = torch.optim.AdamW(decayed_groups(self.model, settings), settings.learning_rate, fused=True)
+        parameters = [list(group["params"]) for group in optimizer.param_groups]
+        model, optimizer = accelerator.prepare(self.model, optimizer)
+        if accelerator.is_fsdp2:  # Accelerate has found sharded parameters again by address: empty shards share one
+            for group, own in zip(optimizer.param_groups, parameters):
+                group["params"] = own
+        average = None
+        if settings.ema and accelerator.is_fsdp2:
+            raise ValueError("`ema` averages whole weights, and FSDP2 divides them; use one of the two.")
+        if settings.ema:
+            average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        progress = _Progress()
+        if state is not None:
+            accelerator.load_state(state["folder"])
+            progress = _Progress(**{key.name: state[key.name] for key in dataclasses.fields(_Progress)})
+            if average is not None:
+                average.load_state_dict(load_file(f"{state['folder']}/{EMA_FILE}"))
+        run = _Run(index, phase, model, optimizer, average, progress)
+        bar.set_description(phase.name)
+        with phase.during(accelerator.unwrap_model(model)):
+            run.forward = _compiled(model) if settings.compile else model
+            for epoch in range(progress.step // self.steps_per_epoch, settings.epochs):
+                self._run_epoch(run, epoch, bar, stop)
+        if average is not None:
+            with torch.no_grad():
+                for parameter, mean in zip(accelerator.unwrap_model(model).parameters(), average.parameters()):
+                    parameter.copy_(mean)
+        accelerator.free_memory(model, optimizer)
+
+    def _run_epoch(self, run: "_Run", epoch: int, bar: tqdm, stop: threading.Event) -> None:
+        progress, first = run.progress, run.progress.step - epoch * self.steps_per_epoch
+        if first == 0:
+            progress.loss_sum, progress.loss_steps, progress.seconds = 0.0, 0, 0.0
+        started, waiting = time.perf_counter(), []
+        last_epoch, seed = epoch + 1 == self.settings.epochs, f"{self.settings.seed} {run.index} {epoch}"
+        for parts in self.images.batches(seed, self.layout, first):
+            waiting.append(self._step(run, parts))
+            progress.step += 1
+            bar.update()
+            ended = progress.step % self.steps_per_epoch == 0
+            every = self.settings.checkpoint_every
+            saving = ended if every == 0 else progress.step % every == 0 or (ended and last_epoch)
+            stopping = self._stop_wanted(stop, saving or progress.step % STOP_STEPS == 0)
+            if len(waiting) == LOG_STEPS or ended or saving or stopping:
+                self._take_losses(run, waiting, started, bar)
+                started = time.perf_counter()
+            if ended:
+                self._end_epoch(run, epoch, bar)
+                started = time.perf_counter()
+            if self.checkpoints is not None and (saving or stopping):
+                self._save(run)
+            if stopping:
+                raise Interrupted(f"stopped after step {progress.step} of {run.phase.name}")
+
+    def _step(self, run: "_Run", parts: list[dict]) -> torch.Tensor:
+        """One optimiser step; the loss, on the device."""
+        settings, accelerator, step = self.settings, self.accelerator, run.progress.step
+        steps = settings.epochs * self.steps_per_epoch
+        rate = settings.learning_rate * warmup_cosine(step, steps, settings.warmup)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.model.train()
+        total = torch.zeros((), device=accelerator.device)
+        for number, batch in enumerate(parts):
+            with accelerator.accumulate(run.model):
+                draws = torch.Generator().manual_seed(derived_seed(settings.seed, "draws", run.index, step))
+                if self.teacher is not None:
+                    with accelerator.autocast():
+                        batch["teacher_logits"] = self.teacher(batch)
+                set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
+                *others, last = run.phase.draw(draws, step / steps)
+                for network in (*others, last):
+                    # Gradients meet those of the other processes once, before the step; `accumulate` may hold already.
+                    alone = network is not last and accelerator.sync_gradients
+                    with accelerator.no_sync(run.model) if alone else contextlib.nullcontext():
+                        with accelerator.autocast():
+                            loss = run.phase.forward(run.forward, batch, draws, **network)
+                        accelerator.backward(loss)
+                    total += loss.detach()
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+        if run.average is not None:
+            run.average.update_parameters(accelerator.unwrap_model(run.model))
+        return total / len(parts)
+
+    def _take_losses(self, run: "_Run", waiting: list[torch.Tensor], started: float, bar: tqdm) -> None:
+        """Fetch the losses of the last steps, check and log them."""
+        losses = self.accelerator.reduce(torch.stack(waiting), reduction="mean").tolist()
+        seconds, progress = time.perf_counter() - started, run.progress
+        if not all(map(math.isfinite, losses)):
+            kept = "The checkpoints before are kept." if self.checkpoints else ""
+            raise ValueError(
+                f"The loss of {run.phase.name} is {next(x for x in losses if not math.isfinite(x))} near step "
+                f"{progress.step}; `learning_rate` {self.settings.learning_rate} may be too high. {kept}"
+            )
+        for loss in losses:  # one by one: the same sum wherever the run was stopped
+            progress.loss_sum += loss
+        progress.loss_steps += len(losses)
+        progress.seconds += seconds
+        rate = len(losses) * self.layout.images / seconds
+        shown = {"loss": f"{losses[-1]:.3f}", "img/s": f"{rate:.0f}"}
+        if self.history and "accuracy" in self.history[-1]:
+            shown["accuracy"] = f"{100 * self.history[-1]['accuracy']:.1f}%"
+        bar.set_postfix(shown, refresh=False)
+        self._log({"loss": sum(losses) / len(losses), "images_per_second": rate, "learning_rate": run.rate}, run)
+        waiting.clear()
+
+    def _end_epoch(self, run: "_Run", epoch: int, bar: tqdm) -> None:
+        progress, every = run.progress, self.settings.evaluate_every
+        row = {
+            "phase": run.phase.name,
+            "epoch": epoch + 1,
+            "loss": progress.loss_sum / progress.loss_steps,
+            "learning_rate": run.rate,
+            "images_per_second": round(self.steps_per_epoch * self.layout.images / progress.seconds, 1),
+            "seconds": round(progress.seconds, 3),
+        }
+        last = epoch + 1 == self.settings.epochs
+        if self.held_out is not None and (last or (every and (epoch + 1) % every == 0)):
+            row["accuracy"] = self._evaluate(run)
+            self._log({"accuracy": row["accuracy"]}, run)
+            if self.best is None or row["accuracy"] > self.best:
+                self.best = row["accuracy"]
+                if self.on_best is not None:
+                    self._give_best(run)
+        self.history.append(row)
+
+    def _give_best(self, run: "_Run") -> None:
+        if run.average is not None:
+            state = run.average.module.state_dict()
+        else:
+            state = self.accelerator.get_state_dict(run.model)
+        if self.is_main:
+            self.on_best(state)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, run: "_Run") -> float:
+        """Top-1 accuracy of the phase's size on the held-out images, divided among the processes."""
+        model = run.average.module if run.average is not None else run.model
+        model.eval()
+        right = torch.zeros(2, dtype=torch.int64, device=self.accelerator.device)
+        with torch.no_grad():
+            for batch in self.held_out.in_order(self.layout):
+                with self.accelerator.autocast():
+                    logits = model(batch["pixel_values"], **run.phase.size).logits
+                right += torch.stack(((logits.argmax(-1) == batch["labels"]).sum(), right.new_tensor(len(logits))))
+        right, total = self.accelerator.reduce(right, reduction="sum").tolist()
+        return right / total
+
+    def _save(self, run: "_Run") -> None:
+        def write(folder: Path) -> None:
+            self.accelerator.save_state(str(folder))
+            if run.average is not None and self.is_main:
+                save_file(run.average.state_dict(), folder / EMA_FILE)
+
+        state = {**dataclasses.asdict(run.progress), "history": self.history, "best": self.best}
+        step = state.pop("step")
+        try:
+            self.checkpoints.save(run.index, step, state, write, self.is_main, self.accelerator.wait_for_everyone)
+        except OSError as error:
+            raise OSError(
+                f"A checkpoint cannot be written to {self.checkpoints.folder}: {error}. Those before it are kept; "
+                "make room and resume."
+            ) from error
+
+    def _stop_wanted(self, stop: threading.Event, agreeing: bool) -> bool:
+        """Whether to stop after this step; several processes agree on it, and only now and then."""
+        if self.accelerator.num_processes == 1:
+            return stop.is_set()
+        if not agreeing:
+            return False
+        asked = torch.tensor(int(stop.is_set()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
+
+    def _log(self, values: dict[str, float], run: "_Run") -> None:
+        if self.settings.tracker != "none" and self.checkpoints is not None:
+            step = run.index * self.settings.epochs * self.steps_per_epoch + run.progress.step
+            self.accelerator.log(values, step=step)
+
+
+@dataclass
+class _Run:
+    """A phase that is running: what was prepared for it."""
+
+    index: int
+    phase: Phase
+    model: nn.Module
+    optimizer: Any
+    average: AveragedModel | None
+    progress: _Progress
+    forward: Callable | None = None
+
+    @property
+    def rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+
+def make_accelerator(settings: TrainingSettings, out: str | Path | None = None) -> Accelerator:
+    """Accelerate's object for these settings; launched by torchrun or `accelerate launch`, one per process.
+
+    Raises:
+        ValueError: a tracker that is not installed or not known.
+    """
+    tracker = None if settings.tracker == "none" or out is None else settings.tracker
+    if tracker is not None:
+        check_tracker(tracker)
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=tracker,
+        project_dir=None if out is None else str(out),
+        kwargs_handlers=[DistributedDataParallelKwargs()],
+    )
+
+
+def decided_on_main(accelerator: Accelerator, decide: Callable[[], Any]) -> Any:
+    """What the main process finds, on every process; where it refuses, the others end without a word of their own."""
+    told = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told = [decide(), None]
+        except (ValueError, OSError) as error:
+            told = [None, error]
+    found, error = broadcast_object_list(told)
+    if error is not None:
+        raise error if accelerator.is_main_process else SystemExit(2)
+    return found
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that Accelerate does not know or cannot use here."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS]
+    if name not in known:
+        raise ValueError(f"`tracker` must be one of none, {', '.join(sorted(known))}, got {name!r}.")
+    if name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
+        raise ValueError(f"`tracker` {name} is not installed: pip install {name}, or use tracker none.")
+
+
+def layout(accelerator: Accelerator, settings: TrainingSettings) -> Layout:
+    """This process's part of a step."""
+    return Layout(settings.batch_size, settings.accumulation, accelerator.num_processes, accelerator.process_index)
+
+
+def _compiled(model: nn.Module) -> Callable:
+    """Compiled once per size that is drawn: torch stops after eight by default."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    return torch.compile(model)
+
+
+def shard_at_root(model: nn.Module, accelerator: Accelerator) -> None:
+    """FSDP2 with one unit, the whole model: its parts are read, not called, so that units of their own stay sharded.
+
+    Accelerate would give embeddings and final norm units of their own, whatever the wrapping policy; a model that is
+    sharded already it takes as it is.
+    """
+    if not isinstance(model, FSDPModule):
+        plugin = accelerator.state.fsdp_plugin
+        fully_shard(
+            model.to(accelerator.device),
+            reshard_after_forward=plugin.reshard_after_forward,
+            mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+            offload_policy=plugin.cpu_offload,
+        )
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set the event; a second one ends the process as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def decayed_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:
+    """The trainable parameters for AdamW: weight decay on matrices, chosen by name, none on gains, biases, tokens."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [p for name, p in named if name.endswith("weight") and "norm" not in name]
+    others = [p for name, p in named if not (name.endswith("weight") and "norm" not in name)]
+    return [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Learning rate factor of a step: linear to 1 over the first `warmup` of the steps, then a half cosine to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

@@ -1,0 +1,391 @@
+"""Named runs as Python functions and values. Each says cost and expected number, or that it was never run.
+
+quickstart("out")                                      digits, a minute and a half on two cores
+decompose(RECIPES["digits"], "out")                    any recipe, from images to a measured bundle
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configuration_lingene import LinGeneConfig
+from ..folders import write_json, write_sizes
+from ..hub import write_card
+from ..images.augmentation import AUGMENTATIONS, Augmentation
+from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images
+from ..images.loaders import Layout, training_images
+from ..images.streams import open_stream
+from ..measuring.metrics import device_name
+from ..measuring.plots import plot_history, plot_sizes
+from ..measuring.sweep import measure_sizes
+from ..modeling_lingene import LinGeneForImageClassification
+from .checkpoints import STAGING, check_identity
+from .decomposition import DecompositionSettings, phases
+from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from .losses import Objective
+from .teachers import CachedTeacher, load_teacher
+from .warm_start import content_of, fit_to, processor_of, start_of
+
+
+OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING}
+
+
+LOWEST = {"hidden_size": 1, "num_attention_heads": 1, "patch_size": 1, "depth": 1, "intermediate_size": 0}
+LOWEST |= {"image_size": 0, "num_components": 0, "start_degree": -1}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network at full size, and the components it is made of.
+
+    Args:
+        hidden_size: channels.
+        num_attention_heads: of each layer.
+        intermediate_size: MLP units; 0 is four times the channels.
+        image_size: pixels; 0 is the height of the first training image.
+        patch_size: pixels.
+        depth: number of layers.
+        num_components: number of components; 0 is as many as layers.
+        preset: stable or paper: nodes, start degree, gain offset and depth map, if not given.
+        basis: chebyshev, legendre, taylor or fourier.
+        nodes: roots or uniform; empty is the preset's.
+        start_degree: of the first component; -1 is the preset's.
+        degree_weight: w divides the coefficients of degree g by (g + 1)^w.
+        depth_map: resample or select; empty is the preset's.
+        dropout: probability, of hidden states.
+    """
+
+    hidden_size: int = 192
+    num_attention_heads: int = 3
+    intermediate_size: int = 0
+    image_size: int = 0
+    patch_size: int = 4
+    depth: int = 12
+    num_components: int = 0
+    preset: str = "stable"
+    basis: str = "chebyshev"
+    nodes: str = ""
+    start_degree: int = -1
+    degree_weight: float = 1.0  # for the elastic schedule; the same table
+    depth_map: str = ""
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name, low in LOWEST.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"`{name}` must be an integer of at least {low}, got {getattr(self, name)!r}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be from 0 to below 1, got {self.dropout!r}.")
+        if not abs(self.degree_weight) < float("inf"):
+            raise ValueError(f"`degree_weight` must be a number, got {self.degree_weight!r}.")
+
+    def config(self, images: LabelledImages, decomposition: DecompositionSettings) -> LinGeneConfig:
+        """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
+        names = images.class_names
+        return LinGeneConfig(
+            **self.shape(),
+            image_size=self.image_size or images.images[0].size[1],
+            patch_size=self.patch_size,
+            layer_norm_eps=1e-6,
+            hidden_dropout_prob=self.dropout,
+            trained_depths=sorted({self.depth, *decomposition.depths}),
+            trained_width_ratios=decomposition.trained_widths(self.num_attention_heads),
+            isolated_activation=decomposition.isolated_activation,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+
+    def shape(self) -> dict[str, Any]:
+        """What the images have no say in."""
+        return dict(
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
+            depth=self.depth,
+            num_components=self.num_components or self.depth,
+            preset=self.preset,
+            basis=self.basis,
+            nodes=self.nodes or None,
+            start_degree=None if self.start_degree < 0 else self.start_degree,
+            degree_weight=self.degree_weight,
+            depth_map=self.depth_map or None,
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a run: which images, which network, trained how.
+
+    Args:
+        data: as for `load_images`; trained on its split `train`, measured on `test`.
+        init: a bundle to go on from, by folder or name (a warm start); its shape, not that of the model settings, of
+            which only the number of components and the dropout count then.
+        teacher: a classifier by name (see `teachers.py`); empty for none.
+        cache_teacher: ask the teacher once per image; for images that are not varied.
+        workers: processes that decode, where the images are not kept in memory.
+        streaming: read the training images as they come, without downloading or indexing them first.
+        epoch_images: what counts as an epoch of a stream; 0 asks the set.
+    """
+
+    data: str
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    decomposition: DecompositionSettings = field(default_factory=DecompositionSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    objective: Objective = field(default_factory=Objective)
+    init: str = ""
+    teacher: str = ""
+    cache_teacher: bool = False
+    workers: int = 4
+    streaming: bool = False
+    epoch_images: int = 0
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError(f"`workers` must be an integer of at least 0, got {self.workers!r}.")
+
+    def identity(self, processes: int = 1) -> dict:
+        """What makes this run another run than its neighbour, flat, as JSON takes it."""
+        fields = {**vars(self.model), **self.training.identity(processes), **vars(self.decomposition)}
+        fields |= {**vars(self.augmentation), **vars(self.objective)}
+        fields |= {"data": self.data, "init": self.init, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
+        fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
+        return json.loads(json.dumps(fields))
+
+
+RECIPES = {
+    # A minute and a half on two CPU cores, 98 to 99 % for the best size: tests/benchmarks/results/quickstart.json.
+    "digits": Recipe(
+        data="digits",
+        model=ModelSettings(64, 4, intermediate_size=128, depth=6, degree_weight=0.0),
+        training=TrainingSettings(device="cpu", evaluate_every=0),
+        # Frozen: smaller prefixes would lose several points while later phases train what is outside.
+        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6), freeze_outside=True),
+        augmentation=Augmentation(**AUGMENTATIONS["shift"]),
+    ),
+    # Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/results/decomposition_fashion.json has it
+    # with a teacher.
+    "fashion_mnist": Recipe(
+        data="zalando-datasets/fashion_mnist",
+        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
+        training=TrainingSettings(epochs=12, device="cpu"),
+        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
+        augmentation=Augmentation(crop_padding=2, flip=True),
+    ),
+    # Half an hour on one CPU core; one run, four widths at three depths. With a teacher 83 to 89 %, every size above
+    # the same one trained alone: tests/benchmarks/results/elastic_fashion.json.
+    "fashion_mnist_sizes": Recipe(
+        data="zalando-datasets/fashion_mnist",
+        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6, degree_weight=0.0),
+        training=TrainingSettings(epochs=81, device="cpu"),
+        decomposition=DecompositionSettings("elastic", totals=(6,), depths=(3, 4), widths=("1/4", "1/2", "3/4")),
+        augmentation=Augmentation(crop_padding=2, flip=True),
+    ),
+    # Never run: written for one GPU, 60 epochs a phase of an incremental run of five. Parquet files of 32 pixels.
+    "tiny_imagenet_32": Recipe(
+        data="tiny_imagenet_32",
+        model=ModelSettings(192, 6, image_size=32, patch_size=4, depth=12),
+        training=TrainingSettings(epochs=300, batch_size=512, learning_rate=1e-3, precision="bf16"),
+        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 8, 12)),
+        augmentation=Augmentation(**AUGMENTATIONS["mixed"]),
+    ),
+    # LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; 83.70 % there.
+    # Never run here: weeks of GPU time, and images that are not ours to bring.
+    "paper_imagenet": Recipe(
+        data="ILSVRC/imagenet-1k",
+        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper", degree_weight=0.0),
+        training=TrainingSettings(
+            epochs=100, batch_size=512, learning_rate=8e-4, warmup=0.05, precision="bf16", tracker="tensorboard"
+        ),
+        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 8, 12)),
+        augmentation=Augmentation(**AUGMENTATIONS["deit"]),
+        teacher="timm:regnety_160",
+        workers=16,
+    ),
+}
+
+
+def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
+    """The training images as a source of batches, and the held-out ones."""
+    test = load_images(recipe.data, "test")
+
+    def processor(height: int) -> Any:
+        return (
+            image_processor(recipe.model.image_size or height) if begun is None else processor_of(recipe.init, begun)
+        )
+
+    if recipe.streaming:
+        opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
+        return opened, test
+    train = load_images(recipe.data, "train")
+    made = processor(train.images[0].size[1])
+    return training_images(train, made, recipe.augmentation, device, recipe.workers), test
+
+
+def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
+    """A small bundle on the digits set of scikit-learn, from nothing to measured sizes and a picture.
+
+    Six layers, six components in phases of 1, 2, 4, 6, depths 3, 4 and 6; twelve sizes materialised through
+    `from_pretrained` and measured on the 360 held-out images. A minute and a half on two CPU cores; 98 to 99 % for the
+    best size (tests/benchmarks/results/quickstart.json).
+
+    Args:
+        out: `bundle/`, `checkpoints/`, `results.json` and `sizes.png` go there; a run that was interrupted goes on,
+            a finished one is read back.
+        seed: of initialisation, order and augmentation.
+        epochs: of a phase.
+
+    Returns:
+        The rows of `sizes.json`.
+
+    Raises:
+        ValueError: the folder holds another run, or files of something else.
+    """
+    recipe = RECIPES["digits"]
+    training = dataclasses.replace(recipe.training, seed=seed, epochs=epochs)
+    with one_thread():  # matrices of 64 x 128
+        return decompose(
+            dataclasses.replace(recipe, training=training),
+            out,
+            title="One bundle, twelve sizes: handwritten digits",
+            name="lingene-digits",
+            threads=1,
+        )
+
+
+def decompose(
+    recipe: Recipe,
+    out: str | Path,
+    resume: bool = True,
+    title: str | None = None,
+    name: str | None = None,
+    threads: int | None = None,
+) -> list[dict]:
+    """Train a bundle, measure every prefix of its components at every trained depth, write card, table and picture.
+
+    On several processes all call it alike; the main one writes.
+
+    Args:
+        recipe: what to run.
+        out: folder: `bundle/` (the result), `best/` (the best state so far), `checkpoints/`, `log/`, `results.json`,
+            `history.json` (a row per epoch), `history.png`,
+            `sizes.png`.
+        resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
+        title: of the picture.
+        name: in the card's loading example; default the folder's.
+        threads: for the latency on a CPU.
+
+    Returns:
+        The rows of `sizes.json`.
+
+    Raises:
+        ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
+    """
+    out = Path(out)
+    accelerator = make_accelerator(recipe.training, out)
+    identity = recipe.identity(accelerator.num_processes)
+    if recipe.init:
+        identity["init_content"] = content_of(recipe.init)
+    finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
+    if finished is not None:
+        return finished if accelerator.is_main_process else []
+    begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
+    recipe.decomposition.check(begun.config if begun else LinGeneConfig(**recipe.model.shape()))  # before data is read
+    source, test = _sources(recipe, accelerator.device, begun)
+    train, processor = source.images, source.processor
+    if WHOLE in (train.split, test.split):
+        raise ValueError(
+            f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
+        )
+    for images in (train, test):
+        check_labels(images, len(train.class_names))
+    torch.manual_seed(recipe.training.seed)
+    if begun is None:
+        model = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition))
+    else:
+        model = begun
+        fit_to(model, train, recipe.decomposition)
+    config = model.config
+    todo = phases(model, recipe.decomposition, recipe.objective, warm=begun is not None)
+    teacher = None
+    if recipe.teacher:
+        teacher = load_teacher(recipe.teacher, source)
+        if recipe.cache_teacher:
+            teacher = CachedTeacher(teacher, source, Layout(recipe.training.batch_size))
+
+    def save(folder: Path, state: dict) -> None:
+        model.save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)
+
+    loop = TrainingLoop(
+        model,
+        source,
+        recipe.training,
+        out,
+        identity=identity,
+        held_out=training_images(test, processor, Augmentation(), accelerator.device, recipe.workers),
+        teacher=teacher,
+        on_best=lambda state: save(out / "best", state),
+        accelerator=accelerator,
+    )
+    history = loop.fit(todo)
+    state = loop.full_state()
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return []
+    bundle = out / "bundle"
+    save(bundle, state)
+    totals = recipe.decomposition.prefixes(config.reference_components)
+    widths = config.trained_width_ratios
+    sizes = [(depth, width, total) for depth in config.trained_depths for width in widths for total in totals]
+    rows = measure_sizes(bundle, batches(test, processor, 128), sizes, threads=threads, device=str(accelerator.device))
+    write_sizes(bundle, rows)
+    write_card(bundle, name)
+    plot_sizes(rows, out / "sizes.png", title or f"One bundle on {train.name}: every size")
+    plot_history(history, out / "history.png", f"Training on {train.name}")
+    run = {"hardware": device_name(accelerator.device), "torch": torch.__version__}
+    run["processes"] = accelerator.num_processes
+    write_json(out / "history.json", {"epochs": history})
+    write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
+    return rows
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """With matrices this small, threads only wait for each other: on a busy machine up to fifty times the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _finished(out: Path, identity: dict, resume: bool) -> list[dict] | None:
+    """The rows of a finished run; None where it is yet to run or to go on. Refuses the place of something else."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise ValueError(f"`out` must be a folder, and {out} is a file.")
+    found = {path.name for path in out.iterdir()}
+    if found and not resume:
+        raise ValueError(f"`out` {out} is not empty; `resume` goes on with the run in it, or choose another folder.")
+    results = out / "results.json"
+    if results.is_file():
+        try:
+            stored = json.loads(results.read_text(encoding="utf-8"))
+            named, rows = stored["identity"], stored["sizes"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"`out` {out} holds a results.json that is not this run's; choose another.") from None
+        check_identity(out, named, identity)
+        return rows
+    begun = found & {"checkpoints", STAGING}  # a bundle without them is somebody's
+    if found and not begun or found - OURS:
+        raise ValueError(f"`out` {out} holds other files; choose a new or empty folder.")
+    return None

@@ -1,0 +1,151 @@
+"""Teachers: trained classifiers whose answers a bundle learns from; frozen, with their own preprocessing.
+
+load_teacher("google/vit-base-patch16-224", ...)     transformers, by name or folder
+load_teacher("timm:regnety_160", ...)                timm, by name, or timm:local-dir:FOLDER
+"""
+
+import os
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from ..images.data import require
+from ..images.loaders import Layout, MemoryImages, PictureImages
+
+
+class Teacher:
+    """A batch's logits of a frozen model, which sees what the student sees, mixed images included.
+
+    Args:
+        model: (b, 3, h, w) -> logits (b, classes), or an output with `.logits`.
+        size: (h, w) the model wants, pixels; None takes any.
+        mean, std: of its normalisation.
+        images: the source of the batches, for theirs.
+        name: for messages.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: tuple[int, int] | None,
+        mean: list[float],
+        std: list[float],
+        images: MemoryImages | PictureImages,
+        name: str,
+    ):
+        self.model, self.size, self.name = model.to(images.device).eval().requires_grad_(False), size, name
+        mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+        self.scale, self.shift = images.std / std, (images.mean - mean) / std
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (b, classes), without gradients."""
+        with torch.inference_mode():
+            values = batch["pixel_values"] * self.scale + self.shift
+            if self.size is not None and tuple(values.shape[-2:]) != self.size:
+                values = functional.interpolate(values, self.size, mode="bicubic", antialias=True)
+            logits = self.model(values)
+        return getattr(logits, "logits", logits).float().clone()  # autograd takes no tensor of inference mode
+
+
+class CachedTeacher:
+    """The same logits computed once per image, where no augmentation makes every view another.
+
+    Args:
+        teacher: asked once for every image.
+        images: whose `index` the batches carry.
+        layout: batch size of the asking; every process asks for all images.
+
+    Raises:
+        ValueError: the source's augmentation varies images.
+    """
+
+    def __init__(self, teacher: Teacher, images: MemoryImages | PictureImages, layout: Layout):
+        if images.augmentation.varies:
+            raise ValueError(
+                "`cache_teacher` needs images that are the same in every epoch; use it with the augmentation `none`."
+            )
+        self.logits = None
+        for batch in images.in_order(Layout(layout.batch_size)):
+            logits = teacher(batch)
+            if self.logits is None:
+                self.logits = logits.new_zeros(len(images.images), logits.shape[1])
+            self.logits[batch["index"]] = logits
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.logits[batch["index"]]
+
+
+def load_teacher(name: str, images: MemoryImages | PictureImages) -> Teacher:
+    """A classifier by name, for the classes of a set.
+
+    Args:
+        name: `timm:NAME`, or a transformers name or folder (a bundle too).
+        images: the training images.
+
+    Raises:
+        ValueError: it cannot be loaded, or has other classes.
+        ImportError: timm is missing; the message says what to install.
+    """
+    loaded = _from_timm(name) if name.startswith("timm:") else _from_transformers(name)
+    model, classes, names, size, mean, std = loaded
+    if classes != images.num_labels:
+        raise ValueError(
+            f"`teacher` {name} has {classes} classes, and {images.images.name} has {images.num_labels}; "
+            "fine-tune it on this set first, or use another."
+        )
+    known = [label.lower() for label in images.images.class_names]
+    named = [label.lower() for label in names or []]
+    if named != known and sorted(named) == sorted(known):
+        raise ValueError(f"`teacher` {name} has the classes of {images.images.name} in another order.")
+    return Teacher(model, size, mean, std, images, name)
+
+
+def _from_timm(name: str) -> tuple:
+    """Model, number of classes, their names, (h, w), mean, standard deviation."""
+    timm = require("timm")
+    try:
+        model = timm.create_model(name.removeprefix("timm:"), pretrained=True)
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
+    data: dict[str, Any] = timm.data.resolve_model_data_config(model)
+    return model, model.num_classes, None, tuple(data["input_size"][1:]), list(data["mean"]), list(data["std"])
+
+
+def _from_transformers(name: str) -> tuple:
+    """Model, number of classes, their names, (h, w), mean, standard deviation."""
+    path = os.path.expanduser(name)
+    try:
+        model, told = AutoModelForImageClassification.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
+        processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
+    if told["missing_keys"]:
+        raise ValueError(f"`teacher` {name} has no trained {', '.join(sorted(told['missing_keys']))}.")
+    names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
+    return model, model.config.num_labels, names, *_preprocessing(name, processor.to_dict())
+
+
+def _preprocessing(name: str, said: dict) -> tuple:
+    """(h, w), mean and standard deviation on pixels of 0..1, of an image processor's fields."""
+    if said.get("do_flip_channel_order") or said.get("rescale_offset"):
+        raise ValueError(
+            f"`teacher` {name} flips channels or shifts pixels; only resize, rescale, normalise are known."
+        )
+    size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    if size and "shortest_edge" in size:
+        size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+    size = (size["height"], size["width"]) if size and size.get("height") else None
+    scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
+    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
+    return size, [value / scale for value in mean], [value / scale for value in std]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,84 @@
+"""Training that goes on from a bundle: its components, its shape, its preprocessing; a new head for other classes."""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from ..folders import read_config
+from ..images.data import LabelledImages, image_processor
+from ..measuring.metrics import quiet_loading
+from ..modeling_lingene import LinGeneForImageClassification
+from .decomposition import DecompositionSettings
+
+
+def start_of(name: str, num_components: int = 0, dropout: float = 0.0) -> LinGeneForImageClassification | None:
+    """A bundle as a constrained model in float32.
+
+    Args:
+        name: folder or name on the Hub; empty for a run that starts from nothing.
+        num_components: its first ones; 0 is all.
+        dropout: of hidden states.
+
+    Raises:
+        ValueError: it is no bundle, or holds fewer components.
+    """
+    if not name:
+        return None
+    asked = {"num_components": num_components or None, "hidden_dropout_prob": dropout}
+    try:
+        with quiet_loading():
+            model, found = LinGeneForImageClassification.from_pretrained(
+                os.path.expanduser(name), constrained=True, dtype=torch.float32, output_loading_info=True, **asked
+            )
+    except OSError as error:
+        raise ValueError(f"`init` {name} cannot be read: {str(error).splitlines()[0]}") from None
+    if any(key.startswith("classifier.") for key in found["missing_keys"]):
+        model.classifier = nn.Identity()  # `fit_to` draws one, after the run has been seeded
+    return model
+
+
+def content_of(name: str) -> str:
+    """What tells a bundle from another one of the same name: its weights and whatever its configuration says.
+
+    Raises:
+        ValueError: nothing is there, or it is no bundle.
+    """
+    try:
+        fields = read_config(os.path.expanduser(name)).to_dict()
+    except ValueError as error:
+        raise ValueError(str(error).replace("`bundle`", "`init`", 1)) from None
+    fields.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
+    """A bundle's image size, mean, standard deviation and interpolation, in the processor that is trained with."""
+    size = model.config.image_size
+    made = image_processor(size if isinstance(size, int) else tuple(size))
+    try:
+        own = AutoImageProcessor.from_pretrained(os.path.expanduser(name))
+    except OSError:
+        return made
+    made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample
+    return made
+
+
+def fit_to(model: LinGeneForImageClassification, images: LabelledImages, settings: DecompositionSettings) -> None:
+    """Make a bundle's model one for these images: their classes, with a new head if there are more or fewer, and the
+    sizes that will have been trained.
+    """
+    config, names = model.config, images.class_names
+    if not isinstance(model.classifier, nn.Linear) or model.classifier.out_features != len(names):
+        model.classifier = nn.Linear(config.hidden_size, len(names))
+        nn.init.trunc_normal_(model.classifier.weight, std=config.initializer_range)
+        nn.init.zeros_(model.classifier.bias)
+        model.num_labels = len(names)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
+    config.trained_depths = sorted({config.num_hidden_layers, *settings.depths})
+    config.trained_width_ratios = settings.trained_widths(config.num_attention_heads)
+    config.isolated_activation = settings.isolated_activation

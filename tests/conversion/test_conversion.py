@@ -1,0 +1,445 @@
+"""Laws of conversion: whatever a bundle can express comes through exactly, everything else is refused by name.
+
+Against transformers' and timm's own models, every parameter changed by noise, LayerNorms, biases and LayerScales too.
+
+    pytest tests/conversion/test_conversion.py
+"""
+
+import json
+import time
+
+import numpy
+import pytest
+import torch
+from numpy.polynomial import chebyshev
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
+    ViTMSNModel,
+)
+
+import helpers
+from modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from modeling_lingene.conversion.closed_form import condition
+from modeling_lingene.conversion.convert import convert
+
+
+SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, image_size=16, patch_size=4)
+MLP = {**SHAPE, "intermediate_size": 96}
+DECODER = dict(decoder_num_hidden_layers=1, decoder_hidden_size=24, decoder_num_attention_heads=2)
+DECODER |= dict(decoder_intermediate_size=24)
+HEADLESS = {
+    "vit with pooler": (ViTModel, ViTConfig(**MLP)),
+    "vit, tanh gelu": (ViTModel, ViTConfig(**MLP, hidden_act="gelu_pytorch_tanh")),
+    "mae": (ViTMAEForPreTraining, ViTMAEConfig(**MLP, **DECODER)),
+    "msn": (ViTMSNModel, ViTMSNConfig(**MLP)),
+    "dinov2": (Dinov2Model, Dinov2Config(**SHAPE, mlp_ratio=2, layerscale_value=0.3)),
+}
+CLASSIFIERS = {
+    "vit": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7)),
+    "vit without biases": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7, qkv_bias=False)),
+    "vit, rectangles": (
+        ViTForImageClassification,
+        ViTConfig(**{**MLP, "image_size": [16, 24], "patch_size": [4, 8]}, num_labels=7),
+    ),
+    "vit, one channel": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7, num_channels=1)),
+    "msn": (ViTMSNForImageClassification, ViTMSNConfig(**MLP, num_labels=7)),
+}
+# Of deit3 and DINOv2 with LayerScale; deit3 adds no position to the class token.
+TIMM = ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_dinov2"]
+
+
+def changed(model, seed=0, noise=0.05):
+    """Every parameter moved away from its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
+    return model.eval()
+
+
+def pixels(config, batch=3):
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, config.num_channels, height, width, generator=generator)
+
+
+def source(tmp_path, model_class, config, dtype=None):
+    model = changed(model_class(config))
+    folder = tmp_path / "source"
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
+    return model.float(), folder
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@torch.no_grad()
+def test_a_classifier_comes_through_to_the_same_logits(tmp_path, kind):
+    """Stock model -> bundle -> stock model: equal to 1e-5 relative, labels and preprocessing kept."""
+    model_class, config = CLASSIFIERS[kind]
+    config.id2label = {index: f"thing {index}" for index in range(7)}
+    model, folder = source(tmp_path, model_class, config)
+    report = convert(str(folder), tmp_path / "bundle")
+    values = pixels(config)
+    expected = model(values).logits
+    back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle")
+    assert type(back) is ViTForImageClassification and back.config.id2label == config.id2label
+    assert relative(back.eval()(values).logits, expected) < 1e-5
+    constrained = LinGeneForImageClassification.from_pretrained(tmp_path / "bundle", constrained=True).eval()
+    assert relative(constrained(values).logits, expected) < 1e-5
+    assert report["relative_logit_error"] < 1e-5 and report["condition"] == pytest.approx(2**0.5)
+    assert json.loads((tmp_path / "bundle" / "conversion.json").read_text()) == report
+
+
+@pytest.mark.parametrize("kind", HEADLESS)
+@torch.no_grad()
+def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
+    """Without a classifier all normed tokens are the outcome; what is left out is named, with its reason."""
+    model_class, config = HEADLESS[kind]
+    model, folder = source(tmp_path, model_class, config)
+    report = convert(str(folder), tmp_path / "bundle")
+    back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+    assert type(back) is ViTModel and back.pooler is None
+    values = pixels(config)
+    if kind == "mae":
+        model.vit.config.mask_ratio = 0.0
+        found = model.vit(values)
+        order = torch.argsort(found.ids_restore * 0 + found.ids_restore, dim=1)
+        tokens = torch.gather(back(values).last_hidden_state[:, 1:], 1, order[..., None].expand(-1, -1, 48))
+        expected = found.last_hidden_state
+        assert relative(tokens, expected[:, 1:]) < 1e-5
+        assert relative(back(values).last_hidden_state[:, 0], expected[:, 0]) < 1e-5
+        assert all(key.startswith("decoder.") for key in report["left_out"]) and len(report["left_out"]) > 10
+    else:
+        assert relative(back(values).last_hidden_state, model(values).last_hidden_state) < 1e-5
+        extra = {"vit with pooler": {"pooler.dense.weight", "pooler.dense.bias"}, "dinov2": {"embeddings.mask_token"}}
+        assert report["left_out"].keys() == extra.get(kind, extra["vit with pooler"] if "vit" in kind else set())
+
+
+def timm_source(tmp_path, name, file="weights.safetensors", **options):
+    """A timm model at a small image size, and the file of its weights; the name alone says another size."""
+    timm = pytest.importorskip("timm")
+    patch = 14 if "patch14" in name else 16
+    model = changed(timm.create_model(name, img_size=3 * patch, **options))
+    path = tmp_path / file
+    if file.endswith(".safetensors"):
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return model, path, torch.randn(3, 3, 3 * patch, 3 * patch, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", TIMM)
+@torch.no_grad()
+def test_a_timm_model_comes_through(tmp_path, name):
+    """LayerScale folded, no position for the class token expressed, the image size taken from the positions."""
+    model, path, values = timm_source(tmp_path, name, num_classes=0 if "dinov2" in name else 7)
+    report = convert(f"timm:{name}", tmp_path / "bundle", weights=str(path))
+    if "dinov2" in name:
+        back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+        assert relative(back(values).last_hidden_state, model.forward_features(values)) < 1e-5
+    else:
+        back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
+        assert relative(back(values).logits, model(values)) < 1e-5
+    assert report["relative_logit_error"] < 1e-5
+    mean = json.loads((tmp_path / "bundle" / "preprocessor_config.json").read_text())["image_mean"]
+    assert mean == pytest.approx(list(model.pretrained_cfg["mean"]))
+
+
+@torch.no_grad()
+def test_a_network_within_a_training_state_is_found_by_its_prefix(tmp_path):
+    """DINO and MoCo v3 publish two networks in one file, with their optimisers; none of it is taken by guess."""
+    model, _, values = timm_source(tmp_path, "vit_tiny_patch16_224", num_classes=0)
+    other = changed(type(model)(img_size=48, embed_dim=192, num_heads=3, num_classes=0), seed=3)
+    state = {
+        "state_dict": {
+            **{f"module.base_encoder.{key}": value for key, value in model.state_dict().items()},
+            **{f"module.momentum_encoder.{key}": value for key, value in other.state_dict().items()},
+        },
+        "epoch": 300,
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+    }
+    torch.save(state, tmp_path / "moco.pth.tar")
+    given = {"weights": str(tmp_path / "moco.pth.tar")}
+    with pytest.raises(ValueError, match="several networks.*state_dict.module.base_encoder..*--prefix"):
+        convert("timm:vit_tiny_patch16_224", tmp_path / "bundle", **given)
+    with pytest.raises(ValueError, match="`prefix` 'base' leads to no network"):
+        convert("timm:vit_tiny_patch16_224", tmp_path / "bundle", prefix="base", **given)
+    prefix = "state_dict.module.base_encoder."
+    report = convert("timm:vit_tiny_patch16_224", tmp_path / "bundle", prefix=prefix, **given)
+    back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+    assert relative(back(values).last_hidden_state, model.forward_features(values)) < 1e-5
+    assert "optimizer.state.0.exp_avg" in report["left_out"]
+
+
+@torch.no_grad()
+def test_deit_iii_in_its_published_names(tmp_path):
+    """`gamma_1` is what timm calls `ls1.gamma`."""
+    model, _, values = timm_source(tmp_path, "deit3_small_patch16_224", num_classes=7)
+    state = {
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+        for key, value in model.state_dict().items()
+    }
+    torch.save({"model": state}, tmp_path / "deit3.pth")
+    convert("timm:deit3_small_patch16_224", tmp_path / "bundle", weights=str(tmp_path / "deit3.pth"))
+    back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
+    assert relative(back(values).logits, model(values)) < 1e-5
+
+
+def test_components_are_what_numpy_solves_for(tmp_path):
+    """A = a^-1 W with numpy's Chebyshev polynomials at its Chebyshev points; and least squares with fewer."""
+    model, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    stock = load_file(folder / "model.safetensors")
+    layers = numpy.stack(
+        [stock[f"vit.encoder.layer.{layer}.intermediate.dense.weight"].double().numpy() for layer in range(6)]
+    )
+    for count in (6, 3):
+        convert(str(folder), tmp_path / f"{count}", num_components=count)
+        table = chebyshev.chebvander(chebyshev.chebpts1(6), count - 1)
+        expected = numpy.linalg.lstsq(table, layers.reshape(6, -1), rcond=None)[0].reshape(count, *layers.shape[1:])
+        for index in range(count):
+            file = load_file(tmp_path / f"{count}" / f"component-0{index}.safetensors")
+            found = file[f"components.{index}.mlp.fc1.weight"].numpy()
+            numpy.testing.assert_allclose(found, expected[index], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [12, 24])
+def test_deep_models_lose_nothing(tmp_path, depth):
+    """With the paper's coefficients the error at 12 layers is 0.6, and 24 cannot be solved at all."""
+    config = ViTConfig(**{**MLP, "num_hidden_layers": depth}, num_labels=7)
+    _, folder = source(tmp_path, ViTForImageClassification, config)
+    report = convert(str(folder), tmp_path / "bundle", degree_weight=1.0)
+    assert report["relative_logit_error"] < 1e-5
+    with pytest.raises(ValueError, match="condition number.*preset stable"):
+        convert(str(folder), tmp_path / "paper", preset="paper")
+    assert not (tmp_path / "paper").exists()
+
+
+def test_the_condition_number_is_numpys():
+    """Singular means infinite, not an exception."""
+    table = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert condition(table) == pytest.approx(numpy.linalg.cond(table.numpy()))
+    assert condition(torch.zeros(3, 3, dtype=torch.float64)) == float("inf")
+
+
+@pytest.mark.parametrize("fields", [{"start_degree": 1}, {"basis": "fourier"}])
+def test_singular_bases_are_refused(tmp_path, fields):
+    """Chebyshev polynomials from degree 1 on their own roots, and Fourier's: no component solves for them."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    with pytest.raises(ValueError, match="condition number"):
+        convert(str(folder), tmp_path / "bundle", **fields)
+
+
+def test_half_precision_is_solved_in_double_and_stored_in_single(tmp_path):
+    """Components in half precision would lose what the layers had."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"], dtype=torch.bfloat16)
+    report = convert(str(folder), tmp_path / "bundle")
+    assert report["relative_logit_error"] < 1e-5
+    assert load_file(tmp_path / "bundle" / "shared.safetensors")["layernorm.weight"].dtype == torch.float32
+
+
+def test_fewer_layers_are_selected(tmp_path):
+    """The depth map of a converted bundle: rows of the kept layers, no other layer."""
+    model, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    convert(str(folder), tmp_path / "bundle")
+    small = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle", depth=3)
+    for layer, kept in enumerate((0, 2, 4)):
+        own = small.vit.layers[layer].mlp.fc1.weight
+        assert torch.allclose(own, model.vit.layers[kept].mlp.fc1.weight, atol=1e-6)
+
+
+def test_the_encoder_alone_may_be_asked_for(tmp_path):
+    """Also where the classifier could not be expressed: DINOv2's sees the mean of the patches too."""
+    config = Dinov2Config(**SHAPE, num_labels=7)
+    _, folder = source(tmp_path, Dinov2ForImageClassification, config)
+    with pytest.raises(ValueError, match="`classifier`.*--headless"):
+        convert(str(folder), tmp_path / "bundle")
+    report = convert(str(folder), tmp_path / "bundle", headless=True)
+    assert {"classifier.weight", "classifier.bias"} <= report["left_out"].keys()
+    assert LinGeneModel.from_pretrained(tmp_path / "bundle").config.num_hidden_layers == 6
+
+
+def test_preprocessing_comes_along(tmp_path):
+    """Or every accuracy measured later would be of other pixels."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+    convert(str(folder), tmp_path / "bundle")
+    assert json.loads((tmp_path / "bundle" / "preprocessor_config.json").read_text())["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "deit"}, "distillation token"),
+        ({"model_type": "dinov2_with_registers"}, "register"),
+        ({"model_type": "beit"}, "relative positions"),
+        ({"model_type": "resnet"}, "`model_type` 'resnet'"),
+        ({"qk_norm": True}, "`qk_norm`"),
+        ({"pruned_heads": {"0": [1]}}, "`pruned_heads`"),
+        ({"auto_map": {"AutoModel": "a.B"}}, "`auto_map`"),
+        ({"hidden_act": "swish_of_mine"}, "`hidden_act`"),
+    ],
+)
+def test_options_that_are_not_on_the_list_are_refused_by_name_at_once(tmp_path, changes, named):
+    """Before any weight is read."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    edit(folder, **changes)
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=named):
+        convert(str(folder), tmp_path / "bundle")
+    assert time.monotonic() - begun < 5 and not (tmp_path / "bundle").exists()
+
+
+def test_dinov2_with_swiglu_is_refused(tmp_path):
+    """Its giant."""
+    config = Dinov2Config(**SHAPE, use_swiglu_ffn=True)
+    Dinov2Model(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="`use_swiglu_ffn` True.*SwiGLU"):
+        convert(str(tmp_path / "source"), tmp_path / "bundle")
+
+
+def test_a_real_deit_with_its_distillation_token_is_refused(tmp_path):
+    """As transformers saves it."""
+    config = DeiTConfig(**MLP, num_labels=7)
+    DeiTForImageClassification(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="distillation token"):
+        convert(str(tmp_path / "source"), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop("vit.encoder.layer.2.output.dense.bias"), "blocks.2.mlp.fc2.bias"),
+        (lambda state: state.update({"vit.encoder.layer.0.gate": torch.ones(1)}), "encoder.layer.0.gate"),
+        (lambda state: state.update({"vit.layernorm.weight": torch.ones(7)}), "layernorm.weight"),
+        (lambda state: state["vit.embeddings.cls_token"].fill_(float("nan")), "not finite"),
+        (lambda state: state.update({"layernorm.weight": torch.ones(48)}), "twice"),
+    ],
+)
+def test_every_tensor_is_accounted_for(tmp_path, change, named):
+    """None missing, none left over, none of another shape, none broken: by name."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=named):
+        convert(str(folder), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
+        ("vit_base_patch16_clip_224", "norm_pre.*a norm before the blocks"),
+        ("vit_small_patch14_reg4_dinov2", "`reg_tokens`.*register"),
+        ("vit_giant_patch14_dinov2", "mlp"),
+        ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
+        ("vit_base_patch16_siglip_224", "attn_pool.*attention pooling"),
+        ("vit_small_patch16_18x2_224", "blocks.0"),
+        ("vit_base_r50_s16_224", "patch_embed"),
+        ("beit_base_patch16_224", "Beit"),
+        ("vit_base_patch16_gap_224", "class token|global_pool|fc_norm"),
+        ("resnet18", "ResNet"),
+        ("no_such_model", "cannot be built"),
+    ],
+)
+def test_timm_models_that_cannot_be_expressed_are_refused_by_name(tmp_path, name, named):
+    """The module or option, in the words people use for it; before weights are looked for."""
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=named):
+        convert(f"timm:{name}", tmp_path / "bundle", weights="not-there.safetensors")
+
+
+def test_a_classifier_on_the_mean_of_tokens_is_refused(tmp_path):
+    """Of a model whose modules are all known: only an option differs."""
+    timm = pytest.importorskip("timm")
+    from modeling_lingene.conversion.from_timm import check_model
+
+    model = timm.create_model("vit_tiny_patch16_224", global_pool="avg", fc_norm=False)
+    with pytest.raises(ValueError, match="`global_pool`.*'avg' pooling in a classifier"):
+        check_model("it", model, head_matters=True)
+    check_model("it", model, head_matters=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"patch_embed.proj.weight": torch.zeros(192, 3, 16, 16)}, "lacks"),
+        ({"something": torch.zeros(3)}, "holds no `patch_embed.proj.weight`"),
+        ({"a": print}, "more than tensors"),
+    ],
+)
+def test_files_that_are_no_state_dict_of_it_are_refused(tmp_path, content, named):
+    """Also those whose reading would run code."""
+    pytest.importorskip("timm")
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=named):
+        convert("timm:vit_tiny_patch16_224", tmp_path / "bundle", weights=str(tmp_path / "file.pth"))
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    """Absent, cut off, or nothing of the kind."""
+    pytest.importorskip("timm")
+    (tmp_path / "a.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "a.pth").write_bytes(b"nothing")
+    for file in ("a.safetensors", "a.pth", "absent.pth"):
+        with pytest.raises(ValueError, match="`weights`"):
+            convert("timm:vit_tiny_patch16_224", tmp_path / "bundle", weights=str(tmp_path / file))
+
+
+def test_places_and_counts_that_cannot_be_are_refused(tmp_path):
+    """Before the source is read."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    with pytest.raises(ValueError, match="`out`"):
+        convert(str(folder), tmp_path / "full")
+    for count in (0, 7, 1.5):
+        with pytest.raises(ValueError, match="`num_components`"):
+            convert(str(folder), tmp_path / "bundle", num_components=count)
+    with pytest.raises(ValueError, match="`weights` and `prefix`"):
+        convert(str(folder), tmp_path / "bundle", weights="x")
+    with pytest.raises(ValueError, match="`source`"):
+        convert(str(tmp_path / "absent"), tmp_path / "bundle")
+
+
+def test_a_conversion_that_loses_what_it_should_not_leaves_nothing(tmp_path, monkeypatch):
+    """An option that no list knows would show in the logits only."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    from modeling_lingene.conversion import convert as module
+
+    monkeypatch.setattr(module, "LOSSLESS", 1e-12)
+    with pytest.raises(RuntimeError, match="nothing was written"):
+        convert(str(folder), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_tiny_bundle_of_the_other_tests_converts_too(tmp_path):
+    """A size of a bundle, written as a plain model, is a source like any other."""
+    bundle = helpers.bundle(tmp_path / "tiny")
+    AutoModelForImageClassification.from_pretrained(bundle, depth=4).save_pretrained(tmp_path / "plain")
+    assert convert(str(tmp_path / "plain"), tmp_path / "bundle")["depth"] == 4

@@ -1,0 +1,191 @@
+"""Laws of `modeling_lingene.measuring.plots`: what is drawn is what was measured, readable and whole."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+pytest.importorskip("matplotlib")
+
+from modeling_lingene.measuring import plots  # noqa: E402
+from modeling_lingene.measuring.plots import pareto, plot_sizes, readable_ticks  # noqa: E402
+
+
+def rows(depths=(3, 4, 6), widths=("1/2", "1"), components=(1, 2, 4, 6)):
+    return [
+        {
+            "depth": depth,
+            "width_ratio": width,
+            "num_components": count,
+            "stored_params": 200_000 + 440_000 * count // (4 if width == "1/2" else 1),
+            "macs": 30_000_000 * depth // (3 if width == "1/2" else 1),
+            "accuracy": 0.6 - 0.3 / depth - 0.2 / count - 0.1 * (width == "1/2"),
+            "split": "test",
+            "dataset": "made up",
+        }
+        for depth in depths
+        for width in widths
+        for count in components
+    ]
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The figure of the last `plot_sizes`, kept instead of written."""
+    kept = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def test_a_png_of_1650_by_750_pixels_appears_whole(tmp_path):
+    """Folders are made, an old file is replaced, nothing else is left."""
+    path = tmp_path / "new" / "sizes.png"
+    for _ in range(2):
+        plot_sizes(rows(), path, title="Sizes")
+        data = path.read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
+        assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (1650, 750)
+        assert os.listdir(path.parent) == ["sizes.png"]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+    """Written beside its place, then renamed."""
+    from matplotlib.figure import Figure
+
+    def cut(self, path, **kwargs):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    path = tmp_path / "sizes.png"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", cut)
+    with pytest.raises(OSError, match="disk full"):
+        plot_sizes(rows(), path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["sizes.png"]
+
+
+def test_every_size_is_a_point_in_both_panels(figure, tmp_path):
+    """In percent, at its cost, joined with the sizes of its depth and width."""
+    measured = rows()
+    plot_sizes(measured, tmp_path / "x.png")
+    for panel, cost in zip(figure[0].axes, ("macs", "stored_params"), strict=True):
+        assert panel.get_xscale() == "log"
+        lines = [line.get_xydata().tolist() for line in panel.lines if line.get_linestyle() == "-"]
+        assert sorted(map(len, lines)) == [4] * 6
+        drawn = sorted(tuple(point) for line in lines for point in line)
+        assert drawn == sorted((row[cost], 100 * row["accuracy"]) for row in measured)
+
+
+def test_the_ringed_sizes_are_those_no_other_beats(figure, tmp_path):
+    """Against a double loop over the definition, ties included."""
+    measured = rows() + [{**rows()[0], "num_components": 9}]
+    plot_sizes(measured, tmp_path / "x.png")
+    for panel, cost in zip(figure[0].axes, ("macs", "stored_params"), strict=True):
+        unbeaten = set()
+        for one in measured:
+            better = [r for r in measured if r[cost] <= one[cost] and r["accuracy"] >= one["accuracy"]]
+            if all(r[cost] == one[cost] and r["accuracy"] == one["accuracy"] for r in better):
+                unbeaten.add((one[cost], 100 * one["accuracy"]))
+        (ring,) = [line for line in panel.lines if line.get_linestyle() == "--"]
+        assert {tuple(point) for point in ring.get_xydata().tolist()} == unbeaten
+
+
+def test_pareto_keeps_equal_points_and_drops_beaten_ones():
+    """By hand: (cost, value)."""
+    assert pareto([1, 1, 2, 2, 3], [5, 5, 5, 7, 6]) == [True, True, False, True, False]
+
+
+def test_labels_give_the_components_and_do_not_overlap(figure, tmp_path):
+    """A label that covers another one is worse than none."""
+    plot_sizes(rows(), tmp_path / "x.png")
+    figure[0].draw_without_rendering()
+    for panel in figure[0].axes:
+        assert sorted(text.get_text() for text in panel.texts) == sorted(list("1246") * 6)
+        boxes = [text.get_window_extent() for text in panel.texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        edge = panel.get_window_extent()
+        assert all(edge.x0 < box.x0 and box.x1 < edge.x1 and edge.y0 < box.y0 for box in boxes)
+
+
+def test_legend_names_depths_and_only_several_widths(figure, tmp_path):
+    """One width needs no markers explained."""
+    plot_sizes(rows(), tmp_path / "x.png")
+    plot_sizes(rows(depths=(1,), widths=("1",)), tmp_path / "x.png")
+    both, one = ([text.get_text() for text in drawn.legends[0].get_texts()] for drawn in figure)
+    assert both[:5] == ["3 layers", "4 layers", "6 layers", "width 1", "width 1/2"]
+    assert one[0] == "1 layer" and not any("width" in text for text in one)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.15e6, 2.1e6, ["0.2 M", "0.5 M", "1 M", "2 M"]),
+        (8e6, 1.2e9, ["0.01 G", "0.02 G", "0.05 G", "0.1 G", "0.2 G", "0.5 G", "1 G"]),
+        (1.8e6, 2.9e6, ["2 M", "2.4 M", "2.8 M"]),
+        (90, 700, ["100", "200", "500"]),
+    ],
+)
+def test_ticks_are_round_numbers_in_one_unit(low, high, labels):
+    """10^6 is no axis for people."""
+    ticks, texts = readable_ticks(low, high)
+    assert texts == labels and len(ticks) == len(labels)
+    assert all(low <= tick <= high for tick in ticks)
+
+
+@pytest.mark.parametrize("one", [rows()[:1], [*rows()[:1], {**rows()[0], "accuracy": 0.0}], rows(components=(12,))])
+def test_degenerate_tables_are_drawn_too(one, tmp_path):
+    """One size, one cost, accuracy zero."""
+    plot_sizes(one, tmp_path / "x.png")
+    assert (tmp_path / "x.png").exists()
+
+
+def test_rows_of_different_images_are_refused(tmp_path):
+    """Accuracies of two sets are no trade-off."""
+    with pytest.raises(ValueError, match=r"`rows` must .* 2 rows of made up \(test\), other \(test\)"):
+        plot_sizes([rows()[0], {**rows()[1], "dataset": "other"}], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="got 0 rows of none"):
+        plot_sizes([], tmp_path / "x.png")
+    assert not os.listdir(tmp_path)
+
+
+def test_plotting_touches_no_backend_and_no_global_state(tmp_path):
+    """A notebook's backend and open figures are the user's; importing costs no matplotlib."""
+    code = (
+        "import json, runpy, sys\n"
+        "plot_sizes = runpy.run_path(sys.argv[1])['plot_sizes']\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "plot_sizes(json.loads(sys.argv[2]), sys.argv[3])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    arguments = [plots.__file__, json.dumps(rows()), str(tmp_path / "x.png")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    """An optional import must end in one line that says what to install."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "modeling_lingene\[analysis\]"'):
+        plot_sizes(rows(), tmp_path / "x.png")
+
+
+def test_a_history_is_drawn_with_its_phases_and_only_the_accuracies_that_were_measured(tmp_path):
+    """Read back from the figure: what is on the canvas is what was given."""
+    rows = [{"phase": f"phase {i // 3}", "epoch": i % 3 + 1, "loss": 2.0 - 0.2 * i} for i in range(6)]
+    rows[2]["accuracy"], rows[5]["accuracy"] = 0.25, 0.75
+    figures = []
+    with pytest.MonkeyPatch.context() as patched:
+        original = plots._save
+        patched.setattr(plots, "_save", lambda figure, path: figures.append(figure) or original(figure, path))
+        plots.plot_history(rows, tmp_path / "history.png", "title")
+    loss, accuracy = figures[0].axes
+    assert loss.lines[0].get_xydata().tolist() == [[i + 1, row["loss"]] for i, row in enumerate(rows)]
+    assert accuracy.lines[0].get_xydata().tolist() == [[3, 25.0], [6, 75.0]]
+    assert [line.get_xdata()[0] for line in loss.lines[1:]] == [3.5]
+    assert [text.get_text() for text in loss.texts] == ["phase 0", "phase 1"]
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="`history`"):
+        plots.plot_history([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -1,0 +1,79 @@
+"""A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '{...}'`.
+
+Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp} as JSON; the main process writes
+OUT/weights.safetensors.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from safetensors.torch import save_file
+
+import helpers
+from modeling_lingene import LinGeneForImageClassification
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.training.decomposition import DecompositionSettings, phases
+from modeling_lingene.training.loop import Interrupted, TrainingLoop, TrainingSettings, make_accelerator
+
+
+def main(
+    out: str,
+    schedule: str = "incremental",
+    batch_size: int = 8,
+    accumulation: int = 1,
+    mixup: float = 0.0,
+    stop_at: int | None = None,
+    dropout: float = 0.0,
+    ema: float = 0.0,
+    fsdp: bool = False,
+) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = LinGeneForImageClassification(helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout))
+    todo = phases(model, DecompositionSettings(schedule, totals=(1, 4)))
+    settings = TrainingSettings(
+        epochs=2, batch_size=batch_size, accumulation=accumulation, learning_rate=1e-2, device="cpu", ema=ema
+    )
+    varied = Augmentation(crop_padding=2, flip=True, mixup=mixup)
+    accelerator = make_accelerator(settings, out)
+    if fsdp:  # Accelerate reads its environment variables for GPUs only
+        for state in (PartialState(), accelerator.state):
+            state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
+    loop = TrainingLoop(
+        model,
+        helpers.source(26, varied),
+        settings,
+        Path(out),
+        held_out=helpers.source(10, seed=1),
+        on_best=lambda state: (Path(out) / "best.txt").write_text(f"{os.environ.get('RANK', 0)} {len(state)}"),
+        accelerator=accelerator,
+    )
+    take, steps = loop._step, []
+
+    def step(run, parts):
+        steps.append(None)
+        if len(steps) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(run, parts)
+
+    loop._step = step
+    try:
+        history = loop.fit(todo)
+    except Interrupted:
+        print("stopped", flush=True)
+        return
+    state = loop.full_state()
+    if loop.is_main:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(out) / "weights.safetensors")
+        (Path(out) / "history.json").write_text(json.dumps(history))
+        print("done", len(steps), flush=True)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
