@@ -25,7 +25,7 @@ except ImportError:  # a version that saves its modules' own names
     revert_weight_conversion = None
 
 from .budget_lingene import choose_size
-from .bundle_lingene import HUB_KWARGS, Bundle
+from .bundle_lingene import CLS_TOKEN, HUB_KWARGS, Bundle
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
 
@@ -87,7 +87,9 @@ class BundleMixin:
             max_params, max_macs, max_latency_ms: instead of a size, take the most accurate measured one within the
                 budget (parameters; multiply-accumulates of one image; milliseconds).
             latency_device: whose latencies `max_latency_ms` bounds, by name; default this machine's.
-            kwargs: anything stock loading takes: dtype, device_map, attn_implementation, num_labels,
+            dtype: of the weights in memory; default at least float32, also where half of it is stored: what is trained
+                in float16 soon is not a number. "auto" takes the dtype stored.
+            kwargs: anything else stock loading takes: device_map, attn_implementation, num_labels,
                 quantization_config, output_loading_info, revision, token, cache_dir, local_files_only, ...
 
         Returns:
@@ -111,11 +113,10 @@ class BundleMixin:
         for key in AUTO_KWARGS:
             kwargs.pop(key, None)
         hub = pinned(name, hub)
-        dtype = kwargs.pop("torch_dtype", None)
-        dtype = kwargs.pop("dtype", None) or dtype or "auto"
+        old_name = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or old_name
         config, kwargs = cls._read_config(name, config, hub, kwargs)
-        if dtype == "auto" and config.dtype is not None:
-            dtype = config.dtype  # Auto classes of some versions pass a dtype on in the configuration only
+        dtype = read_dtype(dtype or config.dtype)  # Auto classes of some versions pass it on in the configuration only
         bundle = Bundle(name, config, hub)
         if cls.has_head and not bundle.has_head:
             logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
@@ -127,13 +128,13 @@ class BundleMixin:
             if not budget:
                 cls._warn_of_depth(bundle, size)
         if constrained:
-            weights = bundle.read_components(size, head=cls.has_head)
-            kwargs |= {"config": config.sized(size), "state_dict": weights, "dtype": dtype}
-            result = super().from_pretrained(None, *model_args, **kwargs)
+            weights = bundle.read_components(size, cls.has_head, dtype)
+            kwargs |= {"config": config.sized(size), "state_dict": weights}
+            result = super().from_pretrained(None, *model_args, dtype=weights[CLS_TOKEN].dtype, **kwargs)
         else:
-            wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # None for "auto": as stored
-            weights = bundle.read(size, cls.has_head, wanted)
-            result = stock_vit(*weights, config.vit_config(size), cls.has_head, dtype=dtype, **kwargs)
+            outside, layers = bundle.read(size, cls.has_head, dtype)
+            kwargs["dtype"] = outside[CLS_TOKEN].dtype
+            result = stock_vit(outside, layers, config.vit_config(size), cls.has_head, **kwargs)
         model = result[0] if output_info else result
         devices = set(getattr(model, "hf_device_map", {}).values())
         if constrained and (len(devices) > 1 or "disk" in devices):
@@ -246,6 +247,20 @@ class BundleMixin:
                 revision=revision,
                 create_pr=create_pr,
             )
+
+
+def read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    """A dtype by itself or by name, "auto" or None.
+
+    Raises:
+        ValueError: no floating dtype.
+    """
+    if dtype is None or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"`dtype` must be a floating dtype such as float32 or bfloat16, or 'auto'; got {dtype!r}.")
+    return found
 
 
 def pinned(name: str, hub: dict) -> dict:

@@ -204,14 +204,46 @@ def test_weights_are_combined_wide_and_rounded_once(bundle, bf16_bundle, load, t
         torch.testing.assert_close(found, expected, rtol=1.01 * rounding, atol=1e-6)
 
 
-@pytest.mark.parametrize("keywords", [{}, {"dtype": "auto"}, {"torch_dtype": "auto"}, {"dtype": None}], ids=str)
+@pytest.mark.parametrize("keywords", [{"dtype": "auto"}, {"torch_dtype": "auto"}], ids=str)
 @pytest.mark.parametrize("constrained", [False, True])
 def test_dtype_auto_is_the_dtype_stored(bundle, bf16_bundle, load, keywords, constrained):
-    """What transformers does by default."""
+    """What transformers does by default; here it is asked for."""
     for folder, dtype in ((bundle, torch.float32), (bf16_bundle, torch.bfloat16)):
         loaded = load(folder, constrained=constrained, **keywords)
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
         assert loaded.config.dtype == dtype
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_weights_are_in_full_precision_unless_asked_otherwise(load, tmp_path, stored, constrained):
+    """Half-size files are for the download: what is trained in float16 is soon not a number."""
+    helpers.tiny_model().to(stored).save_pretrained(tmp_path / "bundle")
+    for keywords in ({}, {"dtype": None}):
+        loaded = load(tmp_path / "bundle", constrained=constrained, **keywords)
+        full = torch.float64 if stored == torch.float64 else torch.float32
+        assert {parameter.dtype for parameter in loaded.parameters()} == {full} and loaded.config.dtype == full
+    asked = load(tmp_path / "bundle", constrained=constrained, dtype=torch.float16)  # also where it is what is stored
+    assert {parameter.dtype for parameter in asked.parameters()} == {torch.float16}
+
+
+def test_a_half_size_bundle_is_used_as_any_model(load, tmp_path):
+    """A head put in by hand and dynamic quantisation failed on mixed dtypes."""
+    helpers.tiny_model().half().save_pretrained(tmp_path / "bundle")
+    vit = load(tmp_path / "bundle", depth=3)
+    vit.classifier = torch.nn.Linear(vit.config.hidden_size, 4)
+    assert vit(helpers.images()).logits.shape == (3, 4)
+    plain = load(tmp_path / "bundle", depth=3)
+    quantised = torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear}, dtype=torch.qint8)
+    expected = plain(helpers.images()).logits
+    assert (quantised(helpers.images()).logits - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["float17", "int8", torch.int32, 16])
+def test_what_is_no_dtype_is_refused(bundle, dtype):
+    """By our class; Auto classes read it into the configuration before."""
+    with pytest.raises(ValueError, match="`dtype` must be a floating dtype"):
+        LinGeneForImageClassification.from_pretrained(bundle, dtype=dtype)
 
 
 @pytest.mark.parametrize("keywords", [{"dtype": "bfloat16"}, {"torch_dtype": torch.bfloat16}], ids=str)

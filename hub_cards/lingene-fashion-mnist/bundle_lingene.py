@@ -25,6 +25,7 @@ from .recompose_lingene import kept
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
+CLS_TOKEN = "embeddings.cls_token"
 HEAD = ("classifier.weight", "classifier.bias")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
@@ -145,13 +146,13 @@ class Bundle:
     def shared_keys(self, head: bool) -> list[str]:
         return [*self.shared_shapes, *(HEAD if head and self.has_head else ())]
 
-    def read(self, size: Size, head: bool, dtype: torch.dtype | None = None) -> tuple[dict, dict]:
+    def read(self, size: Size, head: bool, dtype: torch.dtype | str | None = None) -> tuple[dict, dict]:
         """One size, recomposed (LinDec, Eq. 1).
 
         Args:
             size: from `config.size(...)`.
             head: with the classifier.
-            dtype: of the layers' weights; default as stored.
+            dtype: of the result; "auto" as stored; default as stored, but at least float32.
 
         Returns:
             The tensors outside the blocks by key, and per block tensor (`attention.query.weight`, ...) the list of its
@@ -160,7 +161,8 @@ class Bundle:
         shared, table, layers = self.shared_keys(head), self.config.coefficients(size), {}
         paths = self.locate([*shared, *self._component_keys(size.num_components)])
         with opened(self.name, paths, shared) as slices:
-            outside = {key: self._take(key, tensor, size).clone() for key, tensor in slices.items()}
+            outside = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
+            outside = {key: tensor.to(in_memory(tensor, dtype), copy=True) for key, tensor in outside.items()}
         for names in self._mapped_together(size):
             keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
             with opened(self.name, paths, keys) as slices:
@@ -172,7 +174,7 @@ class Bundle:
         """One block tensor of every layer."""
         keys = [f"components.{n}.{name}" for n in range(size.num_components)]
         parts = [self._take(key, slices[key], size, check=False) for key in keys]
-        layers = combine(parts, table * self.config.branch_scale(name, size), dtype)
+        layers = combine(parts, table * self.config.branch_scale(name, size), in_memory(parts[0], dtype))
         if not isfinite(layers[0].sum(dtype=torch.float32)):
             raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
         if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
@@ -196,12 +198,15 @@ class Bundle:
             mapped += extent
         return groups
 
-    def read_components(self, size: Size, head: bool) -> dict[str, torch.Tensor]:
-        """One size as components: the state dict of the constrained model, sliced and truncated."""
+    def read_components(
+        self, size: Size, head: bool, dtype: torch.dtype | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """One size as components: the state dict of the constrained model, sliced and truncated; `dtype` as above."""
         keys = [*self.shared_keys(head), *self._component_keys(size.num_components)]
         with opened(self.name, self.locate(keys), keys) as slices:
             tensors = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
-        return tensors if size.width_ratio == 1 else {key: tensor.clone() for key, tensor in tensors.items()}
+        narrow = size.width_ratio < 1  # a slice that stays a view cannot be saved
+        return {key: tensor.to(in_memory(tensor, dtype), copy=narrow) for key, tensor in tensors.items()}
 
     def _take(self, key: str, tensor, size: Size, check: bool = True) -> torch.Tensor:
         """The part of one stored tensor that a width keeps, a view of the mapped file."""
@@ -221,6 +226,13 @@ class Bundle:
         if key.startswith("components."):
             return self.block_shapes[key.split(".", 2)[2]]
         return self.shared_shapes.get(key)  # the head's is for stock loading to judge: num_labels may be new
+
+
+def in_memory(stored: torch.Tensor, dtype: torch.dtype | str | None) -> torch.dtype:
+    """What a stored tensor is loaded as: the dtype asked for; "auto" its own; by default its own, at least float32."""
+    if dtype is None:
+        return torch.promote_types(stored.dtype, torch.float32)
+    return stored.dtype if dtype == "auto" else dtype
 
 
 @contextmanager
@@ -246,13 +258,13 @@ def opened(name: str, paths: dict[str, str], keys: Sequence[str]) -> Iterator[di
         yield slices
 
 
-def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dtype | None) -> list[torch.Tensor]:
+def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
     """`recompose` for tensors that lie in files: the same sums, in blocks of rows, one tensor per layer.
 
     Args:
         parts: per component one tensor of the same shape, views of mapped files.
         table: (l, n) float64.
-        dtype: of the result; default that of `parts`.
+        dtype: of the result.
 
     Returns:
         Per layer one tensor of that shape.
@@ -260,7 +272,7 @@ def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dty
     first, wide = parts[0], torch.promote_types(parts[0].dtype, torch.float32)
     table = table.to(wide)
     on_cpu = {"device": first.device}  # also where the caller's default device is another
-    layers = [torch.empty(first.shape, dtype=dtype or first.dtype, **on_cpu) for _ in range(len(table))]
+    layers = [torch.empty(first.shape, dtype=dtype, **on_cpu) for _ in range(len(table))]
     rest = first.shape[1:]
     step = min(first.shape[0], max(1, BLOCK_ELEMENTS // prod(rest)))
     source = torch.empty(len(parts), step, *rest, dtype=wide, **on_cpu)

@@ -201,6 +201,8 @@ class LinGeneConfig(PretrainedConfig):
         kwargs = {key: value for key, value in kwargs.items() if key not in SIZE_FIELDS or value is not None}
         if isinstance(kwargs.get("width_ratio"), Fraction):
             kwargs["width_ratio"] = str(kwargs["width_ratio"])
+        # How weights are stored does not say how they are loaded: `dtype` is what the caller asks for, or nothing.
+        config_dict = {key: value for key, value in config_dict.items() if key not in ("dtype", "torch_dtype")}
         return super().from_dict(config_dict, **kwargs)
 
     def size(self, depth=None, width_ratio=None, num_components=None) -> Size:
