@@ -32,6 +32,7 @@ from .saving_lingene import ensure_repo, push_bundle, write_bundle
 
 logger = logging.get_logger(__name__)
 
+COMMIT = re.compile("[0-9a-f]{40}")
 AUTO_MAP = {
     "AutoConfig": "configuration_lingene.LinGeneConfig",
     "AutoModel": "modeling_lingene.LinGeneModel",
@@ -142,8 +143,7 @@ class BundleMixin:
                 f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are "
                 "combined in one place: use one device, or load it without constrained=True."
             )
-        model.name_or_path = model.config.name_or_path = name
-        model.source_size = size
+        record_origin(model, name, size, bundle)
         return result
 
     @classmethod
@@ -277,7 +277,7 @@ def pinned(name: str, hub: dict) -> dict:
         model_type = json.load(file).get("model_type")
     if model_type != LinGeneConfig.model_type:
         raise ValueError(f"{name} is a {model_type} model, not a bundle of shared components.")
-    commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix())
+    commit = re.search(rf"snapshots/({COMMIT.pattern})/", Path(path).as_posix())
     return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
 
 
@@ -306,6 +306,33 @@ def stock_vit(outside: dict, layers: dict[str, list], config: ViTConfig, head: b
     result = vit_class.from_pretrained(None, config=config, state_dict=weights, **kwargs)
     (result[0] if isinstance(result, tuple) else result).register_load_state_dict_pre_hook(take_saved_names)
     return result
+
+
+def record_origin(model: torch.nn.Module, name: str, size: Size, bundle: Bundle | None = None) -> None:
+    """Say where a model comes from without giving it a name that loads other weights.
+
+    PEFT, the Trainer's card and a reload by `name_or_path` take that name for the very weights: the bundle's leads to
+    its full size or, with a stock class, to random layers. A name with the size in it loads nothing, and the error
+    shows it; the configuration's, which gets into cards, is empty. A materialised model's origin is in its
+    configuration, and in the config.json that is saved from it.
+
+    Args:
+        name: of the bundle; empty for one in memory.
+        bundle: where it was read from.
+    """
+    config, commit = model.config, bundle.hub.get("revision") if bundle is not None else None
+    commit = commit if commit and COMMIT.fullmatch(commit) else None
+    model.source_size = size
+    if config.model_type == LinGeneConfig.model_type and size == config.size(config.reference_depth, 1):
+        model.name_or_path = config.name_or_path = name
+        return
+    model.name_or_path = f"{name or 'a bundle in memory'}{f'@{commit[:12]}' if commit else ''} ({size})"
+    config.name_or_path = ""
+    if config.model_type != LinGeneConfig.model_type:
+        shown = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name or None  # no private paths
+        asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
+        weights_id = bundle.weights_id if bundle is not None else None
+        config.materialised_from = {"bundle": shown, "commit": commit, "weights_id": weights_id, **asked}
 
 
 def take_saved_names(module, state_dict: dict, prefix: str, *_) -> None:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 
 from .components_lingene import CheckpointedBlock, Component, Embeddings, SharedWeight
 from .configuration_lingene import LinGeneConfig, Size
-from .loading_lingene import BundleMixin, stock_vit
+from .loading_lingene import BundleMixin, record_origin, stock_vit
 from .recompose_lingene import recompose, slice_tensor
 from .vit_lingene import BlockSettings, attention_function, block, embed, layer_norm
 
@@ -208,7 +208,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
             outside |= {key: tensor.clone() for key, tensor in self._head(size).items()}
         layers = {name: [row.clone() for row in stacked] for name, stacked in self.recomposed(size).items()}
         vit = stock_vit(outside, layers, self.config.vit_config(size), self.has_head, dtype=self.dtype)
-        vit.name_or_path = vit.config.name_or_path = self.name_or_path
+        record_origin(vit, self.name_or_path, size)
         return vit.to(self.device).train(self.training)
 
     def _head(self, size: Size) -> dict[str, torch.Tensor]:

@@ -170,7 +170,7 @@ def test_an_error_is_one_line_also_where_its_message_has_many(lingene, monkeypat
     def describe(*_, **__):
         raise error("`bundle` is\n\n   not what\tit was")
 
-    monkeypatch.setattr(hub, "describe", describe)
+    monkeypatch.setattr(folders, "describe", describe)
     told = lingene("info", "anything")
     assert (told.code, told.out, told.errors) == (2, "", ["lingene info: `bundle` is not what it was"])
 
@@ -181,7 +181,7 @@ def test_a_bug_of_ours_is_not_passed_off_as_wrong_input(monkeypatch):
     def describe(*_, **__):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(hub, "describe", describe)
+    monkeypatch.setattr(folders, "describe", describe)
     with pytest.raises(AssertionError):
         cli.main(["info", "anything"])
 
@@ -189,7 +189,7 @@ def test_a_bug_of_ours_is_not_passed_off_as_wrong_input(monkeypatch):
 @pytest.mark.parametrize(
     "line, owner, name, message",
     [
-        ("info anything", hub, "describe", "Nothing was changed."),
+        ("info anything", folders, "describe", "Nothing was changed."),
         ("quickstart --out anything", recipes, "quickstart", "Run the same command again to go on."),
     ],
 )

@@ -7,6 +7,7 @@ The reference is the constrained model that was saved; its own arithmetic is tes
 
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from fractions import Fraction
@@ -15,9 +16,18 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForImageClassification, ViTForImageClassification, ViTModel, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+    ViTForImageClassification,
+    ViTModel,
+    pipeline,
+)
 
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, bundle_lingene
@@ -344,11 +354,63 @@ def test_subfolder_and_local_files_only_find_the_same_files(bundle, model, load,
     torch.testing.assert_close(logits(loaded), logits(model, depth=2), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("constrained", [False, True])
-def test_the_loaded_model_knows_where_it_came_from(bundle, load, constrained):
-    """Model cards of fine-tuned models name their base by it."""
-    loaded = load(str(bundle), constrained=constrained)
+SMALLER = {"depth": 3, "width_ratio": "1/2", "num_components": 2}
+
+
+def test_a_whole_constrained_model_bears_the_bundles_name(bundle, load):
+    """It is what lies there: its name finds it again, and model cards may give it as their base."""
+    loaded = load(str(bundle), constrained=True)
     assert loaded.name_or_path == loaded.config.name_or_path == str(bundle)
+
+
+@pytest.mark.parametrize("size", [{}, SMALLER], ids=str)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_sizes_name_loads_nothing_and_shows_the_size(bundle, load, constrained, size):
+    """Whoever reloads by name gets a sentence, not the full size, and not random layers out of a stock class."""
+    loaded = load(str(bundle), constrained=constrained, **size)
+    if constrained and not size:
+        return
+    asked = str(loaded.source_size)
+    assert asked in loaded.name_or_path and loaded.config.name_or_path == ""
+    for again in (AutoModelForImageClassification, ViTForImageClassification):
+        with pytest.raises(OSError, match=re.escape(asked)):
+            again.from_pretrained(loaded.name_or_path)
+
+
+def test_a_materialised_models_origin_is_saved_with_it(bundle, load, tmp_path):
+    """In config.json, for people; a private path is not part of it."""
+    load(str(bundle), **SMALLER).save_pretrained(tmp_path)
+    expected = {"bundle": bundle.name, "commit": None, **SMALLER}
+    expected["weights_id"] = json.loads((bundle / "config.json").read_text())["weights_id"]
+    assert json.loads((tmp_path / "config.json").read_text())["materialised_from"] == expected
+    assert str(bundle.parent) not in (tmp_path / "config.json").read_text()
+    again = ViTForImageClassification.from_pretrained(tmp_path)
+    assert again.config.materialised_from == expected and again.name_or_path == str(tmp_path)
+
+
+@pytest.mark.parametrize("size", [{}, SMALLER], ids=str)
+def test_an_adapter_finds_its_base_or_fails(bundle, load, tmp_path, size):
+    """It was put on a base of random layers: PEFT asks the class of the base for the name of the base."""
+    peft = pytest.importorskip("peft")
+    base = load(bundle, **size)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(OSError, match=re.escape(str(base.source_size))):
+        peft.AutoPeftModel.from_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(load(bundle, **size), tmp_path / "adapter")
+    with torch.no_grad():
+        expected, found = adapted.eval()(helpers.images()).logits, again.eval()(helpers.images()).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - load(bundle, **size).eval()(helpers.images()).logits).abs().max() > 1e-3
+    base_of_card = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])["base_model"]
+    assert base_of_card == ""
+
+
+def test_a_trainers_card_names_no_other_weights(bundle, load, tmp_path):
+    """The Hub refuses a base that is no repository, and the bundle's own name is that of other weights."""
+    trainer = Trainer(load(bundle, **SMALLER), TrainingArguments(tmp_path, report_to="none", use_cpu=True))
+    trainer.create_model_card()
+    assert "base_model" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_configuration_that_was_handed_in_stays_as_it_was(bundle, load):

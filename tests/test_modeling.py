@@ -509,7 +509,8 @@ def test_a_materialised_model_keeps_mode_labels_and_settings():
     vit = model.train().materialise(depth=2)
     assert vit.training and all(module.training for module in vit.modules())
     assert vit.config.id2label == names and vit.config.hidden_dropout_prob == 0.1
-    assert vit.config._attn_implementation == "eager" and vit.name_or_path == "org/bundle"
+    assert vit.config._attn_implementation == "eager"
+    assert vit.name_or_path == "org/bundle (depth 2, width ratio 1, 5 components)" and vit.config.name_or_path == ""
 
 
 @pytest.mark.parametrize("size", [{}, {"depth": 3, "width_ratio": "1/2", "num_components": 2}])

@@ -46,6 +46,7 @@ from modeling_lingene.training.losses import Objective
 pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 
+TESTS = str(Path(__file__).parents[1])
 DEPTH, DEPTHS, COMPONENTS = 6, (3, 4), 5
 QUARTERS = ("1/4", "1/2", "3/4")
 DRAWS = 4000
@@ -947,7 +948,7 @@ def test_two_processes_learn_what_one_does_and_exchange_gradients_once_a_step(tm
     train_part(str(alone), batch_size=8, **fields)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     command += [json.dumps({"out": str(two), "accumulation": 2, **fields})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     one, other = (load_file(folder / "weights.safetensors") for folder in (alone, two))

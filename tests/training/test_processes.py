@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("torchvision")  # mixes the images
 
+TESTS = str(Path(__file__).parents[1])
 SCRIPT = Path(__file__).parent / "train_tiny.py"
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, and Adam
 # makes full steps of it.
@@ -30,7 +31,7 @@ def launch(out: Path, processes: int, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(SCRIPT), json.dumps({"out": str(out), **options})]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -135,7 +136,7 @@ def test_what_the_main_process_refuses_is_told_once_and_ends_all(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("lingene decompose: `out`") == 1 and "is not empty" in done.stderr
