@@ -7,9 +7,23 @@ from pathlib import Path
 import torch
 
 from .configuration_lingene import LinGeneConfig, Size
+from .reading_lingene import OBJECT, TEXT, check_fields, either, integer, items, number, optional
 
 
 BUDGETS = {"max_params": "params", "max_macs": "macs", "max_latency_ms": "latency_ms"}  # and the columns they bound
+
+_COUNT, _MILLISECONDS = integer(1, 1 << 31), number(0, 1e12)
+ROW_FIELDS = {
+    **dict.fromkeys(("depth", "num_components"), _COUNT),
+    "width_ratio": either(TEXT, number(0, 1)),
+    **dict.fromkeys(("params", "stored_params", "macs"), number(0, 1e18)),
+    "accuracy": number(0, 1),
+    **dict.fromkeys(("split", "dataset", "device"), TEXT),
+    "latency_ms": optional(_MILLISECONDS),
+    "profiles": items(OBJECT),
+}
+ROW_REQUIRED = "depth width_ratio num_components params macs accuracy".split()
+PROFILE_FIELDS = {"device": TEXT, "latency_ms": _MILLISECONDS}
 
 
 def choose_size(
@@ -56,6 +70,17 @@ def choose_size(
         f"{size}: the most accurate ({100 * best['accuracy']:.1f} %) of {len(within)} measured sizes within {asked}, "
         f"with {numbers}{where}."
     )
+
+
+def check_row(row: dict, config: LinGeneConfig, where: str, remedy: str) -> None:
+    """Refuse a row of `sizes.json` that lacks a field, has one of another kind, or is about a size that cannot be."""
+    check_fields(row, ROW_FIELDS, where, required=ROW_REQUIRED, remedy=remedy)
+    for profile in row.get("profiles", ()):
+        check_fields(profile, PROFILE_FIELDS, f"a profile in {where}", required=PROFILE_FIELDS, remedy=remedy)
+    try:
+        row_size(row, config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error} Otherwise {remedy}.") from None
 
 
 def row_size(row: dict, config: LinGeneConfig) -> Size:

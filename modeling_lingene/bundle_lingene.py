@@ -7,7 +7,6 @@ kind of tensor at a time, in blocks that stay in the cache, and each file is unm
 the result plus little.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,27 +17,31 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
-from .budget_lingene import latencies, row_size
+from .budget_lingene import check_row
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .identity_lingene import WEIGHT_FILE, check_keywords, check_settings, file_sha256, weights_id_of
+from .reading_lingene import OBJECT, TEXT, check_fields, items, optional, read_json, shown
 from .recompose_lingene import kept
+from .vit_lingene import interpolated_positions
 
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
-CLS_TOKEN = "embeddings.cls_token"
+FETCH = "fetch it or save it again."
+CLS_TOKEN, POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 HEAD = ("classifier.weight", "classifier.bias")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
 BLOCK_ELEMENTS = 1 << 16  # of one component; 12 of them fill 3 MiB, best of 2^14 to 2^18 on two cores
 
 
+DIGESTS = (lambda value: isinstance(value, dict) and all(map(WEIGHT_FILE.fullmatch, value)), "a hash per weight file")
+MEASURE, SIZES_FIELDS = "delete the file and measure again", {"weights_id": TEXT, "sizes": items(OBJECT)}
+INDEX_METADATA = {"weights_id": optional(TEXT), "files": optional(DIGESTS), "settings": optional(OBJECT)}
+
+
 def component_file(index: int) -> str:
     return f"component-{index:02d}.safetensors"
-
-
-def is_plain_name(file: str) -> bool:
-    """Whether an index may name this file: one beside it."""
-    return file.endswith(".safetensors") and os.path.basename(file) == file
 
 
 class Bundle:
@@ -57,31 +60,63 @@ class Bundle:
 
     def __init__(self, name: str | os.PathLike, config: LinGeneConfig, hub: dict | None = None):
         self.name, self.config, self.hub = str(name), config, hub or {}
-        self.block_shapes, self.shared_shapes = config.component_shapes(), config.shared_shapes()
-        self.weight_map, self.weights_id = self._read_index()
-        if config.weights_id is not None and config.weights_id != self.weights_id:
+        self.stored = LinGeneConfig.from_dict(read_json(cached_file(self.name, CONFIG_NAME, **self.hub), self.name))
+        check_keywords(self.name, self.stored, config)
+        self.block_shapes, self.shared_shapes = self.stored.component_shapes(), self.stored.shared_shapes()
+        self._read_index()
+        self._check_keys()
+
+    def _read_index(self) -> None:
+        """Sets which file holds what, the identity of the whole, the files' hashes (none in older bundles)."""
+        index = read_json(cached_file(self.name, SAFE_WEIGHTS_INDEX_NAME, **self.hub), self.name)
+        where = f"`{SAFE_WEIGHTS_INDEX_NAME}` of {self.name}"
+        check_fields(index, {"weight_map": OBJECT, "metadata": OBJECT}, where, required=("weight_map", "metadata"))
+        for key, file in index["weight_map"].items():
+            if not (isinstance(file, str) and WEIGHT_FILE.fullmatch(file)):  # a path may lead anywhere
+                raise ValueError(f"`{key}` in {where} must lie in a weight file beside it, got {shown(file)}.")
+        metadata = index["metadata"]
+        check_fields(metadata, INDEX_METADATA, where)
+        self.weight_map, self.weights_id = index["weight_map"], metadata.get("weights_id")
+        self.digests, settings = metadata.get("files"), metadata.get("settings")
+        if self.stored.weights_id is not None and self.stored.weights_id != self.weights_id:
             raise ValueError(
                 f"`weights_id` of {self.name} differs between config.json and {SAFE_WEIGHTS_INDEX_NAME}: a save was "
                 "interrupted between the two; save the bundle again, or restore the folder."
             )
-        self._check_keys()
+        check_settings(self.name, self.stored, settings)
+        whole = self.digests is None or set(self.weight_map.values()) == self.digests.keys()
+        if not whole or (self.digests is not None and weights_id_of(self.digests, settings) != self.weights_id):
+            raise ValueError(f"`weights_id` in {where} is not that of its files and settings; {FETCH}")
 
-    def _read_index(self) -> tuple[dict[str, str], str]:
-        with open(cached_file(self.name, SAFE_WEIGHTS_INDEX_NAME, **self.hub), encoding="utf-8") as file:
-            try:
-                index = json.load(file)
-                weight_map, weights_id = dict(index["weight_map"].items()), index["metadata"].get("weights_id")
-                outside = next((key for key, file in weight_map.items() if not is_plain_name(file)), None)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                damaged = f"`{SAFE_WEIGHTS_INDEX_NAME}` of {self.name} is damaged; fetch or save it again."
-                raise ValueError(damaged) from None
-        if outside is not None:
-            raise ValueError(f"`{outside}` points outside of {self.name}: {weight_map[outside]!r}.")
-        return weight_map, weights_id
+    def verify(self, keys: Iterable[str] | None = None) -> dict[str, int]:
+        """Compare the files with the hashes that were taken when they were saved; downloads those that are missing.
+
+        Args:
+            keys: of the tensors whose files are meant; default all.
+
+        Returns:
+            Bytes of every file that was read, by name.
+
+        Raises:
+            ValueError: a file that was changed or damaged since, or a bundle that has no hashes.
+        """
+        if self.weights_id is None:
+            raise ValueError(f"{self.name} was saved without hashes and cannot be verified; save it again.")
+        if self.digests is None:
+            keys = None  # an older bundle has one hash for all of them
+        paths = self.locate(self.weight_map if keys is None else keys)
+        paths = {self.weight_map[key]: path for key, path in sorted(paths.items())}
+        digests = {file: file_sha256(path) for file, path in paths.items()}
+        if self.digests is None and weights_id_of(digests, None) != self.weights_id:
+            raise ValueError(f"`weights_id` of {self.name} is not that of its files; {FETCH}")
+        for file, digest in digests.items():
+            if self.digests is not None and digest != self.digests[file]:
+                raise ValueError(f"`{file}` of {self.name} was changed or damaged after it was saved; {FETCH}")
+        return {file: os.path.getsize(path) for file, path in paths.items()}
 
     def _check_keys(self):
         """The index must list exactly what the configuration promises: nothing may be random, nothing cut off."""
-        expected = [*self.shared_shapes, *self._component_keys(self.config.reference_components)]
+        expected = [*self.shared_shapes, *self._component_keys(self.stored.reference_components)]
         expected += HEAD if any(key in self.weight_map for key in HEAD) else ()
         for key in expected:
             if key not in self.weight_map:
@@ -100,9 +135,7 @@ class Bundle:
 
     def stored_size(self) -> dict:
         """The size fields as config.json has them, before any keyword of the caller's."""
-        with open(cached_file(self.name, CONFIG_NAME, **self.hub), encoding="utf-8") as file:
-            stored = json.load(file)
-        return {field: stored.get(field) for field in SIZE_FIELDS}
+        return {field: getattr(self.stored, field) for field in SIZE_FIELDS}
 
     def measured(self) -> list[dict]:
         """The rows of `sizes.json`, or none where there is no such file.
@@ -119,16 +152,11 @@ class Bundle:
         )
         if path is None:
             return []
-        with open(path, encoding="utf-8") as file:
-            try:
-                sizes = json.load(file)
-                weights_id, rows = sizes["weights_id"], sizes["sizes"]
-                for row in rows:
-                    row_size(row, self.config)
-                    float(row["accuracy"]), float(row["params"]), float(row["macs"])
-                    [float(latency) for _, latency in latencies(row)]
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"`{SIZES_FILE}` of {self.name} is damaged; delete it and measure again.") from None
+        content, where = read_json(path, self.name, MEASURE), f"`{SIZES_FILE}` of {self.name}"
+        check_fields(content, SIZES_FIELDS, where, required=SIZES_FIELDS, remedy=MEASURE)
+        weights_id, rows = content["weights_id"], content["sizes"]
+        for place, row in enumerate(rows):
+            check_row(row, self.stored, f"row {place} of {where}", MEASURE)
         if weights_id != self.weights_id:
             raise ValueError(
                 f"`{SIZES_FILE}` of {self.name} was measured on other weights (`weights_id` differs); "
@@ -146,6 +174,10 @@ class Bundle:
     def shared_keys(self, head: bool) -> list[str]:
         return [*self.shared_shapes, *(HEAD if head and self.has_head else ())]
 
+    def keys(self, size: Size, head: bool) -> list[str]:
+        """The tensors that a size is read from."""
+        return [*self.shared_keys(head), *self._component_keys(size.num_components)]
+
     def read(self, size: Size, head: bool, dtype: torch.dtype | str | None = None) -> tuple[dict, dict]:
         """One size, recomposed (LinDec, Eq. 1).
 
@@ -159,10 +191,11 @@ class Bundle:
             `depth` layers' weights, each with its own memory.
         """
         shared, table, layers = self.shared_keys(head), self.config.coefficients(size), {}
-        paths = self.locate([*shared, *self._component_keys(size.num_components)])
+        paths = self.locate(self.keys(size, head))
         with opened(self.name, paths, shared) as slices:
             outside = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
             outside = {key: tensor.to(in_memory(tensor, dtype), copy=True) for key, tensor in outside.items()}
+        self._fit_positions(outside)
         for names in self._mapped_together(size):
             keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
             with opened(self.name, paths, keys) as slices:
@@ -202,11 +235,21 @@ class Bundle:
         self, size: Size, head: bool, dtype: torch.dtype | str | None = None
     ) -> dict[str, torch.Tensor]:
         """One size as components: the state dict of the constrained model, sliced and truncated; `dtype` as above."""
-        keys = [*self.shared_keys(head), *self._component_keys(size.num_components)]
+        keys = self.keys(size, head)
         with opened(self.name, self.locate(keys), keys) as slices:
             tensors = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
         narrow = size.width_ratio < 1  # a slice that stays a view cannot be saved
-        return {key: tensor.to(in_memory(tensor, dtype), copy=narrow) for key, tensor in tensors.items()}
+        tensors = {key: tensor.to(in_memory(tensor, dtype), copy=narrow) for key, tensor in tensors.items()}
+        self._fit_positions(tensors)
+        return tensors
+
+    def _fit_positions(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Interpolate the positions to the image size that is asked for, where that is not the stored one."""
+        grid, target = self.stored.patch_grid, self.config.patch_grid
+        if grid != target:
+            wide = torch.promote_types(tensors[POSITIONS].dtype, torch.float32)
+            positions = interpolated_positions(tensors[POSITIONS].to(wide), grid, target)
+            tensors[POSITIONS] = positions.to(tensors[POSITIONS].dtype)
 
     def _take(self, key: str, tensor, size: Size, check: bool = True) -> torch.Tensor:
         """The part of one stored tensor that a width keeps, a view of the mapped file."""

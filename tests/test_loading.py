@@ -683,3 +683,29 @@ def test_a_budget_works_where_the_stored_configuration_names_a_size(bundle, load
     load(bundle, constrained=True, depth=4).save_pretrained(tmp_path / "small")
     write_sizes(tmp_path / "small", ROWS)
     assert load(tmp_path / "small", max_params=300).config.num_hidden_layers == 5
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 28), (8, 8)], ids=str)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_another_image_size_interpolates_the_positions(bundle, load, constrained, size):
+    """Asking for it contradicted the stored positions' shape; the reference is transformers' own interpolation."""
+    pixels = helpers.images(height=size[0], width=size[1])
+    loaded = load(bundle, image_size=size, constrained=constrained, **SMALLER)
+    expected = load(bundle, **SMALLER).eval()(pixels, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(loaded.eval()(pixels).logits, expected, rtol=0, atol=1e-5)
+    assert tuple(loaded.config.image_size) == size
+
+
+def test_a_constrained_model_of_another_image_size_saves_as_a_bundle_of_it(bundle, tmp_path):
+    """Its positions have been interpolated: what is saved says so."""
+    model = LinGeneForImageClassification.from_pretrained(bundle, image_size=24, constrained=True)
+    model.save_pretrained(tmp_path / "bundle")
+    pixels = helpers.images(height=24)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle")
+    torch.testing.assert_close(again.eval()(pixels).logits, model.eval()(pixels).logits, rtol=0, atol=1e-5)
+
+
+def test_a_budget_is_of_the_image_size_that_was_measured(measured, load):
+    """MACs and accuracy in sizes.json hold for no other."""
+    with pytest.raises(ValueError, match="do not give `image_size` as well"):
+        load(measured, max_macs=1e12, image_size=24)

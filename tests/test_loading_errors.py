@@ -133,10 +133,10 @@ def test_a_depth_above_the_reference_is_refused_where_layers_are_selected(load, 
     assert load(folder, depth=6).config.num_hidden_layers == 6
 
 
-def test_a_misspelt_keyword_is_not_swallowed(load, bundle):
-    """A model of full width in place of half of it would be a silent answer to a question not asked."""
-    with pytest.raises(TypeError, match="widht_ratio"):
-        load(bundle, widht_ratio=0.5)
+def test_a_keyword_that_nobody_knows_is_not_swallowed(bundle, load):
+    """As stock loading: a setting that is of no effect would be thought to have one."""
+    with pytest.raises(TypeError, match="unheard_of"):
+        load(bundle, unheard_of=0.5)
 
 
 # -- budgets
@@ -363,10 +363,10 @@ INDEX_EDITS = {
     "points to the folder above": (remap(QUERY, ".."), f"`{QUERY}`", "'..'"),
     "points to the folder itself": (remap(QUERY, ""), f"`{QUERY}`"),
     "points to a number": (remap(QUERY, 5), INDEX),
-    "has no map": (lambda index: index.pop("weight_map"), f"`{INDEX}`", "damaged"),
-    "has an empty map": (lambda index: index.update(weight_map=None), f"`{INDEX}`", "damaged"),
-    "has a list for a map": (lambda index: index.update(weight_map=[QUERY]), f"`{INDEX}`", "damaged"),
-    "has no metadata": (lambda index: index.pop("metadata"), f"`{INDEX}`", "damaged"),
+    "has no map": (lambda index: index.pop("weight_map"), f"`{INDEX}`", "again"),
+    "has an empty map": (lambda index: index.update(weight_map=None), f"`{INDEX}`", "again"),
+    "has a list for a map": (lambda index: index.update(weight_map=[QUERY]), f"`{INDEX}`", "again"),
+    "has no metadata": (lambda index: index.pop("metadata"), f"`{INDEX}`", "again"),
     "is of another save": (lambda index: index["metadata"].update(weights_id="0" * 64), "`weights_id`", "config.json"),
     "has no weights_id": (lambda index: index["metadata"].pop("weights_id"), "`weights_id`", "config.json"),
 }
@@ -403,15 +403,15 @@ CONFIG_CASES = [
     ({"bundle_format": "new"}, "`bundle_format`", "new"),
     ({"weights_id": "0" * 64}, "`weights_id`", "config.json", INDEX, "save"),
     ({"basis": "learned"}, "`coefficient_matrix`", "learned"),
-    ({"reference_components": 0}, "`reference_components`", COUNT),
-    ({"reference_depth": "six"}, "`reference_depth`", COUNT),
+    ({"reference_components": 0}, "`reference_components`", "an integer from 1 to 1024"),
+    ({"reference_depth": "six"}, "`reference_depth`", "an integer from 1 to 1024", "'six'"),
     ({"depth_rows": {"3": [0, 1, 6]}}, "`depth_rows`", "6"),
     ({"depth_rows": {"3": [0, 1]}}, "`depth_rows`", "3"),
     ({"num_attention_heads": 5}, "`hidden_size`", "`num_attention_heads`"),
-    ({"reference_components": 7, "num_components": None}, "`components.5."),
+    ({"reference_components": 7, "num_components": None}, "`reference_components`", "saved with 5"),
     # Fewer than the index names: loading part of what was trained would be a silent truncation.
-    ({"reference_components": 4, "num_components": None}, "components.4."),
-    ({"qkv_bias": False}, "attention.query.bias"),
+    ({"reference_components": 4, "num_components": None}, "`reference_components`", "saved with 5"),
+    ({"qkv_bias": False}, "`qkv_bias`", "saved with True"),
 ]
 
 
@@ -452,3 +452,39 @@ def test_a_folder_that_is_not_there_raises_what_transformers_raises(load, tmp_pa
     with pytest.raises(OSError, match="absent"):
         load(str(tmp_path / "absent"), constrained=constrained, local_files_only=True)
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    "keyword, meant",
+    [("widthratio", "width_ratio"), ("num_component", "num_components"), ("max_mac", "max_macs"), ("Depth", "depth")],
+)
+def test_a_misspelt_keyword_is_answered_with_the_one_that_was_meant(load, bundle, keyword, meant):
+    """transformers names the stock class and no way out, after everything was read."""
+    refused(load, bundle, f"`{keyword}`", f"`{meant}`", **{keyword: 1})
+
+
+CONTRADICTIONS = {"num_attention_heads": 2, "degree_weight": 0.5, "gain_offset": 1.0, "basis": "legendre"}
+CONTRADICTIONS |= {"start_degree": 1, "nodes": "uniform", "hidden_size": 96, "patch_size": 2, "qkv_bias": False}
+CONTRADICTIONS |= {"reference_depth": 5, "reference_components": 4, "isolated_activation": True}
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("keyword", CONTRADICTIONS)
+def test_a_keyword_that_contradicts_the_weights_is_refused(load, bundle, keyword, constrained):
+    """Two heads out of the weights of four loaded, and gave another model."""
+    value = CONTRADICTIONS[keyword]
+    refused(load, bundle, f"`{keyword}`", "contradicts", constrained=constrained, **{keyword: value})
+
+
+CHANGED = CONTRADICTIONS | {"layer_norm_eps": 1e-2, "hidden_act": "relu", "depth_map": "resample"}
+CHANGED |= {"depth_rows": {"4": [0, 1, 2, 3]}, "scale_residual": True, "image_size": 20}
+CHANGED |= {"trained_width_ratios": ["1/4", "1"], "intermediate_size": 48, "num_channels": 1}
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_a_setting_that_the_weights_were_not_saved_with_is_refused(load, bundle, tmp_path, field):
+    """config.json with another `degree_weight` loaded, and gave another model; the identity covers both."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, field: CHANGED[field]}))
+    refused(load, folder, f"`{field}`", "saved with")

@@ -96,11 +96,14 @@ def test_keys_are_the_state_dicts_and_each_component_has_a_file_of_its_own(bundl
     assert set(found) == set(helpers.tiny_model().state_dict())
 
 
-def test_weights_id_is_the_hash_of_the_files_hashes(bundle):
-    """`push` and `sweep` recompute it; any other program must be able to, from the bytes alone."""
-    digests = "".join(sha256(bundle / name) for name in sorted(WEIGHTS))
-    expected = hashlib.sha256(digests.encode()).hexdigest()
-    assert index_of(bundle)["metadata"]["weights_id"] == expected == saving.bundle_weights_id(bundle)
+def test_weights_id_is_the_hash_of_the_files_hashes_and_the_settings(bundle):
+    """`push` and `sweep` recompute it; any other program must be able to, from what lies there alone."""
+    metadata = index_of(bundle)["metadata"]
+    assert metadata["files"] == {name: sha256(bundle / name) for name in WEIGHTS}
+    text = "".join(sha256(bundle / name) for name in sorted(WEIGHTS))
+    text += json.dumps(metadata["settings"], sort_keys=True)
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert metadata["weights_id"] == expected == saving.bundle_weights_id(bundle)
     assert json.loads((bundle / "config.json").read_text())["weights_id"] == expected
 
 
@@ -425,3 +428,79 @@ def test_a_full_disk_leaves_the_old_bundle(tmp_path, monkeypatch):
                 new.save_pretrained(folder)
         assert {name: sha256(folder / name) for name in files(folder)} == before
         assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def made_before(folder: Path) -> Path:
+    """The bundle as it was saved before settings and hashes of files stood in the index."""
+    index = index_of(folder)
+    digests = index["metadata"].pop("files")
+    del index["metadata"]["settings"]
+    old = hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
+    index["metadata"]["weights_id"] = old
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "weights_id": old}))
+    return folder
+
+
+def flip_a_bit(path: Path, place: int = -101) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_a_bundle_made_before_loads_and_is_verified_as_a_whole(tmp_path):
+    """It has one hash for all files; a changed setting is not noticed, for nothing in it says what it was."""
+    model = helpers.tiny_model()
+    model.save_pretrained(tmp_path / "bundle")
+    folder = made_before(tmp_path / "bundle")
+    assert torch.equal(logits(load(folder, verify=True, constrained=True)), logits(model))
+    assert saving.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
+    flip_a_bit(folder / "component-04.safetensors")
+    load(folder, num_components=1)
+    with pytest.raises(ValueError, match="`weights_id` of .* is not that of its files"):
+        load(folder, num_components=1, verify=True)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_verifying_notices_a_flipped_bit_in_what_is_read(tmp_path, auto, constrained):
+    """584 of 620 flipped bits loaded without a word; what is not read need not be right."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    read = load if auto else LinGeneForImageClassification.from_pretrained
+    read(folder, verify=True, constrained=constrained)
+    flip_a_bit(folder / "component-02.safetensors")
+    read(folder, num_components=2, verify=True, constrained=constrained)
+    read(folder, num_components=3, constrained=constrained)
+    with pytest.raises(ValueError, match="`component-02.safetensors` of .* was changed or damaged"):
+        read(folder, num_components=3, verify=True, constrained=constrained)
+
+
+def test_what_has_no_hashes_cannot_be_verified(tmp_path):
+    """Saying nothing would be taken for a check."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    index, config = index_of(folder), json.loads((folder / "config.json").read_text())
+    index["metadata"], config["weights_id"] = {"total_size": 1}, None
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config))
+    load(folder)
+    with pytest.raises(ValueError, match="without hashes"):
+        load(folder, verify=True)
+
+
+@pytest.mark.parametrize("change", ["another hash", "another setting", "a file less"])
+def test_an_index_whose_parts_are_not_those_of_its_identity_is_refused(tmp_path, change):
+    """A hash that was adapted to a changed file would make the check say that all is well."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    index = index_of(folder)
+    if change == "another hash":
+        index["metadata"]["files"]["component-00.safetensors"] = "0" * 64
+    elif change == "another setting":
+        index["metadata"]["settings"]["degree_weight"] = 0.5
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "degree_weight": 0.5}))
+    else:
+        del index["metadata"]["files"]["component-00.safetensors"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="`weights_id` in .* is not that of its files and settings"):
+        load(folder)

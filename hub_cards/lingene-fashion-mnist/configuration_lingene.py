@@ -9,8 +9,25 @@ from fractions import Fraction
 from math import isfinite, prod
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig, ViTConfig
+from transformers.activations import ACT2FN
+from transformers.utils import CONFIG_NAME
 
+from .reading_lingene import (
+    FLAG,
+    OBJECT,
+    TEXT,
+    check_fields,
+    either,
+    integer,
+    is_integer,
+    items,
+    number,
+    one_of,
+    optional,
+    shown,
+)
 from .recompose_lingene import (
     BASES,
     BLOCK_LINEARS,
@@ -34,6 +51,57 @@ VIT_FIELDS = (
     "hidden_size num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob "
     "initializer_range layer_norm_eps image_size patch_size num_channels qkv_bias"
 ).split()
+
+# What the function of a size depends on, beside the weights; a keyword may override the free ones: how weights are
+# used, also at sizes that they were not made for.
+FREE_SETTINGS = "hidden_act layer_norm_eps image_size scale_residual depth_map depth_rows".split()
+SETTINGS = (
+    "hidden_size num_attention_heads intermediate_size num_channels patch_size qkv_bias reference_depth "
+    "reference_components basis nodes start_degree degree_weight gain_offset coefficient_matrix "
+    "trained_width_ratios isolated_activation"
+).split() + FREE_SETTINGS
+MOST_LAYERS, MOST_UNITS, MOST_PIXELS = 1024, 1 << 20, 1 << 16
+
+
+def is_label_map(value) -> bool:
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+    return named and all(str(number).isdecimal() for number in value)
+
+
+def is_reverse_map(value) -> bool:
+    return isinstance(value, dict) and all(is_integer(number, 0, MOST_UNITS) for number in value.values())
+
+
+_LAYERS, _UNITS, _PIXELS = integer(1, MOST_LAYERS), integer(1, MOST_UNITS), integer(1, MOST_PIXELS)
+_SIDES, _SHARE, _FACTOR = either(_PIXELS, items(_PIXELS, 2)), number(0, 1), number(-1e6, 1e6)
+_RATIO = either(TEXT, number(0, 1))
+# What config.json may say of each field; `None` is left to the presets, or is all that is stored.
+FIELDS = {
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"), _UNITS),
+    "hidden_act": one_of(*ACT2FN),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"), _SHARE),
+    "initializer_range": number(0, 1e3),
+    **dict.fromkeys(("image_size", "patch_size"), _SIDES),
+    **dict.fromkeys(("qkv_bias", "scale_residual", "isolated_activation"), FLAG),
+    **dict.fromkeys(("reference_depth", "reference_components"), optional(_LAYERS)),
+    **dict.fromkeys(("depth", "num_components"), optional(_LAYERS)),
+    "bundle_format": integer(1, 1 << 31),
+    "basis": one_of(*BASES),
+    "nodes": optional(one_of(*NODES)),
+    "start_degree": optional(integer(0, MOST_LAYERS)),
+    "degree_weight": number(-100, 100),
+    "gain_offset": optional(_FACTOR),
+    "coefficient_matrix": optional(items(items(number(-1e12, 1e12)))),
+    "depth_map": optional(one_of(*DEPTH_MAPS)),
+    "depth_rows": optional(OBJECT),
+    "trained_depths": optional(items(_LAYERS)),
+    "trained_width_ratios": optional(items(_RATIO)),
+    "weights_id": optional(TEXT),
+    "width_ratio": optional(_RATIO),
+    "problem_type": optional(TEXT),
+    "id2label": optional((is_label_map, "an object that gives each class number a name")),
+    "label2id": optional((is_reverse_map, "an object that gives each class name a number")),
+}
 
 
 @dataclass(frozen=True)
@@ -144,8 +212,11 @@ class LinGeneConfig(PretrainedConfig):
         if isinstance(self.width_ratio, Fraction):
             self.width_ratio = str(self.width_ratio)  # a configuration must print as JSON
         if self.depth_rows is not None:
-            if not isinstance(self.depth_rows, dict) or not all(str(depth).isdigit() for depth in self.depth_rows):
-                raise ValueError(f"`depth_rows` must be {{depth: rows}}, got {self.depth_rows!r}.")
+            listed = isinstance(self.depth_rows, dict) and all(
+                str(depth).isdigit() and isinstance(rows, (list, tuple)) for depth, rows in self.depth_rows.items()
+            )
+            if not listed:
+                raise ValueError(f"`depth_rows` must be {{depth: rows}}, got {shown(self.depth_rows)}.")
             self.depth_rows = {int(depth): list(rows) for depth, rows in self.depth_rows.items()}
 
     def _check_stored(self):
@@ -166,7 +237,7 @@ class LinGeneConfig(PretrainedConfig):
         if self.coefficient_matrix is not None:
             self._check_matrix()
         for depth, rows in (self.depth_rows or {}).items():
-            if len(rows) != depth or not all(0 <= row < self.reference_depth for row in rows):
+            if len(rows) != depth or not all(is_integer(row, 0, self.reference_depth - 1) for row in rows):
                 raise ValueError(f"`depth_rows` for depth {depth} must be {depth} rows below {self.reference_depth}.")
         legal, heads = self.legal_width_ratios, self.num_attention_heads
         trained = [read_width_ratio(ratio, heads, name="trained_width_ratios") for ratio in self.trained_width_ratios]
@@ -201,9 +272,14 @@ class LinGeneConfig(PretrainedConfig):
         kwargs = {key: value for key, value in kwargs.items() if key not in SIZE_FIELDS or value is not None}
         if isinstance(kwargs.get("width_ratio"), Fraction):
             kwargs["width_ratio"] = str(kwargs["width_ratio"])
+        check_fields(config_dict, FIELDS, f"`{CONFIG_NAME}`")
         # How weights are stored does not say how they are loaded: `dtype` is what the caller asks for, or nothing.
         config_dict = {key: value for key, value in config_dict.items() if key not in ("dtype", "torch_dtype")}
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
+            # Fields that are transformers' own, or keywords of the wrong type, in transformers' words.
+            raise ValueError(f"{CONFIG_NAME} or a keyword cannot be taken: {' '.join(str(error).split())}") from None
 
     def size(self, depth=None, width_ratio=None, num_components=None) -> Size:
         """The size asked for, by argument first, then by this config's fields, then all that is stored.
@@ -288,9 +364,8 @@ class LinGeneConfig(PretrainedConfig):
 
     def shared_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor outside the blocks and the head, by its key in the bundle, at full width."""
-        d = self.hidden_size
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
-        tokens = (height // patch_height) * (width // patch_width) + 1
+        d, (patch_height, patch_width) = self.hidden_size, _pair(self.patch_size)
+        tokens = prod(self.patch_grid) + 1
         return {
             "embeddings.cls_token": (1, 1, d),
             "embeddings.position_embeddings": (1, tokens, d),
@@ -299,6 +374,12 @@ class LinGeneConfig(PretrainedConfig):
             "layernorm.weight": (d,),
             "layernorm.bias": (d,),
         }
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """How many patches an image has, down and across."""
+        sizes, steps = _pair(self.image_size), _pair(self.patch_size)
+        return sizes[0] // steps[0], sizes[1] // steps[1]
 
     def vit_config(self, size: Size) -> ViTConfig:
         """The configuration of the stock ViT that this size materialises to."""

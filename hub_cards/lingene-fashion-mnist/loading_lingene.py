@@ -4,11 +4,11 @@ Without the constraint the weights are recomposed once and handed to transformer
 brings everything stock loading offers; with it the components are handed over the same way.
 """
 
-import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,9 +24,11 @@ try:
 except ImportError:  # a version that saves its modules' own names
     revert_weight_conversion = None
 
-from .budget_lingene import choose_size
+from .budget_lingene import BUDGETS, choose_size
 from .bundle_lingene import CLS_TOKEN, HUB_KWARGS, Bundle
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .identity_lingene import settings_of
+from .reading_lingene import read_json
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
 
 
@@ -40,6 +42,16 @@ AUTO_MAP = {
 }
 # What Auto classes pass on and stock loading of weights in memory does not take.
 AUTO_KWARGS = ("trust_remote_code", "_from_auto", "code_revision", "_commit_hash", "adapter_kwargs", "use_safetensors")
+# What may be misspelt: `check_spelling` knows them by what they look like.
+OWN_KEYWORDS = (
+    *SIZE_FIELDS,
+    "constrained",
+    "allow_untrained",
+    *BUDGETS,
+    "latency_device",
+    "verify",
+    "num_hidden_layers",
+)
 PUSH_KWARGS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
 # The names stock ViT checkpoints have always had: transformers maps them to its modules' names of the day and back.
 VIT_NAMES = {
@@ -76,6 +88,7 @@ class BundleMixin:
         max_macs: float | None = None,
         max_latency_ms: float | None = None,
         latency_device: str | None = None,
+        verify: bool = False,
         **kwargs,
     ):
         """One size of a bundle, as a stock ViT or, with `constrained`, as components.
@@ -88,6 +101,7 @@ class BundleMixin:
             max_params, max_macs, max_latency_ms: instead of a size, take the most accurate measured one within the
                 budget (parameters; multiply-accumulates of one image; milliseconds).
             latency_device: whose latencies `max_latency_ms` bounds, by name; default this machine's.
+            verify: compare the files that are read with the hashes that were taken when they were saved.
             dtype: of the weights in memory; default at least float32, also where half of it is stored: what is trained
                 in float16 soon is not a number. "auto" takes the dtype stored.
             kwargs: anything else stock loading takes: device_map, attn_implementation, num_labels,
@@ -117,6 +131,7 @@ class BundleMixin:
         old_name = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or old_name
         config, kwargs = cls._read_config(name, config, hub, kwargs)
+        check_spelling(kwargs)
         dtype = read_dtype(dtype or config.dtype)  # Auto classes of some versions pass it on in the configuration only
         bundle = Bundle(name, config, hub)
         if cls.has_head and not bundle.has_head:
@@ -128,6 +143,8 @@ class BundleMixin:
             config.check_trained(size)
             if not budget:
                 cls._warn_of_depth(bundle, size)
+        if verify:
+            bundle.verify(bundle.keys(size, cls.has_head))
         if constrained:
             weights = bundle.read_components(size, cls.has_head, dtype)
             kwargs |= {"config": config.sized(size), "state_dict": weights}
@@ -162,6 +179,8 @@ class BundleMixin:
         if budget:
             stored = bundle.stored_size()  # Auto classes have written what was asked into the configuration
             given = [f for f, value in zip(SIZE_FIELDS, asked) if value is not None or getattr(config, f) != stored[f]]
+            if config.image_size != bundle.stored.image_size:
+                given.append("image_size")  # sizes were measured on images of the stored one
             if given:
                 raise ValueError(f"`{next(iter(budget))}` chooses the size; do not give `{given[0]}` as well.")
             size, why = choose_size(bundle.measured(), config, budget, latency_device)
@@ -204,7 +223,7 @@ class BundleMixin:
             self.config.dtype = str(self.dtype).removeprefix("torch.")
             self.config.architectures = [type(self).__name__]
             tensors = self.state_dict() if state_dict is None else state_dict
-            write_bundle(save_directory, tensors, self._write_rest)
+            write_bundle(save_directory, tensors, settings_of(self.config), self._write_rest)
         if push_to_hub:
             repo_id = kwargs.get("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **{key: kwargs[key] for key in PUSH_KWARGS if key in kwargs})
@@ -249,6 +268,15 @@ class BundleMixin:
             )
 
 
+def check_spelling(keywords: Iterable[str]) -> None:
+    """Refuse what is one of our keywords misspelt: a stock class would say that it knows no such argument."""
+    plain = {name.replace("_", ""): name for name in OWN_KEYWORDS}
+    for keyword in keywords:
+        close = get_close_matches(keyword.lower().replace("_", ""), plain, n=1, cutoff=0.85)
+        if close:
+            raise ValueError(f"`{keyword}` is not a keyword of from_pretrained; did you mean `{plain[close[0]]}`?")
+
+
 def read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
     """A dtype by itself or by name, "auto" or None.
 
@@ -273,8 +301,7 @@ def pinned(name: str, hub: dict) -> dict:
     path = cached_file(name, CONFIG_NAME, **hub)
     if path is None:
         raise OSError(f"{name} has no {CONFIG_NAME}.")
-    with open(path, encoding="utf-8") as file:
-        model_type = json.load(file).get("model_type")
+    model_type = read_json(path, name).get("model_type")
     if model_type != LinGeneConfig.model_type:
         raise ValueError(f"{name} is a {model_type} model, not a bundle of shared components.")
     commit = re.search(rf"snapshots/({COMMIT.pattern})/", Path(path).as_posix())

@@ -5,10 +5,8 @@ names that no current index mentions, configuration and code follow, and the ind
 last; files of the old bundle go after that.
 """
 
-import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,9 +18,9 @@ from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
-
-
-WEIGHT_FILE = re.compile(r"(shared|component-\d+)(-[0-9a-f]{8})?\.safetensors")
+from .configuration_lingene import LinGeneConfig
+from .identity_lingene import WEIGHT_FILE, file_sha256, settings_of, weights_id_of
+from .reading_lingene import read_json
 
 
 def file_of(key: str) -> str:
@@ -31,17 +29,21 @@ def file_of(key: str) -> str:
 
 
 def write_bundle(
-    folder: str | os.PathLike, tensors: Mapping[str, torch.Tensor], write_rest: Callable[[Path, str], None]
+    folder: str | os.PathLike,
+    tensors: Mapping[str, torch.Tensor],
+    settings: dict,
+    write_rest: Callable[[Path, str], None],
 ) -> str:
     """Write the weights, their index and whatever `write_rest` adds, atomically.
 
     Args:
         folder: new, empty, or one to update; its own sub-folders and other files are left alone.
         tensors: the state dict of a constrained model.
+        settings: `settings_of` its configuration.
         write_rest: called with a staging folder and the `weights_id`; writes config.json and code into it.
 
     Returns:
-        The `weights_id`: SHA-256 over the weight files' SHA-256s, in the order of their names.
+        The `weights_id`, see `weights_id_of`.
     """
     folder = Path(folder)
     new = not folder.exists() or not any(folder.iterdir())
@@ -50,7 +52,7 @@ def write_bundle(
     staging = where / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     staging.mkdir()
     try:
-        weights_id, weights = _stage(staging, folder, tensors, write_rest)
+        weights_id, weights = _stage(staging, folder, tensors, settings, write_rest)
         if not (new and _renamed(staging, folder)):
             _publish(staging, folder, weights)
             _remove_stale(folder, weights, weights_id)
@@ -59,7 +61,9 @@ def write_bundle(
     return weights_id
 
 
-def _stage(staging: Path, folder: Path, tensors: Mapping[str, torch.Tensor], write_rest: Callable) -> tuple:
+def _stage(
+    staging: Path, folder: Path, tensors: Mapping[str, torch.Tensor], settings: dict, write_rest: Callable
+) -> tuple:
     """Every file of the bundle, under its final name; the `weights_id` and the names of the weight files."""
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -68,32 +72,26 @@ def _stage(staging: Path, folder: Path, tensors: Mapping[str, torch.Tensor], wri
     for file, group in sorted(groups.items()):
         save_file(group, staging / file, metadata={"format": "pt"})
         digests[file] = file_sha256(staging / file)
-    weights_id = weights_id_of(digests)
+    weights_id = weights_id_of(digests, settings)
     write_rest(staging, weights_id)
     names = _fresh_names(folder, digests)
     for file, name in names.items():
         shutil.copymode(staging / CONFIG_NAME, staging / file)  # safetensors writes for the owner alone
         os.rename(staging / file, staging / name)
-    _write_index(staging, tensors, names, weights_id)
+    identity = {"weights_id": weights_id, "settings": settings}
+    identity["files"] = {name: digests[file] for file, name in names.items()}
+    _write_index(staging, tensors, names, identity)
     return weights_id, set(names.values())
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_id_of(digests: Mapping[str, str]) -> str:
-    """SHA-256 over the files' SHA-256s, by name of the role (`component-00`), whatever the file is called."""
-    roles = {WEIGHT_FILE.fullmatch(file)[1]: digest for file, digest in digests.items()}
-    return hashlib.sha256("".join(roles[role] for role in sorted(roles)).encode()).hexdigest()
-
-
 def bundle_weights_id(folder: str | os.PathLike) -> str:
-    """The `weights_id` of a folder's weights as they are, recomputed from the files that its index names."""
-    with open(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, encoding="utf-8") as file:
-        files = set(json.load(file)["weight_map"].values())
-    return weights_id_of({file: file_sha256(Path(folder) / file) for file in files})
+    """The `weights_id` of a folder's files and settings as they are, recomputed."""
+    index = read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))
+    digests = {file: file_sha256(Path(folder) / file) for file in set(index["weight_map"].values())}
+    if index["metadata"].get("settings") is None:  # saved before they were part of it
+        return weights_id_of(digests, None)
+    config = LinGeneConfig.from_dict(read_json(Path(folder) / CONFIG_NAME, str(folder)))
+    return weights_id_of(digests, settings_of(config))
 
 
 def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
@@ -107,11 +105,9 @@ def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
-def _write_index(staging: Path, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], weights_id: str):
-    metadata = {
-        "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-        "weights_id": weights_id,
-    }
+def _write_index(staging: Path, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], identity: dict):
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    metadata = {"total_size": total, **identity}
     weight_map = {key: names[file_of(key)] for key in tensors}
     text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n"
     (staging / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")

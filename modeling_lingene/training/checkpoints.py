@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ..saving_lingene import file_sha256
+from ..identity_lingene import file_sha256
 
 
 STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
