@@ -25,6 +25,7 @@ from ..measuring.metrics import check_device, quiet_loading
 from ..measuring.plots import plot_conversion
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
+from ..saving_lingene import change_settings
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
 from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms, order_components
@@ -248,7 +249,7 @@ class Calibration:
             rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
         config = LinGeneConfig.from_pretrained(folder)
         config.depth_rows = rows
-        config.save_pretrained(folder)
+        change_settings(folder, config)
         return rows
 
     def _loaded(self, folder: Path) -> LinGenePreTrainedModel:

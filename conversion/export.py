@@ -20,11 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
-from ..folders import check_empty, complete_or_absent, publish_model, read_config, write_json
+from ..folders import check_empty, complete_or_absent, publish_model, read_config, read_processor, write_json
 from ..images.data import require
 from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
@@ -156,7 +155,7 @@ def _differences(model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.
 def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
     """The bundle's preprocessing, beside the model; None where it has none."""
     try:
-        processor = AutoImageProcessor.from_pretrained(bundle, **hub)
+        processor = read_processor(bundle, **hub)
     except OSError:
         return None
     processor.save_pretrained(folder)

@@ -19,11 +19,11 @@ from transformers import (
     PretrainedConfig,
 )
 from transformers.activations import ACT2FN
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
+from ..folders import read_processor
 from ..loading_lingene import VIT_NAMES
 from ..measuring.metrics import quiet_loading
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
@@ -32,7 +32,7 @@ from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 MASKS = "only masked pretraining reads it"
 POOLER = "a bundle has no pooler, and classifiers do not use it"
 NEUTRAL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "_commit_hash", "model_type"}
-NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels"}
+NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels", "materialised_from"}
 VIT_PARTS = {name: VIT_NAMES[name] for name in VIT_NAMES if not name.startswith("embeddings.")}
 
 
@@ -274,6 +274,6 @@ def _outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
 
 def _processor(name: str) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        return read_processor(name)
     except (OSError, ValueError):
         return None

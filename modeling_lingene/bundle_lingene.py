@@ -35,7 +35,13 @@ MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them
 BLOCK_ELEMENTS = 1 << 16  # of one component; 12 of them fill 3 MiB, best of 2^14 to 2^18 on two cores
 
 
-DIGESTS = (lambda value: isinstance(value, dict) and all(map(WEIGHT_FILE.fullmatch, value)), "a hash per weight file")
+def are_digests(value) -> bool:
+    """Whether a JSON value gives a SHA-256 per weight file."""
+    named = isinstance(value, dict) and all(map(WEIGHT_FILE.fullmatch, value))
+    return named and all(isinstance(digest, str) and len(digest) == 64 for digest in value.values())
+
+
+DIGESTS = (are_digests, "an object that gives the SHA-256 of every weight file")
 MEASURE, SIZES_FIELDS = "delete the file and measure again", {"weights_id": TEXT, "sizes": items(OBJECT)}
 INDEX_METADATA = {"weights_id": optional(TEXT), "files": optional(DIGESTS), "settings": optional(OBJECT)}
 
@@ -120,13 +126,15 @@ class Bundle:
         expected += HEAD if any(key in self.weight_map for key in HEAD) else ()
         for key in expected:
             if key not in self.weight_map:
-                raise ValueError(f"`{key}` is missing from the index of {self.name}; the bundle is incomplete.")
+                raise ValueError(
+                    f"`{key}` is missing from `{SAFE_WEIGHTS_INDEX_NAME}` of {self.name}; the bundle is incomplete."
+                )
         known = set(expected)
         for key in self.weight_map:
             if key not in known:
                 raise ValueError(
-                    f"`{key}` stands in the index of {self.name}, and its configuration knows no such tensor; "
-                    "config.json belongs to another bundle."
+                    f"`{key}` stands in `{SAFE_WEIGHTS_INDEX_NAME}` of {self.name}, and its configuration knows "
+                    "no such tensor; config.json belongs to another bundle."
                 )
 
     @property
@@ -255,9 +263,9 @@ class Bundle:
         """The part of one stored tensor that a width keeps, a view of the mapped file."""
         expected = self._stored_shape(key)
         shape = tuple(tensor.get_shape())
-        if expected is not None and shape != expected:
+        if shape != expected:
             raise ValueError(
-                f"`{key}` of {self.name} has shape {shape}, and the configuration says {expected}; "
+                f"`{key}` of {self.name} has shape {shape}, and config.json says {expected}; "
                 "the weights belong to another configuration."
             )
         part = tensor[kept(key, shape, size.width_ratio, size.trailing)]
@@ -265,10 +273,12 @@ class Bundle:
             raise ValueError(f"`{key}` of {self.name} holds values that are not finite.")
         return part
 
-    def _stored_shape(self, key: str) -> tuple[int, ...] | None:
+    def _stored_shape(self, key: str) -> tuple[int, ...]:
         if key.startswith("components."):
             return self.block_shapes[key.split(".", 2)[2]]
-        return self.shared_shapes.get(key)  # the head's is for stock loading to judge: num_labels may be new
+        if key in HEAD:
+            return (self.stored.num_labels, self.stored.hidden_size)[: 2 if key.endswith("weight") else 1]
+        return self.shared_shapes[key]
 
 
 def in_memory(stored: torch.Tensor, dtype: torch.dtype | str | None) -> torch.dtype:

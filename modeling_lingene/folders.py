@@ -7,13 +7,30 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
-from .configuration_lingene import LinGeneConfig
+from .configuration_lingene import MOST_LAYERS, MOST_PIXELS, LinGeneConfig
+from .reading_lingene import (
+    AGAIN,
+    FLAG,
+    OBJECT,
+    TEXT,
+    check_fields,
+    either,
+    integer,
+    items,
+    map_of,
+    number,
+    optional,
+    read_json,
+    shown,
+)
 from .saving_lingene import bundle_weights_id
 
 
@@ -21,6 +38,26 @@ CONVERSION_FILE = "conversion.json"
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
+
+DELETE = "delete the file, or convert again"
+CONVERSION_FIELDS = {
+    **dict.fromkeys(("source", "fit"), TEXT),
+    **dict.fromkeys(("depth", "num_components"), integer(1, MOST_LAYERS)),
+    "relative_logit_error": number(0, 1e12),
+    "advice": optional(OBJECT),
+}
+CONVERSION_REQUIRED = [field for field in CONVERSION_FIELDS if field != "advice"]
+_PIXELS = integer(1, MOST_PIXELS)
+_SIDES = either(either(_PIXELS, items(_PIXELS)), map_of(_PIXELS))
+_CHANNELS = either(number(-1e6, 1e6), items(number(-1e6, 1e6)))
+PROCESSOR_FIELDS = {
+    **dict.fromkeys(("size", "crop_size"), optional(_SIDES)),
+    **dict.fromkeys(("image_mean", "image_std"), optional(_CHANNELS)),
+    **{f"do_{step}": optional(FLAG) for step in ("resize", "rescale", "normalize", "center_crop", "convert_rgb")},
+    "resample": optional(integer(0, 5)),
+    "rescale_factor": optional(number(0, 1e6)),
+    "image_processor_type": optional(TEXT),
+}
 
 
 def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
@@ -32,14 +69,54 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
     if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
         raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
     try:
-        config = AutoConfig.from_pretrained(bundle, **hub)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("`"):
-            raise
+        path = cached_file(bundle, CONFIG_NAME, **hub)
+    except OSError as error:
         raise ValueError(f"`bundle` {bundle} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, LinGeneConfig):
-        raise ValueError(f"`bundle` {bundle} is a {config.model_type} model, not a bundle of shared components.")
-    return config
+    if path is None:
+        raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
+    model_type = read_json(path, str(bundle)).get("model_type")
+    if model_type != LinGeneConfig.model_type:
+        raise ValueError(
+            f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not a bundle of shared components."
+        )
+    return LinGeneConfig.from_pretrained(bundle, **hub)
+
+
+def read_conversion(folder: Path) -> dict | None:
+    """The report of the conversion that a bundle comes from; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not (folder / CONVERSION_FILE).is_file():
+        return None
+    report, where = read_json(folder / CONVERSION_FILE, str(folder), DELETE), f"`{CONVERSION_FILE}` of {folder}"
+    check_fields(report, CONVERSION_FIELDS, where, required=CONVERSION_REQUIRED, remedy=DELETE)
+    if report.get("advice"):
+        check_fields(report["advice"], {"statement": TEXT}, f"`advice` in {where}", ("statement",), DELETE)
+    return report
+
+
+def read_processor(name: str | os.PathLike, **hub) -> Any:
+    """The image processor beside a model.
+
+    Args:
+        name: folder or name on the Hub.
+
+    Raises:
+        OSError: there is none, as transformers raises it.
+        ValueError: its file is damaged.
+    """
+    path = cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    if path is not None:
+        check_fields(read_json(path, str(name)), PROCESSOR_FIELDS, f"`{IMAGE_PROCESSOR_NAME}` of {name}")
+    try:
+        return AutoImageProcessor.from_pretrained(name, **hub)
+    except OSError:
+        raise
+    except (ValueError, AttributeError, IndexError, KeyError, TypeError, RecursionError) as error:
+        where = f"`{IMAGE_PROCESSOR_NAME}` and `{CONFIG_NAME}` of {name}"
+        raise ValueError(f"{where} give no image processor: {' '.join(str(error).split())}; {AGAIN}.") from None
 
 
 def write_text(path: Path, text: str) -> None:

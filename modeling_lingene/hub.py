@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .bundle_lingene import Bundle
 from .configuration_lingene import LinGeneConfig, Size
-from .folders import CONVERSION_FILE, SIZE_PICTURES, check_folder, read_config, write_text
+from .folders import SIZE_PICTURES, check_folder, read_config, read_conversion, write_text
 from .measuring.tables import readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
 
@@ -50,7 +50,7 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
     folder = Path(folder)
     config = read_config(folder)
     bundle = Bundle(folder, config)
-    rows, head, converted = bundle.measured(), bundle.has_head, _conversion(folder)
+    rows, head, converted = bundle.measured(), bundle.has_head, read_conversion(folder)
     name = repo_id or folder.resolve().name
     data = ModelCardData(
         library_name="transformers",
@@ -78,12 +78,6 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
         classes=", ".join(classes[:50]) + (f", ... ({len(classes)} in all)" if len(classes) > 50 else ""),
         stored=readable(config.stored_params(config.size())),
     ).content
-
-
-def _conversion(folder: Path) -> dict | None:
-    """The report of the conversion that a bundle comes from."""
-    path = folder / CONVERSION_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) -> dict:

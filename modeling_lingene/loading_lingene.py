@@ -28,7 +28,7 @@ from .budget_lingene import BUDGETS, choose_size
 from .bundle_lingene import CLS_TOKEN, HUB_KWARGS, Bundle
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
 from .identity_lingene import settings_of
-from .reading_lingene import read_json
+from .reading_lingene import read_json, shown
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
 
 
@@ -303,7 +303,9 @@ def pinned(name: str, hub: dict) -> dict:
         raise OSError(f"{name} has no {CONFIG_NAME}.")
     model_type = read_json(path, name).get("model_type")
     if model_type != LinGeneConfig.model_type:
-        raise ValueError(f"{name} is a {model_type} model, not a bundle of shared components.")
+        raise ValueError(
+            f"{name} is a {shown(model_type)} model by its `{CONFIG_NAME}`, not a bundle of shared components."
+        )
     commit = re.search(rf"snapshots/({COMMIT.pattern})/", Path(path).as_posix())
     return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
 

@@ -98,6 +98,15 @@ def items(check: Check, length: int | None = None) -> Check:
     return all_right, f"a list{f' of {length}' if length else ''}, each {wanted}"
 
 
+def map_of(check: Check) -> Check:
+    """An object whose every field is what `check` takes, or null."""
+    right, wanted = check
+    return (
+        lambda value: isinstance(value, dict) and all(item is None or right(item) for item in value.values()),
+        f"an object of fields, each {wanted}",
+    )
+
+
 def one_of(*choices: Any) -> Check:
     # By type as well: 1 is no flag, though it equals True.
     right = {(type(choice), choice) for choice in choices}

@@ -94,6 +94,21 @@ def bundle_weights_id(folder: str | os.PathLike) -> str:
     return weights_id_of(digests, settings_of(config))
 
 
+def change_settings(folder: str | os.PathLike, config: LinGeneConfig) -> None:
+    """Give the weights in a folder other settings: config.json, and the index with their identity anew.
+
+    Args:
+        folder: a bundle.
+        config: its configuration, changed; gets the new `weights_id`.
+    """
+    path = Path(folder) / SAFE_WEIGHTS_INDEX_NAME
+    index, settings = read_json(path, str(folder)), settings_of(config)
+    config.weights_id = weights_id_of(index["metadata"]["files"], settings)
+    index["metadata"] |= {"settings": settings, "weights_id": config.weights_id}
+    config.save_pretrained(folder)
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
 def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
     """Final name per file: that of a file of equal content, else the plain one, else, if it is taken, a marked one."""
     names = {}

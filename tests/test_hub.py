@@ -256,12 +256,13 @@ def test_a_file_is_written_whole_or_not_at_all(measured, monkeypatch):
 
 
 def by_hand(folder: Path) -> str:
-    """`weights_id` by the sentence in the documentation: SHA-256 over the files' SHA-256s, shared ones last."""
+    """`weights_id` by its documentation: SHA-256 over the files' SHA-256s, shared ones last, and the settings."""
     mapped = set(read(folder / INDEX)["weight_map"].values())
     components = sorted(file for file in mapped if file.startswith("component-"))
     (shared,) = mapped - set(components)
     digests = [hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in [*components, shared]]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    settings = json.dumps(read(folder / INDEX)["metadata"]["settings"], sort_keys=True)
+    return hashlib.sha256("".join([*digests, settings]).encode()).hexdigest()
 
 
 def test_the_identity_of_weights_is_a_hash_of_hashes_whatever_the_files_are_called(folder):
@@ -296,7 +297,7 @@ DAMAGES = {
         r"lacks component-02\.safetensors",
     ),
     "config of another save": (lambda f: edit(f / CONFIG, lambda c: c.update(weights_id="0" * 64)), "`weights_id`"),
-    "config that is cut short": (lambda f: (f / CONFIG).write_text('{"model_type": "lin'), "`bundle`.*cannot be read"),
+    "config that is cut short": (lambda f: (f / CONFIG).write_text('{"model_type": "lin'), "`config.json`.*damaged"),
     "config that contradicts itself": (lambda f: edit(f / CONFIG, lambda c: c.update(basis="sine")), "`basis`"),
     "index cut short": (lambda f: (f / INDEX).write_text('{"metadata": {'), f"`{INDEX}`.*damaged"),
     "a tensor missing in the index": (
@@ -308,7 +309,7 @@ DAMAGES = {
             shutil.copy(f / "shared.safetensors", f.parent),
             edit(f / INDEX, lambda i: i["weight_map"].update({"layernorm.bias": "../shared.safetensors"})),
         ],
-        r"`layernorm\.bias`.*outside",
+        r"`layernorm\.bias`.*beside it",
     ),
     "sizes of other weights": (
         lambda f: (f / "sizes.json").write_text(json.dumps({"weights_id": "0" * 64, "sizes": ROWS})),
@@ -323,7 +324,7 @@ DAMAGES = {
             shutil.rmtree(f),
             os.replace(f.parent / "vit", f),
         ],
-        "`bundle`.*vit model, not a bundle",
+        "`bundle`.*'vit' model by `config.json`, not a bundle",
     ),
 }
 

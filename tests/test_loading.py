@@ -622,7 +622,14 @@ def test_only_a_depth_neither_trained_nor_measured_warns_and_once(load, tmp_path
 
 
 def row(depth, width_ratio, num_components, params, macs, accuracy, latency_ms=None) -> dict:
-    measured = {"params": params, "macs": macs, "accuracy": accuracy, "split": "test", "dataset": "none"}
+    measured = {
+        "params": params,
+        "stored_params": params,
+        "macs": macs,
+        "accuracy": accuracy,
+        "split": "test",
+        "dataset": "none",
+    }
     timed = {"latency_ms": latency_ms, "device": device_name()} if latency_ms else {}
     return asked(depth, width_ratio, num_components) | measured | timed
 

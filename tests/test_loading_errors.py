@@ -76,6 +76,7 @@ def refused(load: Callable, folder: Path, *fragments: str, **keywords):
 
 
 COUNT = "an integer of at least 1"
+SEEN = {"stored_params": 9, "split": "test", "dataset": "made"}  # what a row of sizes.json says beside the size
 LEGAL = "1/4, 1/2, 3/4, 1"
 SIZE_CASES = [
     ({"depth": 0}, "`depth`", COUNT, "got 0"),
@@ -146,8 +147,8 @@ def write_sizes(folder: Path, weights_id: str | None = None):
     """Two measured sizes; of these very weights unless another `weights_id` is given."""
     known = json.loads((folder / INDEX).read_text())["metadata"]["weights_id"]
     sizes = [
-        {"depth": 6, "width_ratio": "1", "num_components": 5, "params": 900, "macs": 90, "accuracy": 0.9},
-        {"depth": 3, "width_ratio": "1/2", "num_components": 2, "params": 200, "macs": 20, "accuracy": 0.5},
+        {"depth": 6, "width_ratio": "1", "num_components": 5, "params": 900, "macs": 90, "accuracy": 0.9, **SEEN},
+        {"depth": 3, "width_ratio": "1/2", "num_components": 2, "params": 200, "macs": 20, "accuracy": 0.5, **SEEN},
     ]
     (folder / "sizes.json").write_text(json.dumps({"weights_id": weights_id or known, "sizes": sizes}))
 
@@ -162,9 +163,15 @@ def measured(tmp_path_factory) -> Path:
 
 SMALLEST = ("depth 3", "width ratio 1/2", "2 components")
 BUDGET_CASES = [
-    ({"max_params": 199}, "`max_params`", "199", "no measured size fits", *SMALLEST, "200"),
-    ({"max_macs": 19}, "`max_macs`", "19", "no measured size fits", *SMALLEST, "20"),
-    ({"max_params": 900, "max_macs": 1}, "`max_params`", "`max_macs`", "no measured size fits", *SMALLEST),
+    ({"max_params": 199}, "`max_params`", "199", "no measured size in `sizes.json` fits", *SMALLEST, "200"),
+    ({"max_macs": 19}, "`max_macs`", "19", "no measured size in `sizes.json` fits", *SMALLEST, "20"),
+    (
+        {"max_params": 900, "max_macs": 1},
+        "`max_params`",
+        "`max_macs`",
+        "no measured size in `sizes.json` fits",
+        *SMALLEST,
+    ),
     ({"max_params": -1}, "`max_params`", "positive number", "-1"),
     ({"max_params": 0}, "`max_params`", "positive number", "0"),
     ({"max_params": True}, "`max_params`", "positive number", "True"),
@@ -203,7 +210,7 @@ def test_sizes_measured_on_other_weights_are_refused(load, measured, tmp_path, o
     assert opens == []
 
 
-ROW = {"depth": 6, "width_ratio": "1", "num_components": 5, "params": 900, "macs": 90, "accuracy": 0.9}
+ROW = {"depth": 6, "width_ratio": "1", "num_components": 5, "params": 900, "macs": 90, "accuracy": 0.9, **SEEN}
 DAMAGED_SIZES = {
     "not JSON": b'{"weights_id": ',
     "not text": b"\xff\xfe\x00",

@@ -173,6 +173,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     pytest.importorskip("PIL.Image").fromarray(pixels).save(folder / "image.png")
     sizes = {"weights_id": json.loads((bundles["A"] / INDEX).read_text())["metadata"]["weights_id"]}
     row = {"depth": 3, "width_ratio": "1/2", "num_components": 2, "params": 9, "macs": 9, "accuracy": 0.5}
+    row |= {"stored_params": 9, "split": "test", "dataset": "made"}
     sizes = json.dumps(sizes | {"sizes": [row]})
     with HubServer(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # away from the package

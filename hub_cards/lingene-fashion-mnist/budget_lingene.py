@@ -22,7 +22,7 @@ ROW_FIELDS = {
     "latency_ms": optional(_MILLISECONDS),
     "profiles": items(OBJECT),
 }
-ROW_REQUIRED = "depth width_ratio num_components params macs accuracy".split()
+ROW_REQUIRED = "depth width_ratio num_components params stored_params macs accuracy split dataset".split()
 PROFILE_FIELDS = {"device": TEXT, "latency_ms": _MILLISECONDS}
 
 
@@ -60,7 +60,8 @@ def choose_size(
         smallest = min(rows, key=lambda row: [row[column] for column in columns.values()])
         numbers = ", ".join(f"{column} {smallest[column]:g}" for column in columns.values())
         raise ValueError(
-            f"{asked}: no measured size fits; the smallest is {row_size(smallest, config)} with {numbers}."
+            f"{asked}: no measured size in `sizes.json` fits; the smallest is {row_size(smallest, config)} with "
+            f"{numbers}."
         )
     best = max(within, key=lambda row: (row["accuracy"], -row["macs"], -row["params"]))
     numbers = ", ".join(f"{column} {best[column]:g}" for column in columns.values())

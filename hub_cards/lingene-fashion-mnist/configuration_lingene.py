@@ -277,9 +277,9 @@ class LinGeneConfig(PretrainedConfig):
         config_dict = {key: value for key, value in config_dict.items() if key not in ("dtype", "torch_dtype")}
         try:
             return super().from_dict(config_dict, **kwargs)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-            # Fields that are transformers' own, or keywords of the wrong type, in transformers' words.
-            raise ValueError(f"{CONFIG_NAME} or a keyword cannot be taken: {' '.join(str(error).split())}") from None
+        except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
+            # Fields that contradict each other, or transformers' own of the wrong type, in transformers' words.
+            raise ValueError(f"`{CONFIG_NAME}`: {' '.join(str(error).split())}") from None
 
     def size(self, depth=None, width_ratio=None, num_components=None) -> Size:
         """The size asked for, by argument first, then by this config's fields, then all that is stored.

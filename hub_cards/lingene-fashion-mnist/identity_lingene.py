@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
 from .configuration_lingene import FREE_SETTINGS, SETTINGS, LinGeneConfig
 from .reading_lingene import shown
 
@@ -54,8 +56,7 @@ def check_settings(name: str, stored: LinGeneConfig, saved: Mapping | None) -> N
         if field not in saved or saved[field] != own[field]:
             raise ValueError(
                 f"`{field}` in config.json of {name} is {shown(own[field])}, and the weights were saved with "
-                f"{shown(saved.get(field))}: they would be another model. Restore config.json; to change a setting, "
-                "load with constrained=True and save again."
+                f"{shown(saved.get(field))}, says {SAFE_WEIGHTS_INDEX_NAME}: they would be another model; restore it."
             )
 
 

@@ -17,11 +17,11 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging as transformers_logging
 
 from ..budget_lingene import device_name
 from ..configuration_lingene import LinGeneConfig
+from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
 
 
@@ -218,7 +218,7 @@ def evaluate_model(
         )
     check_labels(images, config.num_labels)
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = read_processor(name)
     except OSError:
         raise ValueError(
             f"`model` {name} has no preprocessor_config.json; save its image processor beside it."

@@ -22,13 +22,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
 from ..budget_lingene import device_name
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import LinGeneConfig, Size, check_count
-from ..folders import SIZE_PICTURES, check_folder, read_config, write_json
+from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
 from ..images.data import Batches, LabelledImages, batches, check_labels
 from .grids import check_trained, grid_sizes
 from .metrics import (
@@ -98,7 +97,7 @@ def sweep(
     check_labels(images, config.num_labels)
     if len(images) == 0:
         raise ValueError("`data` must hold at least one image; got none.")
-    processor = AutoImageProcessor.from_pretrained(bundle)
+    processor = read_processor(bundle)
     process = (0, 1) if alone else (state.process_index, state.num_processes)
     about = what_is_swept(held.weights_id, images, process[1])
     known = _progress(folder / PROGRESS_FILE, about, main)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from ..folders import read_processor
 from ..images.data import require
 from ..images.loaders import Layout, MemoryImages, PictureImages
 
@@ -123,7 +123,7 @@ def _from_transformers(name: str) -> tuple:
         model, told = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True
         )
-        processor = AutoImageProcessor.from_pretrained(path)
+        processor = read_processor(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
     if told["missing_keys"]:

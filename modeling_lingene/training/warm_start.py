@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from ..folders import read_config
+from ..folders import read_config, read_processor
 from ..images.data import LabelledImages, image_processor
 from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification
@@ -61,7 +60,7 @@ def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
     size = model.config.image_size
     made = image_processor(size if isinstance(size, int) else tuple(size))
     try:
-        own = AutoImageProcessor.from_pretrained(os.path.expanduser(name))
+        own = read_processor(os.path.expanduser(name))
     except OSError:
         return made
     made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample

@@ -49,15 +49,19 @@ NAN, INF = float("nan"), float("inf")
 REFUSED = {
     "nothing fits": (
         {"max_latency_ms": 2},
-        ["`max_latency_ms` 2: no measured size fits", "depth 3, width ratio 1/2, 5 components", "latency_ms 3"],
+        [
+            "`max_latency_ms` 2: no measured size in `sizes.json` fits",
+            "depth 3, width ratio 1/2, 5 components",
+            "latency_ms 3",
+        ],
     ),
     "nothing fits on the other": (
         {"max_latency_ms": 0.01, "latency_device": OTHER},
-        ["no measured size fits", "depth 2, width ratio 1, 5 components", "latency_ms 0.1"],
+        ["no measured size in `sizes.json` fits", "depth 2, width ratio 1, 5 components", "latency_ms 0.1"],
     ),
     "of two budgets one": (
         {"max_latency_ms": 100, "max_macs": 1},
-        ["`max_macs` 1 and `max_latency_ms` 100", "no measured size fits", "macs 9"],
+        ["`max_macs` 1 and `max_latency_ms` 100", "no measured size in `sizes.json` fits", "macs 9"],
     ),
     "a device unheard of": (
         {"max_latency_ms": 5, "latency_device": "Abacus"},
