@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification, bundle_lingene
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, bundle_lingene
 
 
 NAN, INF = float("nan"), float("inf")
@@ -495,3 +495,17 @@ def test_a_setting_that_the_weights_were_not_saved_with_is_refused(load, bundle,
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, field: CHANGED[field]}))
     refused(load, folder, f"`{field}`", "saved with")
+
+
+@pytest.mark.parametrize("way", ["by keyword", "in the configuration"])
+def test_quantising_components_is_refused_at_load(bundle, opens, way):
+    """They are read, not called: one library crashed in the first forward pass, another quantised nothing."""
+    from transformers import BitsAndBytesConfig
+
+    asked = BitsAndBytesConfig(load_in_4bit=True)
+    config = LinGeneConfig.from_pretrained(bundle)
+    config.quantization_config = asked
+    keywords = {"quantization_config": asked} if way == "by keyword" else {"config": config}
+    with pytest.raises(ValueError, match="`quantization_config` on a constrained model is refused.*materialised"):
+        LinGeneForImageClassification.from_pretrained(bundle, constrained=True, **keywords)
+    assert opens == []
