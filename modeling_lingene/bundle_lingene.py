@@ -115,7 +115,7 @@ class Bundle:
         if self.digests is None:
             keys = None  # an older bundle has one hash for all of them
         paths = self.locate(self.weight_map if keys is None else keys)
-        paths = {self.weight_map[key]: path for key, path in sorted(paths.items())}
+        paths = dict(sorted((self.weight_map[key], path) for key, path in paths.items()))
         digests = {file: file_sha256(path) for file, path in paths.items()}
         if self.digests is None and weights_id_of(digests, None) != self.weights_id:
             raise ValueError(f"`weights_id` of {self.name} is not that of its files; {FETCH}")

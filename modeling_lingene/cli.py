@@ -131,6 +131,11 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     _add_bundle(command)
     command.add_argument("--out", type=Path, help="JSON file for the same")
 
+    command = _add(
+        commands, "verify", verify, "compare every weight file with the hash that was taken when it was saved"
+    )
+    _add_bundle(command)
+
     command = _add(commands, "card", card, "render a bundle's model card from its measured numbers")
     command.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder")
     command.add_argument("--repo", metavar="REPO", help="name in the loading example (default: the folder's)")
@@ -327,6 +332,20 @@ def info(arguments: argparse.Namespace) -> None:
     print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
     if arguments.out:
         write_json(arguments.out, {**facts, "sizes": rows})
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    from .bundle_lingene import Bundle
+    from .folders import read_config
+    from .measuring.tables import readable
+
+    hub = {"revision": arguments.revision} if arguments.revision else {}
+    bundle = Bundle(arguments.bundle, read_config(arguments.bundle, **hub), hub)
+    files = bundle.verify()
+    bundle.measured()  # of these weights, or refused
+    for file, size in files.items():
+        print(f"{file:<{max(map(len, files))}}  {readable(size)}B  as it was saved")
+    print(f"\n{len(files)} files, {readable(sum(files.values()))}B, weights_id {bundle.weights_id}")
 
 
 def card(arguments: argparse.Namespace) -> None:

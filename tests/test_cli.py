@@ -33,7 +33,7 @@ from modeling_lingene.training import recipes
 from test_hub import ROWS, assert_table_shows, files, number, read, table
 
 
-COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile"}
+COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile", "verify"}
 COMMANDS |= {"info", "card", "push"}
 BAR = re.compile(r"\d%\|.*\|")  # of tqdm
 
@@ -442,3 +442,19 @@ def test_importing_the_command_line_imports_no_optional_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_verify_lists_every_weight_file_and_refuses_a_changed_one(bundle, tmp_path, capsys):
+    """Exit 2 and the file's name: what arrived is not what was sent."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    assert cli.main(["verify", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert [line.split()[0] for line in lines[: len(weights)]] == weights
+    assert f"{len(weights)} files" in lines[-1]
+    data = bytearray((folder / weights[1]).read_bytes())
+    data[-40] ^= 1
+    (folder / weights[1]).write_bytes(data)
+    assert cli.main(["verify", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"`{weights[1]}`" in error and "changed or damaged" in error

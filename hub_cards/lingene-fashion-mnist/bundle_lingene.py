@@ -8,8 +8,10 @@ the result plus little.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import isfinite, prod
 
 import torch
@@ -32,7 +34,9 @@ CLS_TOKEN, POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 HEAD = ("classifier.weight", "classifier.bias")
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
-BLOCK_ELEMENTS = 1 << 16  # of one component; 12 of them fill 3 MiB, best of 2^14 to 2^18 on two cores
+PIECE_ELEMENTS = 1 << 18  # of one component, for one thread to combine
+BLOCK_ELEMENTS = 1 << 15  # of one component at a time; below that no operation on it is divided among threads,
+PRODUCT_ELEMENTS = 1 << 17  # nor a product of so few multiplications
 
 
 def are_digests(value) -> bool:
@@ -111,7 +115,7 @@ class Bundle:
         if self.digests is None:
             keys = None  # an older bundle has one hash for all of them
         paths = self.locate(self.weight_map if keys is None else keys)
-        paths = {self.weight_map[key]: path for key, path in sorted(paths.items())}
+        paths = dict(sorted((self.weight_map[key], path) for key, path in paths.items()))
         digests = {file: file_sha256(path) for file, path in paths.items()}
         if self.digests is None and weights_id_of(digests, None) != self.weights_id:
             raise ValueError(f"`weights_id` of {self.name} is not that of its files; {FETCH}")
@@ -207,20 +211,26 @@ class Bundle:
         for names in self._mapped_together(size):
             keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
             with opened(self.name, paths, keys) as slices:
-                for name in names:
-                    layers[name] = self._combine(name, slices, table, size, dtype)
+                layers |= self._combined(names, slices, table, size, dtype)
         return outside, layers
 
-    def _combine(self, name: str, slices: dict, table: torch.Tensor, size: Size, dtype) -> list[torch.Tensor]:
-        """One block tensor of every layer."""
-        keys = [f"components.{n}.{name}" for n in range(size.num_components)]
-        parts = [self._take(key, slices[key], size, check=False) for key in keys]
-        layers = combine(parts, table * self.config.branch_scale(name, size), in_memory(parts[0], dtype))
-        if not isfinite(layers[0].sum(dtype=torch.float32)):
-            raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
-        if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
-            for gain in layers:
-                gain += self.config.gain_offset
+    def _combined(self, names: list[str], slices: dict, table: torch.Tensor, size: Size, dtype) -> dict[str, list]:
+        """Some block tensors of every layer."""
+        layers, pieces = {}, []
+        for name in names:
+            keys = [f"components.{n}.{name}" for n in range(size.num_components)]
+            parts = [self._take(key, slices[key], size, check=False) for key in keys]
+            layers[name], own = combining(
+                parts, table * self.config.branch_scale(name, size), in_memory(parts[0], dtype)
+            )
+            pieces += [(name, piece) for piece in own]
+        for name, finite in in_threads(pieces):
+            if not finite:
+                raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
+        for name in names:
+            if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
+                for gain in layers[name]:
+                    gain += self.config.gain_offset
         return layers
 
     def _component_keys(self, count: int) -> list[str]:
@@ -311,8 +321,10 @@ def opened(name: str, paths: dict[str, str], keys: Sequence[str]) -> Iterator[di
         yield slices
 
 
-def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
-    """`recompose` for tensors that lie in files: the same sums, in blocks of rows, one tensor per layer.
+def combining(
+    parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[Callable[[], bool]]]:
+    """`recompose` for tensors that lie in files: the same sums, to be done piece by piece, one tensor per layer.
 
     Args:
         parts: per component one tensor of the same shape, views of mapped files.
@@ -320,23 +332,48 @@ def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, dtype: torch.dty
         dtype: of the result.
 
     Returns:
-        Per layer one tensor of that shape.
+        Per layer one tensor of that shape, empty; and calls that each fill some rows and say whether what they put
+        into the first layer is finite.
     """
-    first, wide = parts[0], torch.promote_types(parts[0].dtype, torch.float32)
-    table = table.to(wide)
-    on_cpu = {"device": first.device}  # also where the caller's default device is another
-    layers = [torch.empty(first.shape, dtype=dtype, **on_cpu) for _ in range(len(table))]
-    rest = first.shape[1:]
-    step = min(first.shape[0], max(1, BLOCK_ELEMENTS // prod(rest)))
-    source = torch.empty(len(parts), step, *rest, dtype=wide, **on_cpu)
-    result = torch.empty(len(table), step, *rest, dtype=wide, **on_cpu)
-    for start in range(0, first.shape[0], step):
-        rows = min(step, first.shape[0] - start)
-        if rows < step:  # the last block
-            source, result = source[:, :rows].contiguous(), result[:, :rows].contiguous()
-        for target, part in zip(source, parts):
-            target.copy_(part[start : start + rows])
-        torch.mm(table, source.view(len(parts), -1), out=result.view(len(table), -1))
-        for layer, values in zip(layers, result):
-            layer[start : start + rows] = values
-    return layers
+    first = parts[0]
+    layers = [torch.empty(first.shape, dtype=dtype, device=first.device) for _ in range(len(table))]
+    step = max(1, PIECE_ELEMENTS // prod(first.shape[1:]))
+    starts = range(0, first.shape[0], step)
+    return layers, [partial(combine, parts, table, layers, start, start + step) for start in starts]
+
+
+def combine(
+    parts: Sequence[torch.Tensor], table: torch.Tensor, layers: Sequence[torch.Tensor], start: int, stop: int
+) -> bool:
+    """Fill some rows of every layer, in blocks that stay in the cache and in operations that keep to one thread.
+
+    Threads that share an operation wait for each other thousands of times in a load, and on a busy machine each time
+    for one that is not running: with one busy process beside it, a load took seconds.
+    """
+    shape, wide = parts[0].shape, torch.promote_types(parts[0].dtype, torch.float32)
+    table, step = table.to(wide), max(1, BLOCK_ELEMENTS // prod(shape[1:]))
+    blocks = [[tensor[start:stop].split(step) for tensor in tensors] for tensors in (parts, layers)]
+    rows, finite = 0, True
+    for sources, targets in zip(*(zip(*each) for each in blocks)):
+        if len(sources[0]) != rows:  # first and last
+            rows = len(sources[0])
+            source = torch.empty(len(parts), rows, *shape[1:], dtype=wide, device=parts[0].device)
+            result = torch.empty(len(table), rows, *shape[1:], dtype=wide, device=parts[0].device)
+            width = max(1, PRODUCT_ELEMENTS // table.numel())
+            products = list(zip(source.flatten(1).split(width, dim=1), result.flatten(1).split(width, dim=1)))
+            inner, outer = list(source), list(result)
+        torch._foreach_copy_(inner, sources)
+        for columns, sums in products:
+            torch.mm(table, columns, out=sums)
+        torch._foreach_copy_(targets, outer)
+        finite = finite and isfinite(result[0].sum())
+    return finite
+
+
+def in_threads(calls: Sequence[tuple[str, Callable]]) -> list[tuple]:
+    """The results of named calls, made by as many threads as torch computes with; with their names, in order."""
+    threads = min(torch.get_num_threads(), len(calls))
+    if threads == 1:
+        return [(name, call()) for name, call in calls]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda named: (named[0], named[1]()), calls))

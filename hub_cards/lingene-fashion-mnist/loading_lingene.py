@@ -121,21 +121,18 @@ class BundleMixin:
                 "You are using `from_pretrained` with a meta device context manager or default device: weights cannot "
                 "be recomposed there. Use device_map='meta' for an empty model, or leave the context."
             )
-        name, output_info = str(pretrained_model_name_or_path), kwargs.get("output_loading_info", False)
         if depth is not None and kwargs.get("num_hidden_layers") is not None:
             raise ValueError("`depth` and `num_hidden_layers` name the same thing; give one of them.")
-        hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
-        for key in AUTO_KWARGS:
-            kwargs.pop(key, None)
+        name, hub = str(pretrained_model_name_or_path), {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
+        kwargs = {key: value for key, value in kwargs.items() if key not in AUTO_KWARGS}
         hub = pinned(name, hub)
         old_name = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or old_name
         config, kwargs = cls._read_config(name, config, hub, kwargs)
-        check_spelling(kwargs)
         dtype = read_dtype(dtype or config.dtype)  # Auto classes of some versions pass it on in the configuration only
+        check_spelling(kwargs)
+        check_quantisation(constrained, config, kwargs)
         bundle = Bundle(name, config, hub)
-        if cls.has_head and not bundle.has_head:
-            logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
         budget = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
         budget = {key: value for key, value in budget.items() if value is not None}
         size = cls._read_size(bundle, (depth, width_ratio, num_components), budget, latency_device)
@@ -143,24 +140,32 @@ class BundleMixin:
             config.check_trained(size)
             if not budget:
                 cls._warn_of_depth(bundle, size)
+        if cls.has_head and not bundle.has_head:
+            logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
         if verify:
             bundle.verify(bundle.keys(size, cls.has_head))
-        if constrained:
-            weights = bundle.read_components(size, cls.has_head, dtype)
-            kwargs |= {"config": config.sized(size), "state_dict": weights}
-            result = super().from_pretrained(None, *model_args, dtype=weights[CLS_TOKEN].dtype, **kwargs)
-        else:
-            outside, layers = bundle.read(size, cls.has_head, dtype)
-            kwargs["dtype"] = outside[CLS_TOKEN].dtype
-            result = stock_vit(outside, layers, config.vit_config(size), cls.has_head, **kwargs)
-        model = result[0] if output_info else result
-        devices = set(getattr(model, "hf_device_map", {}).values())
-        if constrained and (len(devices) > 1 or "disk" in devices):
+        load = cls._load_constrained if constrained else cls._load_stock
+        result = load(bundle, size, dtype, *model_args, **kwargs)
+        record_origin(result[0] if isinstance(result, tuple) else result, name, size, bundle)
+        return result
+
+    @classmethod
+    def _load_stock(cls, bundle: Bundle, size: Size, dtype, *model_args, **kwargs):
+        outside, layers = bundle.read(size, cls.has_head, dtype)
+        kwargs["dtype"] = outside[CLS_TOKEN].dtype
+        return stock_vit(outside, layers, bundle.config.vit_config(size), cls.has_head, **kwargs)
+
+    @classmethod
+    def _load_constrained(cls, bundle: Bundle, size: Size, dtype, *model_args, **kwargs):
+        weights = bundle.read_components(size, cls.has_head, dtype)
+        kwargs |= {"config": bundle.config.sized(size), "state_dict": weights, "dtype": weights[CLS_TOKEN].dtype}
+        result = super().from_pretrained(None, *model_args, **kwargs)
+        devices = set(getattr(result[0] if isinstance(result, tuple) else result, "hf_device_map", {}).values())
+        if len(devices) > 1 or "disk" in devices:
             raise ValueError(
                 f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are "
                 "combined in one place: use one device, or load it without constrained=True."
             )
-        record_origin(model, name, size, bundle)
         return result
 
     @classmethod
@@ -275,6 +280,16 @@ def check_spelling(keywords: Iterable[str]) -> None:
         close = get_close_matches(keyword.lower().replace("_", ""), plain, n=1, cutoff=0.85)
         if close:
             raise ValueError(f"`{keyword}` is not a keyword of from_pretrained; did you mean `{plain[close[0]]}`?")
+
+
+def check_quantisation(constrained: bool, config: LinGeneConfig, kwargs: dict) -> None:
+    """Refuse what would quantise components: they are read, not called, so that it crashes or quantises nothing."""
+    asked = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+    if constrained and (asked or kwargs.get("load_in_8bit") or kwargs.get("load_in_4bit")):
+        raise ValueError(
+            "`quantization_config` on a constrained model is refused: its components are combined, not called. "
+            "Quantise a materialised size: leave out constrained=True."
+        )
 
 
 def read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
