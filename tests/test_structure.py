@@ -34,7 +34,7 @@ recompose_lingene reading_lingene  configuration_lingene  vit_lingene budget_lin
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
 folders
-images.data  images.augmentation  images.loaders  images.streams
+images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 hub
 conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form

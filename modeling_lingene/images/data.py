@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 
+from .class_folders import SPLIT_ALIASES, WHOLE, ImageFiles, class_files, split_folders
+from .decoding import upright_rgb
+
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-SPLIT_ALIASES = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 STAND_INS = {"test": "validation", "validation": "test"}
-WHOLE = "whole"  # the split of a set that is not divided: a result must show that it is not on a held-out part
 UNREADABLE_LIMIT = 0.01
 EXTRAS = {"matplotlib": "analysis", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
 EXPECTED = "`data` must be `digits`, a folder of images, parquet files or the name of a dataset on the Hub"
@@ -57,13 +58,10 @@ class LabelledImages:
 
     def decoded(self, index: int) -> tuple[Any, str]:
         """The RGB picture at `index` and "", or None and which file it is and why it does not decode."""
-        from PIL import ImageOps
-
         try:
-            # Turned upright as transformers' pipelines do, so that what is measured is what a user gets.
-            return ImageOps.exif_transpose(self.images[index]).convert("RGB"), ""
+            return upright_rgb(self.images[index]), ""
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            path = self.images.path(index) if isinstance(self.images, EncodedImages) else None
+            path = self.images.path(index) if hasattr(self.images, "path") else None
             return None, f"{path or f'image {index}'} ({error})"
 
 
@@ -73,8 +71,9 @@ def load_images(data: str, split: str = "test") -> LabelledImages:
     Args:
         data: one of
             `digits`: 1,437 training and 360 test images, a stratified split that never changes;
-            a folder with one subfolder per class, either directly (then every split is the whole, and the result's
-            `split` is `whole`) or below `train/` and `test/`, `validation/` or `val/`; or a folder of parquet files;
+            a folder with one subfolder per class, images in it or deeper, either directly (then every split is the
+            whole, and the result's `split` is `whole`) or below `train/` and `test/` or `holdout/`, `validation/`,
+            `val/`, `valid/`, `dev/` or `eval/`; or a folder of parquet files;
             parquet files, comma-separated or as a glob, with columns `image` (or `img`) and `label` (or `labels`,
             `fine_label`); files that start with a split's name (`train-00000-of-00002.parquet`) belong to that
             split, and where none does, every split is the whole;
@@ -294,36 +293,24 @@ def _digits(split: str) -> LabelledImages:
 
 
 def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
-    """One subfolder per class, read by datasets' imagefolder."""
-    datasets = require("datasets")
-    parts = {part: path for part, path in _split_folders(folder).items() if _has_images(path)}
+    """One subfolder per class; see `class_folders.py`."""
+    extensions = set(require("PIL.Image", "Pillow").registered_extensions())
+    parts = {part: class_files(path, extensions) for part, path in split_folders(folder).items()}
+    parts = {part: classes for part, classes in parts.items() if classes}
     if not parts:
         raise ValueError(
             f"`data` must be a folder with one subfolder of images per class, directly or below `train/` and `test/`; "
-            f"found no image at that depth in {data!r}. Put the images of each class into a subfolder with its name."
+            f"found no image in a subfolder of {data!r}. Put the images of each class into a subfolder with its name."
         )
     chosen = _choose_split(data, split, list(parts))
-    # All splits in one call: class indices then count the classes of the whole set, where one split lacks some too.
-    patterns = {part: str(Path(glob.escape(str(path.resolve()))) / "*" / "*") for part, path in parts.items()}
-    dataset = datasets.load_dataset(
-        "imagefolder", data_files=patterns, split=chosen, drop_labels=False, drop_metadata=True
-    )
-    return _from_dataset(data, dataset, folder.resolve().name, chosen)
-
-
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """{split: subfolder}, or {`whole`: folder} where the folder is not divided."""
-    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    named = {SPLIT_ALIASES[path.name.lower()]: path for path in subfolders if path.name.lower() in SPLIT_ALIASES}
-    # A class may be called `train` too (the vehicle): it holds images, where a split holds class folders.
-    divided = any(path.is_dir() for part in named.values() for path in part.iterdir()) or len(named) == len(subfolders)
-    return named if named and divided else {WHOLE: folder}
-
-
-def _has_images(folder: Path) -> bool:
-    """Whether any class folder holds a file that Pillow may read."""
-    extensions = require("PIL.Image", "Pillow").registered_extensions()
-    return any(path.suffix.lower() in extensions for path in folder.glob("*/*"))
+    # Class indices count the classes of the whole set, where one split lacks some too.
+    names = sorted({name for classes in parts.values() for name in classes})
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        files = parts[chosen].get(name, [])
+        paths += files
+        labels += [label] * len(files)
+    return LabelledImages(ImageFiles(paths), labels, names, folder.resolve().name, chosen)
 
 
 def _parquet_files(data: str) -> list[str]:
@@ -380,7 +367,10 @@ def _choose_split(data: str, split: str, available: list[str]) -> str:
     for candidate in (split, asked, STAND_INS.get(asked)):
         if candidate in available:
             return candidate
-    raise ValueError(f"`split` must be a split of {data!r}: one of {', '.join(available)}; got {split!r}.")
+    raise ValueError(
+        f"`split` must be a split of {data!r}: one of {', '.join(available)}; got {split!r}. Held-out images lie in a "
+        f"folder, or files whose names start with, one of {', '.join(SPLIT_ALIASES)}."
+    )
 
 
 def _from_dataset(data: str, dataset: Any, name: str, split: str) -> LabelledImages:
