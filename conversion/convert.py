@@ -120,7 +120,7 @@ def convert(
     pixel_values = None
     if calibrate is not None:
         require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
-        processor = source.processor or image_processor(source.config.image_size)
+        processor = source.processor or image_processor(source.config.image_size, source.config.num_channels)
         pixel_values = calibration_images(calibrate, processor, images, seed)
     random_images = check_images(source)
     expected = source.reference()(random_images)
@@ -362,5 +362,5 @@ def write(
     model.save_pretrained(folder)
     processor = source.processor
     if processor is None:
-        processor = image_processor(config.image_size)
+        processor = image_processor(config.image_size, config.num_channels)
     processor.save_pretrained(folder)

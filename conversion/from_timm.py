@@ -291,7 +291,8 @@ def _outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
 def _processor(model: nn.Module) -> Any:
     """Size, mean, standard deviation, interpolation of the name; a ViT's processor knows no crop."""
     said = model.pretrained_cfg
-    processor = image_processor(tuple(model.patch_embed.img_size))
-    processor.image_mean, processor.image_std = list(said["mean"]), list(said["std"])
+    processor = image_processor(tuple(model.patch_embed.img_size), model.patch_embed.proj.in_channels)
+    if len(processor.image_mean) == len(said["mean"]):  # timm names three also for one channel
+        processor.image_mean, processor.image_std = list(said["mean"]), list(said["std"])
     processor.resample = PIL_RESAMPLING.get(said.get("interpolation"), PIL_RESAMPLING["bicubic"])
     return processor

@@ -117,7 +117,7 @@ def check_labels(images: LabelledImages, num_labels: int) -> None:
         )
 
 
-def image_processor(image_size: int | tuple[int, int]) -> Any:
+def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) -> Any:
     """The preprocessing that is saved beside a bundle: RGB, resize to (h, w), rescale to 0..1, then (x - 0.5) / 0.5.
 
     The PIL variant is asked for by name, so that a number measured here does not depend on whether torchvision is
@@ -127,6 +127,8 @@ def image_processor(image_size: int | tuple[int, int]) -> Any:
 
     Args:
         image_size: pixels, h = w; or (h, w).
+        num_channels: 3, or 1: grey pictures, which `processed` makes. transformers' pipelines make RGB of every
+            picture, so that none of its processors can give them one channel.
 
     Raises:
         ValueError: a size that is no positive integer.
@@ -137,10 +139,18 @@ def image_processor(image_size: int | tuple[int, int]) -> Any:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
         raise ValueError(f"`image_size` must be a positive number of pixels or (height, width); got {image_size}.")
-    half = [0.5, 0.5, 0.5]
+    half = [0.5] * num_channels
     return ViTImageProcessorPil(
-        size={"height": height, "width": width}, image_mean=half, image_std=half, do_convert_rgb=True
+        size={"height": height, "width": width}, image_mean=half, image_std=half, do_convert_rgb=num_channels == 3
     )
+
+
+def processed(processor: Any, pictures: list) -> torch.Tensor:
+    """RGB pictures as (b, c, h, w), grey ones where the processor is for one channel."""
+    mean = getattr(processor, "image_mean", None)  # of one that is bound to fewer steps, none
+    if isinstance(mean, (list, tuple)) and len(mean) == 1:
+        pictures = [picture.convert("L") for picture in pictures]
+    return processor(pictures, return_tensors="pt")["pixel_values"]
 
 
 def to_tensors(images: LabelledImages, processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +225,7 @@ class Batches:
                     pictures.append(picture)
                     labels.append(self.images.labels[index])
             if pictures:
-                pixel_values = self.processor(pictures, return_tensors="pt")["pixel_values"]
+                pixel_values = processed(self.processor, pictures)
                 yield {"pixel_values": pixel_values, "labels": torch.tensor(labels)}
         if self.unreadable and not self.warned:
             self.warned = True

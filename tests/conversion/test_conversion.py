@@ -36,6 +36,9 @@ import helpers
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.conversion.closed_form import condition
 from modeling_lingene.conversion.convert import convert
+from modeling_lingene.folders import read_processor
+from modeling_lingene.images.data import LabelledImages, batches
+from modeling_lingene.measuring.metrics import evaluate_model
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, image_size=16, patch_size=4)
@@ -443,3 +446,19 @@ def test_the_tiny_bundle_of_the_other_tests_converts_too(tmp_path):
     bundle = helpers.bundle(tmp_path / "tiny")
     AutoModelForImageClassification.from_pretrained(bundle, depth=4).save_pretrained(tmp_path / "plain")
     assert convert(str(tmp_path / "plain"), tmp_path / "bundle")["depth"] == 4
+
+
+def test_a_one_channel_source_without_preprocessing_gets_one_of_one_channel(tmp_path):
+    """It got one that makes three; grey pictures then reach the bundle as they would the source."""
+    image = pytest.importorskip("PIL.Image")
+    model, folder = source(tmp_path, *CLASSIFIERS["vit, one channel"])
+    convert(str(folder), tmp_path / "bundle")
+    rgb = numpy.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=numpy.uint8)
+    pictures = [image.fromarray(one) for one in rgb]
+    grey = torch.tensor(numpy.stack([numpy.asarray(one.convert("L")) for one in pictures]))[:, None] / 127.5 - 1
+    with torch.no_grad():
+        expected = model(grey).logits
+    images = LabelledImages(pictures, expected.argmax(1).tolist(), list("abcdefg"), "made", "test")
+    (batch,) = batches(images, read_processor(tmp_path / "bundle"), 8)
+    torch.testing.assert_close(batch["pixel_values"], grey, rtol=0, atol=1e-5)
+    assert evaluate_model(tmp_path / "bundle", {}, images)["accuracy"] == 1
