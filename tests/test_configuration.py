@@ -422,3 +422,10 @@ def test_the_vit_defaults_are_those_of_stock():
 def test_a_size_prints_as_one_line():
     """It stands in messages."""
     assert str(Size(6, Fraction(1, 2), 4)) == "depth 6, width ratio 1/2, 4 components"
+
+
+def test_branches_are_scaled_beyond_the_reference_depth_only():
+    """One layer less than the reference is no deeper model: its branches stay as they are."""
+    config = tiny_config(scale_residual=True, depth_map="resample")
+    for depth, factor in ((5, 1.0), (6, 1.0), (7, 6 / 7)):
+        assert config.branch_scale("attention.output.weight", config.size(depth)) == factor

@@ -10,11 +10,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, bundle_lingene
@@ -509,3 +510,15 @@ def test_quantising_components_is_refused_at_load(bundle, opens, way):
     with pytest.raises(ValueError, match="`quantization_config` on a constrained model is refused.*materialised"):
         LinGeneForImageClassification.from_pretrained(bundle, constrained=True, **keywords)
     assert opens == []
+
+
+@pytest.mark.parametrize("places", [{"": 0, "layernorm": 1}, {"": "cpu", "components.4": "disk"}], ids=str)
+def test_components_on_several_devices_are_refused(bundle, monkeypatch, places):
+    """They are combined in one place; the error would come in the first forward pass."""
+
+    def dispatched(*_, **__):
+        return SimpleNamespace(hf_device_map=places)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", dispatched)
+    with pytest.raises(ValueError, match="`device_map` puts a constrained model on .*one device"):
+        LinGeneForImageClassification.from_pretrained(bundle, constrained=True, device_map="auto")

@@ -360,3 +360,11 @@ def test_what_is_no_ratio_is_refused(given):
 def test_legal_ratios_leave_whole_heads_and_units(heads, units, legal):
     """The list that error messages show, ascending."""
     assert legal_width_ratios(heads, units) == [Fraction(ratio) for ratio in legal]
+
+
+def test_every_dimension_that_a_width_slices_must_divide():
+    """The second one, of a matrix, would be rounded down in silence."""
+    assert sliced_shape("mlp.fc1.weight", (4, 6), Fraction(1, 2)) == (2, 3)
+    for shape in ((4, 5), (5, 4)):
+        with pytest.raises(ValueError, match="does not divide `mlp.fc1.weight`"):
+            sliced_shape("mlp.fc1.weight", shape, Fraction(1, 2))

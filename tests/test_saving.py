@@ -504,3 +504,14 @@ def test_an_index_whose_parts_are_not_those_of_its_identity_is_refused(tmp_path,
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="`weights_id` in .* is not that of its files and settings"):
         load(folder)
+
+
+def test_weight_files_may_be_read_by_whoever_may_read_the_configuration(tmp_path):
+    """safetensors writes for the owner alone, whatever the umask: a shared folder would not load."""
+    before = os.umask(0o022)
+    try:
+        folder = helpers.bundle(tmp_path / "bundle")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert set(modes.values()) == {0o644}, modes

@@ -363,3 +363,12 @@ def test_clearing_takes_what_a_killed_run_left_and_nothing_else(tmp_path):
     checkpoints.clear_staging()
     assert tree(tmp_path) == before and names(tmp_path) == ["bundle", "checkpoints"]
     assert set(json.loads((save(checkpoints, 0, 6) / "state.json").read_text())["files"]) >= {WEIGHTS, OPTIMIZER}
+
+
+def test_damaged_checkpoints_of_later_steps_are_removed_by_the_next_save(tmp_path):
+    """They belong to a past that did not happen; each would be named as damaged at every start."""
+    checkpoints = Checkpoints(tmp_path, IDENTITY, 2)
+    for step in (6, 9):
+        truncated(save(checkpoints, 0, step) / WEIGHTS)
+    kept = save(checkpoints, 0, 1)
+    assert names(checkpoints.folder) == [kept.name]

@@ -321,3 +321,14 @@ def test_settings_that_cannot_be_met_are_refused_by_name(changes):
     ((name, value),) = changes.items()
     with pytest.raises(ValueError, match=rf"`{name}` must be .*{value}"):
         DecompositionSettings(**changes)
+
+
+def test_what_is_held_is_held_for_each_width():
+    """A step that draws two widths would get the layers of the first one for both."""
+    model, pixels = helpers.tiny_model(), helpers.images()
+    sizes = [{"width_ratio": width, "depth": 4} for width in ("1", "1/2", "1")]
+    with torch.no_grad():
+        expected = [model(pixels, **size).logits for size in sizes]
+        with model.holding(3):
+            for size, logits in zip(sizes, expected):
+                torch.testing.assert_close(model(pixels, **size).logits, logits, rtol=0, atol=1e-4)

@@ -1031,3 +1031,9 @@ def test_shares_outside_of_0_to_1_are_refused_by_name(name, value):
 
 if __name__ == "__main__":
     train_part(**json.loads(sys.argv[1]))
+
+
+def test_the_full_depth_is_no_smaller_one_to_draw():
+    """Listed among the depths it would be drawn beside its own share, more often than asked for."""
+    config = helpers.tiny_config()
+    assert grid_of(elastic(depths=(3, DEPTH, 4)), config).depths == (3, 4)

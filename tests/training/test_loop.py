@@ -714,3 +714,16 @@ def test_a_disk_that_fills_up_keeps_the_checkpoints_before_and_says_where(tmp_pa
     with pytest.raises(OSError, match="cannot be written to .*No space left.*are kept"):
         TrainingLoop(linear(), IMAGES, settings(), tmp_path).fit(phases())
     assert kept(tmp_path) == ["000-000000003"]
+
+
+def test_noise_is_a_function_of_the_seed_and_the_step():
+    """Dropout drawn from whatever state the process is in could not be resumed bit by bit."""
+
+    def trained(state: int, **changes) -> dict[str, torch.Tensor]:
+        model = nn.Sequential(nn.Dropout(0.5), *linear())
+        torch.manual_seed(state)
+        TrainingLoop(model, IMAGES, settings(epochs=1, **changes)).fit(phases())
+        return weights(model)
+
+    assert same(trained(1), trained(2))
+    assert not same(trained(1), trained(1, seed=5))

@@ -161,3 +161,13 @@ def test_damaged_latencies_are_refused_by_name(loader, folder, damage):
     folders.write_sizes(folder, [row | damage for row in timed_rows()])
     with pytest.raises(ValueError, match=r"`sizes\.json`.*damaged"):
         loader(folder, max_latency_ms=5)
+
+
+def test_of_equally_accurate_sizes_the_cheapest_is_chosen():
+    """By MACs, then by parameters; whatever order the rows are in."""
+    rows = [row | {"accuracy": 0.9} for row in timed_rows()[:4]]
+    for place, (macs, params) in enumerate([(20, 100), (10, 300), (10, 200), (30, 50)]):
+        rows[place] |= {"macs": macs, "params": params}
+    for order in (rows, rows[::-1]):
+        size, _ = choose_size(order, helpers.tiny_config(), {"max_params": 1000})
+        assert str(size) == str(helpers.tiny_config().size(*size_of(rows[2])))

@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, folders
 from modeling_lingene.images.data import EncodedImages
 from modeling_lingene.measuring import sweep
 from test_hub import files, read
@@ -254,3 +254,27 @@ def test_sweeps_of_two_grids_add_up_in_out_too(folder, tmp_path):
     for depth in (3, 6):
         sweep.sweep(folder, pictures(4), out=tmp_path / "out", depths=(depth,), widths=("1",), components=(5,))
     assert {row["depth"] for row in read(tmp_path / "out" / "sizes.json")["sizes"]} == {3, 6}
+
+
+def test_rows_of_other_weights_in_out_are_not_taken_over(folder, tmp_path):
+    """A folder of results may hold those of the bundle before it was trained on."""
+    folders.write_json(tmp_path / "out" / "sizes.json", {"weights_id": "0" * 64, "sizes": [OLD[0] | {"depth": 2}]})
+    rows = sweep.sweep(folder, pictures(4), out=tmp_path / "out", depths=(3,), widths=("1",), components=(5,))
+    assert read(tmp_path / "out" / "sizes.json")["sizes"] == rows
+
+
+def test_a_process_evaluates_all_of_its_images_where_parts_and_processes_do_not_divide_them(folder, monkeypatch):
+    """Of five images the first of two processes has three, in parts of two: rounding down loses the last."""
+    config = LinGeneConfig.from_pretrained(folder)
+    monkeypatch.setattr(sweep, "HELD_BYTES", 2 * 4 * 3 * 16 * 16)
+    monkeypatch.setattr(sweep, "reduce", lambda counts, reduction: counts)  # as if alone
+    held = sweep.batches(pictures(5), sweep.read_processor(folder), 4)
+    found = sweep.measured(folder, held, [config.size(3)], latency=False, process=(0, 2), progress=False)
+    assert [(one["images"], one["parts"]) for one in found.values()] == [(3, 2)]
+
+
+def test_a_latency_taken_with_a_row_replaces_older_profiles_of_that_device_alone():
+    """Two latencies of one device would contradict each other; those of other devices are as good as ever."""
+    old = OLD[0] | {"profiles": [PROFILES[0] | {"device": HERE}, *PROFILES]}
+    new = OLD[0] | {"latency_ms": 7.0, "device": HERE}
+    assert sweep._merged([old], [new]) == [new | {"profiles": PROFILES}]
