@@ -33,6 +33,7 @@ MASKS = "only masked pretraining reads it"
 POOLER = "a bundle has no pooler, and classifiers do not use it"
 NEUTRAL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "_commit_hash", "model_type"}
 NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels"}
+NEUTRAL |= {"materialised_from"}  # where a size of a bundle came from
 VIT_PARTS = {name: VIT_NAMES[name] for name in VIT_NAMES if not name.startswith("embeddings.")}
 
 
