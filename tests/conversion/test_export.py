@@ -42,6 +42,8 @@ from modeling_lingene.training.options import asked_recipe
 from test_hub import ROWS, example, files, read, run_example
 
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 LABELS = {index: f"thing {index}" for index in range(7)}
 MEAN, STD = [0.2, 0.4, 0.6], [0.3, 0.5, 0.7]
 FULL = {"depth": 6, "width_ratio": "1", "num_components": 5}
