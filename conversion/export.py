@@ -296,6 +296,7 @@ def _smaller(path: Path, weights: str) -> None:
     """
     onnx = require("onnx")
     whole = onnx.load(path)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # a large model's float32 weights, loaded by now
     if weights == "float16":
         half = require("onnxruntime.transformers.float16", "onnxruntime")
         onnx.save(half.convert_float_to_float16(whole, keep_io_types=True), path)
