@@ -89,8 +89,7 @@ def convert(
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
         weights, prefix, headless: see `read_timm` and `read_transformers`.
         num_components: default as many as layers, which loses nothing.
-        calibrate: unlabelled images: a folder of them, or what `load_images` takes.
-        images: how many of them.
+        calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
         rounds: of coefficients and components in turn, for the fits that learn both.
         depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
@@ -111,56 +110,112 @@ def convert(
     device = check_device(device)
     source = open_source(name, weights, prefix, headless)
     config = bundle_config(source, num_components, basis)
-    fit = check_fit(config, fit, calibrate, depths, (images, rounds))
+    fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
+    pixel_values = choose_images(source, calibrate, images, seed)
+    answers = ask(source)
+    calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
+    config, components = solve_all(source, config, fit, rounds, calibration)
+    with complete_or_absent(out) as folder:
+        write(source, config, components, folder)
+        if sort:
+            calibration.sort(folder, config)
+        report = describe(name, source, config, fit) | compare(folder, name, source, fit, answers)
+        if calibration is not None:
+            report["calibration"] = calibration.measured(folder, config, depths)
+        publish(folder, report, name, name if weights is None else "TEACHER", Path(out))
+    return report
+
+
+def check_asked(
+    config: LinGeneConfig,
+    fit: str | None,
+    calibrate: str | None,
+    depths: Sequence[int],
+    counts: tuple[int, int],
+    sort: bool,
+) -> str:
+    """The fit by name, as `check_fit` gives it, once nothing is left to refuse; a warning where there are better ones.
+
+    Raises:
+        ValueError: as `check_fit`; sorting without images; coefficients that cannot be solved for components.
+    """
+    fit = check_fit(config, fit, calibrate, depths, counts)
     if sort and calibrate is None:
         raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")
     check_condition(config)
     if calibrate is None and fit != "exact":
         logger.warning("Least squares on weights is the poorest fit; give a few hundred images with --calibrate DATA.")
-    pixel_values = None
-    if calibrate is not None:
-        require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
-        processor = source.processor or image_processor(source.config.image_size, source.config.num_channels)
-        pixel_values = calibration_images(calibrate, processor, images, seed)
+    return fit
+
+
+def choose_images(source: Source, calibrate: str | None, images: int, seed: int) -> torch.Tensor | None:
+    """Calibration images as the source takes them, (images, channels, h, w); None without any."""
+    if calibrate is None:
+        return None
+    require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
+    processor = source.processor or image_processor(source.config.image_size, source.config.num_channels)
+    return calibration_images(calibrate, processor, images, seed)
+
+
+def ask(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+    """A few random images, and the source's answers to them."""
     random_images = check_images(source)
     expected = source.reference()(random_images)
-    gc.collect()
-    calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
-    if fit in ("exact", "weights"):
-        solved = closed_form(source, config, torch.float32)
-        components = tqdm(solved, "solving", len(config.component_shapes()), unit="tensor")
-    else:
-        config, components = calibration.fitted(config, fit, rounds)
-    with complete_or_absent(out) as folder:
-        write(source, config, components, folder)
-        if sort:
-            calibration.sort(folder, config)
-        gc.collect()  # the model's tensors, before another one is loaded
-        report = {
-            "source": Path(name).name if os.path.isdir(name) else name,
-            "depth": source.depth,
-            "num_components": config.reference_components,
-        }
-        report |= {
-            "fit": fit,
-            "condition": condition(config.coefficients(config.size())),
-            "left_out": dict(source.left_out),
-        }
-        report |= logit_error(outputs(folder, source.head, random_images), expected)
-        if fit == "exact" and not report["relative_logit_error"] <= LOSSLESS:
-            raise RuntimeError(
-                f"The bundle's logits differ from those of {name} by {report['relative_logit_error']:.2g}, where "
-                f"nothing should be lost; nothing was written."
-            )
-        error = report["relative_logit_error"]
-        if calibration is not None:
-            report["calibration"] = calibration.measured(folder, config, depths)
-            error = report["calibration"]["rows"][-1]["relative_logit_error"]
-            plot_conversion(report["calibration"]["rows"], folder / PLOT_FILE, f"{Path(name).name} as a bundle")
-        report["advice"] = advice(error, name if weights is None else "TEACHER", Path(out))
-        write_json(folder / CONVERSION_FILE, report)
-        write_card(folder, Path(out).resolve().name)
-    return report
+    gc.collect()  # the reference model, before another one is loaded
+    return random_images, expected
+
+
+def solve_all(
+    source: Source, config: LinGeneConfig, fit: str, rounds: int, calibration: "Calibration | None"
+) -> tuple[LinGeneConfig, Iterable]:
+    """The configuration that the fit needs, and its components, one tensor at a time."""
+    if fit not in ("exact", "weights"):
+        return calibration.fitted(config, fit, rounds)
+    solved = closed_form(source, config, torch.float32)
+    return config, tqdm(solved, "solving", len(config.component_shapes()), unit="tensor")
+
+
+def describe(name: str, source: Source, config: LinGeneConfig, fit: str) -> dict:
+    """What was converted, how, and what of it was left out."""
+    return {
+        "source": Path(name).name if os.path.isdir(name) else name,
+        "depth": source.depth,
+        "num_components": config.reference_components,
+        "fit": fit,
+        "condition": condition(config.coefficients(config.size())),
+        "left_out": dict(source.left_out),
+    }
+
+
+def compare(
+    folder: Path, name: str, source: Source, fit: str, answers: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, float]:
+    """How far the bundle that was written is from the source on random images.
+
+    Raises:
+        RuntimeError: too far for a fit that loses nothing.
+    """
+    gc.collect()  # the model's tensors, before another one is loaded
+    random_images, expected = answers
+    found = logit_error(outputs(folder, source.head, random_images), expected)
+    if fit == "exact" and not found["relative_logit_error"] <= LOSSLESS:
+        raise RuntimeError(
+            f"The bundle's logits differ from those of {name} by {found['relative_logit_error']:.2g}, where "
+            f"nothing should be lost; nothing was written."
+        )
+    return found
+
+
+def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> None:
+    """The report with its advice, its figure where images were measured, and the card, into the folder."""
+    error = report["relative_logit_error"]
+    if "calibration" in report:
+        rows = report["calibration"]["rows"]
+        error = rows[-1]["relative_logit_error"]
+        plot_conversion(rows, folder / PLOT_FILE, f"{Path(name).name} as a bundle")
+    report["advice"] = advice(error, teacher, out)
+    write_json(folder / CONVERSION_FILE, report)
+    write_card(folder, out.resolve().name)
 
 
 class Calibration:

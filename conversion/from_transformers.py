@@ -32,7 +32,8 @@ from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 MASKS = "only masked pretraining reads it"
 POOLER = "a bundle has no pooler, and classifiers do not use it"
 NEUTRAL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "_commit_hash", "model_type"}
-NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels", "materialised_from"}
+NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels"}
+NEUTRAL |= {"materialised_from"}  # where a size of a bundle came from
 VIT_PARTS = {name: VIT_NAMES[name] for name in VIT_NAMES if not name.startswith("embeddings.")}
 
 
@@ -123,23 +124,8 @@ def read_transformers(name: str, headless: bool = False) -> Source:
     head = classifies and not headless
     config = _bundle_config(foreign, raw)
     tensors, left_out = _named(name, _read(name), family, head)
-    shapes = {key: shape for key, shape in config.shared_shapes().items()}
-    if head:
-        shapes |= {
-            "classifier.weight": (config.num_labels, config.hidden_size),
-            "classifier.bias": (config.num_labels,),
-        }
-    blocks = {
-        f"blocks.{layer}.{part}": shape
-        for layer in range(config.reference_depth)
-        for part, shape in config.component_shapes().items()
-    }
-    scales = {
-        f"blocks.{layer}.{part}.scale": (config.hidden_size,)
-        for layer in range(config.reference_depth)
-        for part in family.scales
-    }
-    expected = {**shapes, **blocks, **scales}
+    outside, blocks = _shapes(config, family, head)
+    expected = {**outside, **blocks}
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise ValueError(f"{shown(unknown)} of {name} cannot be expressed by a bundle, or is not known to this code.")
@@ -154,7 +140,7 @@ def read_transformers(name: str, headless: bool = False) -> Source:
         name=str(name),
         config=config,
         head=head,
-        outside={key: tensors[key] for key in shapes},
+        outside={key: tensors[key] for key in outside},
         block=block,
         left_out=left_out,
         reference=partial(_reference, name, head),
@@ -196,6 +182,17 @@ def _family(name: str, raw: dict) -> Family:
     if act not in ACT2FN:
         raise ValueError(f"`hidden_act` {act!r} of {name} is not an activation of transformers.")
     return family
+
+
+def _shapes(config: LinGeneConfig, family: Family, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """Of the tensors outside the blocks, and of those in every block, LayerScales included, by the bundle's names."""
+    outside = dict(config.shared_shapes())
+    if head:
+        outside["classifier.weight"] = (config.num_labels, config.hidden_size)
+        outside["classifier.bias"] = (config.num_labels,)
+    block = config.component_shapes() | {f"{part}.scale": (config.hidden_size,) for part in family.scales}
+    layers = range(config.reference_depth)
+    return outside, {f"blocks.{layer}.{part}": shape for layer in layers for part, shape in block.items()}
 
 
 def _bundle_config(foreign: PretrainedConfig, raw: dict) -> LinGeneConfig:

@@ -34,12 +34,14 @@ from transformers import (
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel
-from modeling_lingene.conversion.closed_form import condition
+from modeling_lingene.conversion.closed_form import check_condition, condition, solve
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
 from modeling_lingene.measuring.metrics import evaluate_model
 
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, image_size=16, patch_size=4)
 MLP = {**SHAPE, "intermediate_size": 96}
@@ -243,6 +245,41 @@ def test_the_condition_number_is_numpys():
     assert condition(torch.zeros(3, 3, dtype=torch.float64)) == float("inf")
 
 
+@pytest.mark.parametrize("number, refused", [(99.0, False), (101.0, True)])
+def test_coefficients_are_solved_up_to_a_condition_number_of_a_hundred(number, refused):
+    """Rounding of float32, 6e-8, comes back that much larger: up to there layers lose less than 1e-5."""
+    cosine = (number**2 - 1) / (number**2 + 1)  # of two columns of length 1, which have this condition number
+    table = torch.tensor([[1.0, cosine], [0.0, (1 - cosine**2) ** 0.5]], dtype=torch.float64)
+    assert numpy.linalg.cond(table.numpy()) == pytest.approx(number)
+    config = helpers.tiny_config(depth=2, num_components=2, basis="learned", coefficient_matrix=table.tolist())
+    if refused:
+        with pytest.raises(ValueError, match="condition number 101 .*at most 100"):
+            check_condition(config)
+        return
+    check_condition(config)
+    layers = list(torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)))
+    components = torch.stack(solve(layers, table, torch.float32)).double()
+    assert relative(table @ components, torch.stack(layers)) < 1e-5
+
+
+def test_components_of_gains_are_of_what_the_gains_have_above_the_offset(tmp_path):
+    """A bundle adds the offset to what it recomposes, in least squares too; biases and other weights have none."""
+    model, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    basis = {"nodes": "roots", "start_degree": 0, "depth_map": "select"}
+    layers = model.vit.layers
+    table = chebyshev.chebvander(chebyshev.chebpts1(6), 2)
+    for preset, offset in (("stable", 0.0), ("paper", 1.0)):
+        convert(str(folder), tmp_path / preset, num_components=3, preset=preset, **basis)
+        assert LinGeneModel.config_class.from_pretrained(tmp_path / preset).gain_offset == offset
+        for kind, above in (("weight", offset), ("bias", 0.0)):
+            gains = torch.stack([getattr(layer.layernorm_before, kind) for layer in layers]).detach().numpy() - above
+            expected = numpy.linalg.lstsq(table, gains, rcond=None)[0]
+            for index, row in enumerate(expected):
+                file = load_file(tmp_path / preset / f"component-0{index}.safetensors")
+                found = file[f"components.{index}.norm1.{kind}"].numpy()
+                numpy.testing.assert_allclose(found, row, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("fields", [{"start_degree": 1}, {"basis": "fourier"}])
 def test_singular_bases_are_refused(tmp_path, fields):
     """Chebyshev polynomials from degree 1 on their own roots, and Fourier's: no component solves for them."""
@@ -436,6 +473,19 @@ def test_a_conversion_that_loses_what_it_should_not_leaves_nothing(tmp_path, mon
     from modeling_lingene.conversion import convert as module
 
     monkeypatch.setattr(module, "LOSSLESS", 1e-12)
+    with pytest.raises(RuntimeError, match="nothing was written"):
+        convert(str(folder), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_source_without_finite_logits_is_no_lossless_bundle(tmp_path):
+    """Its weights are finite, its scores are not: what compares with nothing must not pass for equal."""
+    model, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    with torch.no_grad():
+        for projection in (model.vit.layers[0].attention.q_proj, model.vit.layers[0].attention.k_proj):
+            projection.weight.mul_(1e21)
+    model.save_pretrained(folder)
+    assert model(pixels(model.config)).logits.isnan().any()
     with pytest.raises(RuntimeError, match="nothing was written"):
         convert(str(folder), tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -6,6 +6,7 @@ Against autograd image by image, numpy's dense solvers and stock transformers mo
 """
 
 import copy
+import itertools
 import json
 import shlex
 
@@ -46,6 +47,8 @@ from modeling_lingene.conversion.ordering import sort_width
 from modeling_lingene.conversion.report import GOOD, LEARNING_RATES, advice, count_table, learning_rate
 from modeling_lingene.images.data import image_processor
 
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, intermediate_size=96)
 SHAPE |= dict(image_size=16, patch_size=4)
@@ -473,6 +476,44 @@ def test_aligning_undoes_any_symmetry(one_layer, source_in_disguise):
     for part, target in targets.items():
         assert relative(stacks[part].weights, target) > 0.1
         assert relative(turned[part].weights, target) < 1e-8, part
+
+
+def test_aligned_layers_are_nearest_in_the_metric_of_the_fit():
+    """No other order of units is nearer to the target, nor a head turned a little on; parts count by their metric.
+
+    The agreement that is maximised is exact where gradients before, and inputs behind, are alike in all directions.
+    """
+    sizes = dict.fromkeys(("attention.query", "attention.key", "attention.value", "attention.output"), (4, 5))
+    sizes |= {"mlp.fc1": (5, 5), "mlp.fc2": (4, 6)}
+    scales, metrics = dict(zip(sizes, (0.3, 3.0, 0.3, 3.0, 3.0, 0.3))), {}
+    for seed, (part, (rows, columns)) in enumerate(sizes.items()):
+        size = columns if part not in ("attention.output", "mlp.fc2") else rows
+        whole = normal(1, size, size, seed=seed) * torch.logspace(-1, 1, size, dtype=torch.float64)
+        alike = scales[part] * torch.eye(rows + columns - size, dtype=torch.float64)[None]
+        metrics[part] = (whole @ whole.mT, alike) if size == columns else (alike, whole @ whole.mT)
+    stacks = {part: Stack(normal(1, *sizes[part], seed=30 + i), *metrics[part]) for i, part in enumerate(sizes)}
+    targets = {part: normal(1, *shape, seed=60 + i) for i, (part, shape) in enumerate(sizes.items())}
+    found = {part: stack.weights[0] for part, stack in align(stacks, targets, metrics, 2).items()}
+
+    def far(**changed):
+        """sum tr(G D C D^T), with the parts named `query` and so on in place of those found."""
+        total = 0.0
+        for part, (c, g) in metrics.items():
+            off = changed.get(part.rpartition(".")[2], found[part]) - targets[part][0]
+            total += float((g[0] @ off @ c[0] @ off.T).trace())
+        return total
+
+    least = far() * (1 + 1e-9)
+    query, key, value, output, fc1, fc2 = found.values()
+    others = list(itertools.permutations(range(5)))[1:]
+    assert all(least < far(fc1=fc1[list(order)], fc2=fc2[:, [*order, 5]]) for order in others)
+    for head, angle in itertools.product((0, 1), (-0.01, 0.01)):
+        turn = torch.eye(5, dtype=torch.float64)
+        first, second = 2 * head, 2 * head + 1
+        turn[first, first] = turn[second, second] = numpy.cos(angle)
+        turn[first, second], turn[second, first] = -numpy.sin(angle), numpy.sin(angle)
+        assert least < far(query=turn[:4, :4] @ query, key=turn[:4, :4] @ key)
+        assert least < far(value=turn[:4, :4] @ value, output=output @ turn.T)
 
 
 def fitted_logits(model, stacks, table, fit, values, rounds):
