@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import helpers
+from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 
 torch.set_num_threads(1)  # for fixtures of modules too, which run before those of functions
