@@ -262,9 +262,10 @@ def export(arguments: argparse.Namespace) -> None:
 
 def materialise(arguments: argparse.Namespace) -> None:
     from .folders import check_empty, publish_model, read_config
-    from .measuring.metrics import count_macs, count_parameters, quiet_loading
+    from .measuring.metrics import count_macs, count_parameters
     from .measuring.tables import readable
     from .modeling_lingene import LinGeneForImageClassification
+    from .progress import quiet_loading
 
     check_empty(arguments.out)
     hub = {"revision": arguments.revision} if arguments.revision else {}

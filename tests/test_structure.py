@@ -32,7 +32,7 @@ TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
 FLOORS = """
 recompose_lingene  configuration_lingene  vit_lingene budget_lingene  bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
-folders
+folders progress
 images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 hub
@@ -158,6 +158,12 @@ def test_only_plots_imports_matplotlib():
     """Everything else works without it, and on machines without a display."""
     users = {name for name, path in MODULES.items() if "matplotlib" in absolute_imports(ast.walk(tree(path)))}
     assert users == {"measuring.plots"}
+
+
+def test_only_progress_imports_tqdm():
+    """A bar that is made elsewhere would fill a file with a line per step, and not know of `--quiet`."""
+    users = {name for name, path in MODULES.items() if "tqdm" in absolute_imports(ast.walk(tree(path)))}
+    assert users == {"progress"}
 
 
 def test_what_the_package_imports_needs_no_extras():

@@ -11,8 +11,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..folders import read_config
 from ..images.data import LabelledImages, image_processor
-from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification
+from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
 
 
