@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..bundle_lingene import component_file
@@ -21,9 +20,10 @@ from ..folders import CONVERSION_FILE, check_empty, complete_or_absent, write_js
 from ..hub import write_card
 from ..images.data import image_processor, require
 from ..loading_lingene import stock_vit
-from ..measuring.metrics import check_device, quiet_loading
+from ..measuring.metrics import check_device
 from ..measuring.plots import plot_conversion
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
+from ..progress import progress_bar, quiet_loading
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from ..saving_lingene import change_settings
 from .calibration import calibration_images, choose_rows, class_outputs_of
@@ -172,7 +172,7 @@ def solve_all(
     if fit not in ("exact", "weights"):
         return calibration.fitted(config, fit, rounds)
     solved = closed_form(source, config, torch.float32)
-    return config, tqdm(solved, "solving", len(config.component_shapes()), unit="tensor")
+    return config, progress_bar(solved, desc="solving", total=len(config.component_shapes()), unit="tensor")
 
 
 def describe(name: str, source: Source, config: LinGeneConfig, fit: str) -> dict:
@@ -239,11 +239,11 @@ class Calibration:
         folded = fold_norms(self.weights)
         stacks = self._stacks(folded)
         total = rounds if fit in LEARNED else 1
-        with tqdm(total=total, desc="fitting", unit="round") as bar:
+        with progress_bar(total=total, desc="fitting", unit="round") as bar:
             start = config.coefficients(config.size())
             turned, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
         if fit == "matched":
-            with tqdm(total=PASSES, desc="matching", unit="pass") as bar:
+            with progress_bar(total=PASSES, desc="matching", unit="pass") as bar:
                 parts, table = match(
                     turned, parts, table, self._built, self.source.head, self.pixel_values, PASSES, bar.update
                 )
@@ -259,7 +259,7 @@ class Calibration:
         """The bundle's channels, heads and units in the order in which they matter."""
         self._found(folder, config)  # in the source's own order
         model = self._loaded(folder)
-        with tqdm(total=model.config.num_attention_heads + 2, desc="sorting", unit="pass") as bar:
+        with progress_bar(total=model.config.num_attention_heads + 2, desc="sorting", unit="pass") as bar:
             sort_width(model, self.pixel_values, self.seed, bar.update)
         model.to("cpu").save_pretrained(folder)
 
@@ -267,7 +267,7 @@ class Calibration:
         """Errors at every number of components; and, for the depths asked for, the layers chosen."""
         stacks, parts, table = self._found(folder, config)
         shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
-        with tqdm(total=table.shape[1], desc="measuring", unit="count") as bar:
+        with progress_bar(total=table.shape[1], desc="measuring", unit="count") as bar:
             rows = measure_counts(
                 folder, self.source.head, stacks, parts, table, shown, expected, self.device, bar.update
             )
@@ -291,7 +291,7 @@ class Calibration:
     def _stacks(self, weights: dict[str, torch.Tensor]) -> dict[str, Stack]:
         """Weights with their moments; those of LayerNorms, if any, stay where they are."""
         model = stock_of(self.source, weights).to(self.device).requires_grad_(False)
-        with tqdm(total=len(self.pixel_values), desc="calibrating", unit="image") as bar:
+        with progress_bar(total=len(self.pixel_values), desc="calibrating", unit="image") as bar:
             found = moments(
                 model, self.source.head, self.pixel_values, self.source.depth, seed=self.seed, progress=bar.update
             )
@@ -300,7 +300,7 @@ class Calibration:
     def _choose(self, folder: Path, depths: Sequence[int]) -> dict[int, list[int]]:
         model = self._loaded(folder)
         layers = range(min(depths) + 1, self.source.depth + 1)
-        with tqdm(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
+        with progress_bar(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
             rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
         config = LinGeneConfig.from_pretrained(folder)
         config.depth_rows = rows

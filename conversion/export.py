@@ -25,8 +25,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..bundle_lingene import Bundle
 from ..folders import check_empty, complete_or_absent, publish_model, read_config, read_processor, write_json
 from ..images.data import require
-from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from ..progress import quiet_loading
 from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV
 from .from_transformers import read_transformers
 from .sources import Source

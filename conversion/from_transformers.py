@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
 from ..folders import read_processor
 from ..loading_lingene import VIT_NAMES
-from ..measuring.metrics import quiet_loading
+from ..progress import quiet_loading
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 
 

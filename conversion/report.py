@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from ..progress import quiet_loading
 from .calibration import class_outputs_of, distance
 from .moments import Stack
 

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import tempfile
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def main() -> None:
     config = modeling_lingene.LinGeneConfig(
         hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4, depth=2
     )
+    assert resources.files("modeling_lingene").joinpath("py.typed").is_file()  # type checkers read our annotations
     model = modeling_lingene.LinGeneForImageClassification(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
@@ -31,6 +33,8 @@ def main() -> None:
         pixels = torch.rand(1, 3, 8, 8)
         assert torch.allclose(vit(pixels).logits, model(pixels, num_components=1).logits, atol=1e-5)
         subprocess.run(["lingene", "info", str(bundle)], check=True)
+        told = subprocess.run(["lingene", "--version"], check=True, capture_output=True, text=True).stdout
+        assert told == f"modeling_lingene {version('modeling_lingene')}\n", told
     print("wheel: 1 passed, 0 failed")
 
 

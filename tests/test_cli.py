@@ -5,10 +5,15 @@ Commands run in this process, as a new one costs seconds of imports; what is abo
     pytest tests/test_cli.py
 """
 
+import argparse
 import ast
+import dataclasses
+import errno
+import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,12 +27,15 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
-from modeling_lingene import cli, folders, hub, saving_lingene
+import modeling_lingene
+from modeling_lingene import cli, folders, hub, progress, saving_lingene
 from modeling_lingene.images.data import image_processor, load_images, to_tensors
+from modeling_lingene.measuring import sweep
 from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.training import recipes
 from test_hub import ROWS, assert_table_shows, files, number, read, table
@@ -36,6 +44,16 @@ from test_hub import ROWS, assert_table_shows, files, number, read, table
 COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile", "verify"}
 COMMANDS |= {"info", "card", "push"}
 BAR = re.compile(r"\d%\|.*\|")  # of tqdm
+LONG = {  # the commands whose work takes a while
+    "quickstart": "",
+    "decompose": "--data digits --out out",
+    "convert": "source --out out",
+    "export": "bundle --to onnx --out out",
+    "evaluate": "model --data digits",
+    "sweep": "bundle --data digits",
+    "profile": "bundle",
+    "push": "bundle org/name",
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +97,45 @@ def test_help_lists_every_command_and_each_explains_its_options(lingene):
         assert told.code == 0 and told.out.startswith(f"usage: lingene {command}")
         bare = re.findall(r"^  (?:-\S+|[A-Z]+)(?: [A-Z_]+)?$", told.out, re.MULTILINE)
         assert [line for line in bare if not re.search(rf"{re.escape(line)}\n {{10}}", told.out)] == []
+
+
+def test_version_is_that_of_the_package(lingene):
+    """What a report of a fault begins with."""
+    told = lingene("--version")
+    assert (told.code, told.out) == (0, f"modeling_lingene {modeling_lingene.__version__}\n")
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_command_takes_what_its_options_give(command):
+    """They arrive as keywords; one that nobody takes would end in a traceback."""
+    parser = argparse.ArgumentParser()
+    for add in cli.COMMANDS[command].options:
+        add(parser)
+    names = {action.dest for action in parser._actions} - {"help", "quiet"}
+    inspect.signature(cli.COMMANDS[command].run).bind(**dict.fromkeys(names))
+    assert ("--quiet" in parser.format_help()) == (command in LONG)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("command", LONG)
+def test_quiet_turns_the_bars_of_every_long_command_off(monkeypatch, command, quiet):
+    """While it runs and no longer; the command itself is not asked to know."""
+    seen = []
+    known = dataclasses.replace(cli.COMMANDS[command], run=lambda **_: seen.append(progress.WANTED.get()))
+    monkeypatch.setitem(cli.COMMANDS, command, known)
+    assert cli.main([command, *LONG[command].split(), *["--quiet"] * quiet]) == 0
+    assert seen == [not quiet] and progress.WANTED.get()
+
+
+def test_a_quiet_command_prints_its_result_and_nothing_else(digits, capfd):
+    """Into a file it would be the bar's lines."""
+    pytest.importorskip("sklearn")
+    for quiet in (True, False):
+        capfd.readouterr()
+        assert cli.main(["evaluate", str(digits.plain), "--data", "digits", *["--quiet"] * quiet]) == 0
+        printed = capfd.readouterr()
+        assert len(table(printed.out)) == 1 and bool(BAR.search(printed.err)) != quiet
+        assert "\r" not in printed.err and (printed.err == "") == quiet
 
 
 @pytest.mark.parametrize("option", ["depth", "num-components", "width-ratio", "allow-untrained", "revision"])
@@ -173,6 +230,61 @@ def test_an_error_is_one_line_also_where_its_message_has_many(lingene, monkeypat
     monkeypatch.setattr(folders, "describe", describe)
     told = lingene("info", "anything")
     assert (told.code, told.out, told.errors) == (2, "", ["lingene info: `bundle` is not what it was"])
+
+
+# What the system says, and the line: B is the bundle's folder, O the file that the command writes.
+SYSTEM_ERRORS = {
+    "denied": (PermissionError(errno.EACCES, "Permission denied", "a/file"), "a/file: Permission denied"),
+    "not there": (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "a: No such file or directory"),
+    "two files": (OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "a -> b: Cross-device link"),
+    "a path": (IsADirectoryError(errno.EISDIR, "Is a directory", Path("a")), "a: Is a directory"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "out.json: No space left on device"),
+    "a connection": (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), f"[Errno {errno.ECONNREFUSED}] refused"),
+    "safetensors": (SafetensorError("Error while serializing: no space"), "Error while serializing: no space"),
+}
+
+
+@pytest.mark.parametrize("case", SYSTEM_ERRORS)
+def test_what_the_system_refuses_is_one_line_that_begins_with_the_file(lingene, monkeypatch, case):
+    """`[Errno 13]` helps nobody; a full disk does not say which file, but the command knows where it writes."""
+    error, line = SYSTEM_ERRORS[case]
+
+    def describe(*_, **__):
+        raise error
+
+    monkeypatch.setattr(folders, "describe", describe)
+    told = lingene("info", "anything", "--out", "out.json")
+    assert (told.code, told.out, told.errors) == (2, "", [f"lingene info: {line}"])
+
+
+def test_a_full_disk_without_out_is_told_with_the_bundle(lingene, monkeypatch):
+    """A sweep writes into the folder that it measures."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, "check_folder", full)
+    assert lingene("card", "a/bundle").errors == ["lingene card: a/bundle: No space left on device"]
+
+
+def test_a_result_that_cannot_be_written_is_told_with_its_place(lingene, digits, tmp_path):
+    """For real: a file stands where its folder should be."""
+    (tmp_path / "file").write_text("mine")
+    told = lingene("info", digits.bundle, "--out", tmp_path / "file" / "info.json")
+    assert told.code == 2 and len(told.errors) == 1
+    assert told.errors[0].startswith(f"lingene info: {tmp_path / 'file'}: ") and "Errno" not in told.errors[0]
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_one_line(digits, capfd, monkeypatch):
+    """`lingene info B | head -1`; whatever is still to be printed must not fail a second time."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert cli.main(["info", str(digits.bundle)]) == 2
+        print("more", file=closed, flush=True)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("lingene info: ") and "Broken pipe" in line
 
 
 def test_a_bug_of_ours_is_not_passed_off_as_wrong_input(monkeypatch):
@@ -361,6 +473,14 @@ def test_a_hub_that_cannot_be_reached_is_one_line_and_no_success(lingene, digits
     assert len(told.errors) == 1 and told.errors[0].startswith("lingene push: ")
 
 
+def pasted(code: str) -> tuple[int, str, int]:
+    """The size that the last line of some indented code loads."""
+    code, names = textwrap.dedent(code), {}
+    exec(code, names)
+    size = eval(ast.unparse(ast.parse(code).body[-1]), names).source_size
+    return size.depth, str(size.width_ratio), size.num_components
+
+
 def test_quickstart_shows_its_table_and_code_that_loads_the_best_size(lingene, digits, monkeypatch, tmp_path):
     """What is printed is meant to be pasted."""
     calls = []
@@ -369,14 +489,40 @@ def test_quickstart_shows_its_table_and_code_that_loads_the_best_size(lingene, d
     told = lingene("quickstart", "--out", tmp_path / "run", "--seed", 3, "--epochs", 2)
     assert (told.code, told.errors, calls) == (0, [], [(tmp_path / "run", 3, 2)])
     assert_table_shows(ROWS, table(told.out))
-    code = textwrap.dedent(told.out.partition("Load a size:\n\n")[2])
-    *_, last = ast.parse(code).body
-    names: dict[str, Any] = {}
-    exec(code, names)
-    size = eval(ast.unparse(last), names).source_size
-    assert (size.depth, str(size.width_ratio), size.num_components) == (6, "1", 5)
+    assert pasted(told.out.partition("Load a size:\n\n")[2]) == (6, "1", 5)
     for name in ("bundle", "sizes.png", "results.json"):
         assert str(tmp_path / "run" / name) in told.out
+
+
+@pytest.mark.parametrize("width", ["1", "1/2"])
+def test_decompose_ends_with_code_that_loads_its_best_size_and_commands_that_go_on(
+    lingene, digits, monkeypatch, tmp_path, width
+):
+    """What is printed is meant to be pasted, also where a folder's name has spaces."""
+    best = max(ROWS, key=lambda row: row["accuracy"])
+    rows = [{**row, "width_ratio": width} if row is best else row for row in ROWS]
+    monkeypatch.setattr(recipes, "decompose", lambda *_, **__: rows)
+    out = tmp_path / "my run"
+    shutil.copytree(digits.bundle, out / "bundle")
+    told = lingene("decompose", "--data", "digits", "--out", out)
+    assert (told.code, told.errors) == (0, [])
+    assert_table_shows(rows, table(told.out))
+    code, commands = told.out.partition("Load a size:\n\n")[2].split("\n\nMeasure other sizes, push:\n\n")
+    assert pasted(code) == (6, width, 5)
+    calls = []
+    monkeypatch.setattr(sweep, "sweep", lambda bundle, images, **_: calls.append((bundle, images.name, images.split)))
+    monkeypatch.setattr(hub, "push", lambda bundle, repo, **_: calls.append((bundle, repo)))
+    for line in commands.splitlines():
+        program, *words = shlex.split(line)
+        assert program == "lingene" and lingene(*words).code == 0
+    assert calls == [(str(out / "bundle"), "digits", "test"), (out / "bundle", "USER/NAME")]
+
+
+def test_a_process_that_is_not_the_main_one_reports_nothing(lingene, monkeypatch, tmp_path):
+    """It has no rows; the main one has said everything."""
+    monkeypatch.setattr(recipes, "decompose", lambda *_, **__: [])
+    told = lingene("decompose", "--data", "digits", "--out", tmp_path / "out")
+    assert (told.code, told.out, told.errors) == (0, "", [])
 
 
 def process(*arguments: str, folder: Path, **options) -> subprocess.Popen:

@@ -33,7 +33,7 @@ FLOORS = """
 recompose_lingene reading_lingene  configuration_lingene  vit_lingene budget_lingene identity_lingene
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
-folders
+folders progress
 images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 hub
@@ -159,6 +159,12 @@ def test_only_plots_imports_matplotlib():
     """Everything else works without it, and on machines without a display."""
     users = {name for name, path in MODULES.items() if "matplotlib" in absolute_imports(ast.walk(tree(path)))}
     assert users == {"measuring.plots"}
+
+
+def test_only_progress_imports_tqdm():
+    """A bar that is made elsewhere would fill a file with a line per step, and not know of `--quiet`."""
+    users = {name for name, path in MODULES.items() if "tqdm" in absolute_imports(ast.walk(tree(path)))}
+    assert users == {"progress"}
 
 
 def test_what_the_package_imports_needs_no_extras():

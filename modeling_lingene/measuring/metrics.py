@@ -15,14 +15,13 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
-from transformers.utils import logging as transformers_logging
 
 from ..budget_lingene import device_name
 from ..configuration_lingene import LinGeneConfig
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
+from ..progress import progress_bar, quiet_loading
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -88,7 +87,7 @@ def count_right(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], pr
     weight = _floating_parameter(model)
     counts = torch.zeros(2, dtype=torch.int64, device=weight.device)
     with _evaluating(model), torch.inference_mode():
-        for batch in tqdm(batches, desc="accuracy", unit="batch", disable=not progress):
+        for batch in progress_bar(batches, desc="accuracy", unit="batch", shown=progress):
             logits = model(pixel_values=batch["pixel_values"].to(weight.device, weight.dtype)).logits
             # Summed on the device: reading the number after every batch would make the host wait for it.
             counts[0] += (logits.argmax(-1) == batch["labels"].to(weight.device)).sum()
@@ -254,18 +253,6 @@ def check_device(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {device} cannot be used: {str(error).splitlines()[0]}") from None
     return device
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without transformers' bar per loaded model, which would bury a table."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def height_and_width(config: ViTConfig) -> tuple[int, int]:

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
-from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
@@ -29,6 +28,7 @@ from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import LinGeneConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
 from ..images.data import Batches, LabelledImages, batches, check_labels
+from ..progress import progress_bar, quiet_loading
 from .grids import check_trained, grid_sizes
 from .metrics import (
     check_device,
@@ -37,7 +37,6 @@ from .metrics import (
     count_right,
     height_and_width,
     latency_ms,
-    quiet_loading,
 )
 from .plots import plot_heat, plot_sizes
 from .tables import aligned_table
@@ -180,7 +179,7 @@ def measured(
     config = LinGeneConfig.from_pretrained(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(height_and_width(config))))
     mine = range(process[0], len(held.images), process[1])
-    bar = tqdm(total=len(sizes) * len(mine), desc="measuring", unit="image", disable=not progress)
+    bar = progress_bar(total=len(sizes) * len(mine), desc="measuring", unit="image", shown=progress)
     with quiet_loading(), bar:
         # As many parts on every process: they meet after each.
         for number, start in enumerate(range(0, math.ceil(len(held.images) / process[1]), window)):
@@ -280,7 +279,7 @@ def profile(
     label = ", ".join([device_name(device, threads), *[dtype] * (dtype != "float32"), *["compiled"] * compiled])
     rows, timed = [], {}
     with quiet_loading():
-        for size in tqdm(sizes, desc="profiling", unit="size"):
+        for size in progress_bar(sizes, desc="profiling", unit="size"):
             shape = (size.depth, size.width_ratio)  # components change nothing of a materialised model's speed
             if shape not in timed:
                 timed[shape] = _timings(bundle, size, device, threads, dtype, compiled, batch_size)

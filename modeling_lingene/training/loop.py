@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
+from ..progress import Bar, progress_bar
 from .checkpoints import Checkpoints
 
 
@@ -204,7 +204,8 @@ class TrainingLoop:
             self.accelerator.init_trackers("log")
         per_phase = self.settings.epochs * self.steps_per_epoch
         done = 0 if state is None else state["phase"] * per_phase + state["step"]
-        bar = tqdm(total=len(phases) * per_phase, initial=done, unit="step", desc="training", disable=not self.is_main)
+        total, shown = len(phases) * per_phase, self.is_main
+        bar = progress_bar(total=total, initial=done, unit="step", desc="training", shown=shown)
         with bar, stop_requests() as stop:
             for index, phase in enumerate(phases):
                 if state is None or index >= state["phase"]:
@@ -232,7 +233,7 @@ class TrainingLoop:
             self.history, self.best = state["history"], state["best"]
         return state
 
-    def _run_phase(self, index: int, phase: Phase, state: dict | None, bar: tqdm, stop: threading.Event) -> None:
+    def _run_phase(self, index: int, phase: Phase, state: dict | None, bar: Bar, stop: threading.Event) -> None:
         settings, accelerator = self.settings, self.accelerator
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(phase.trainable(name))
@@ -259,7 +260,7 @@ class TrainingLoop:
             if average is not None:
                 average.load_state_dict(load_file(f"{state['folder']}/{EMA_FILE}"))
         run = _Run(index, phase, model, optimizer, average, progress)
-        bar.set_description(phase.name)
+        bar.set_description(phase.name, refresh=False)
         with phase.during(accelerator.unwrap_model(model)):
             run.forward = _compiled(model) if settings.compile else model
             for epoch in range(progress.step // self.steps_per_epoch, settings.epochs):
@@ -270,7 +271,7 @@ class TrainingLoop:
                     parameter.copy_(mean)
         accelerator.free_memory(model, optimizer)
 
-    def _run_epoch(self, run: "_Run", epoch: int, bar: tqdm, stop: threading.Event) -> None:
+    def _run_epoch(self, run: "_Run", epoch: int, bar: Bar, stop: threading.Event) -> None:
         progress, first = run.progress, run.progress.step - epoch * self.steps_per_epoch
         if first == 0:
             progress.loss_sum, progress.loss_steps, progress.seconds = 0.0, 0, 0.0
@@ -328,7 +329,7 @@ class TrainingLoop:
             run.average.update_parameters(accelerator.unwrap_model(run.model))
         return total / len(parts)
 
-    def _take_losses(self, run: "_Run", waiting: list[torch.Tensor], started: float, bar: tqdm) -> None:
+    def _take_losses(self, run: "_Run", waiting: list[torch.Tensor], started: float, bar: Bar) -> None:
         """Fetch the losses of the last steps, check and log them."""
         losses = self.accelerator.reduce(torch.stack(waiting), reduction="mean").tolist()
         seconds, progress = time.perf_counter() - started, run.progress
@@ -350,7 +351,7 @@ class TrainingLoop:
         self._log({"loss": sum(losses) / len(losses), "images_per_second": rate, "learning_rate": run.rate}, run)
         waiting.clear()
 
-    def _end_epoch(self, run: "_Run", epoch: int, bar: tqdm) -> None:
+    def _end_epoch(self, run: "_Run", epoch: int, bar: Bar) -> None:
         progress, every = run.progress, self.settings.evaluate_every
         row = {
             "phase": run.phase.name,

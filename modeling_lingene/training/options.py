@@ -33,10 +33,7 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", help="digits, a folder of images, parquet files, a name on the Hub")
     command.add_argument("--out", type=Path, required=True, help="folder of the run")
     command.add_argument(
-        "--resume",
-        dest="resumed",
-        action="store_true",
-        help="go on with the run in `out`, or read a finished one back",
+        "--resume", action="store_true", help="go on with the run in `out`, or read a finished one back"
     )
     command.add_argument("--augment", choices=AUGMENTATIONS, help="augmentation by name; the flags below change parts")
     _add_fields(command, Recipe, skip={"data", *GROUPS})

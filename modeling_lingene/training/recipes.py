@@ -9,10 +9,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..configuration_lingene import LinGeneConfig
 from ..folders import write_json, write_sizes
@@ -211,23 +213,6 @@ RECIPES = {
 }
 
 
-def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
-    """The training images as a source of batches, and the held-out ones."""
-    test = load_images(recipe.data, "test")
-
-    def processor(height: int) -> Any:
-        return (
-            image_processor(recipe.model.image_size or height) if begun is None else processor_of(recipe.init, begun)
-        )
-
-    if recipe.streaming:
-        opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
-        return opened, test
-    train = load_images(recipe.data, "train")
-    made = processor(train.images[0].size[1])
-    return training_images(train, made, recipe.augmentation, device, recipe.workers), test
-
-
 def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
     """A small bundle on the digits set of scikit-learn, from nothing to measured sizes and a picture.
 
@@ -289,16 +274,59 @@ def decompose(
     """
     out = Path(out)
     accelerator = make_accelerator(recipe.training, out)
+    device = accelerator.device
     identity = recipe.identity(accelerator.num_processes)
     if recipe.init:
         identity["init_content"] = content_of(recipe.init)
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
+    start = _start(recipe, device)
+    todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
+    loop = _loop(recipe, start, out, identity, accelerator)
+    history = loop.fit(todo)
+    state = loop.full_state()
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return []
+    start.save(out / "bundle", state)
+    rows = _measured(recipe, start, out / "bundle", threads, str(device))
+    write_card(out / "bundle", name)
+    images = start.source.images.name
+    plot_sizes(rows, out / "sizes.png", title or f"One bundle on {images}: every size")
+    plot_history(history, out / "history.png", f"Training on {images}")
+    write_json(out / "history.json", {"epochs": history})
+    run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
+    write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
+    return rows
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A run before its first step.
+
+    Args:
+        model: with its first weights.
+        source: of batches for training.
+        test: held-out images.
+    """
+
+    model: LinGeneForImageClassification
+    source: Any
+    test: LabelledImages
+
+    def save(self, folder: Path, state: dict) -> None:
+        """A bundle with this state, and its preprocessing."""
+        self.model.save_pretrained(folder, state_dict=state)
+        self.source.processor.save_pretrained(folder)
+
+
+def _start(recipe: Recipe, device: torch.device) -> _Start:
+    """The images of a run, and a model for them."""
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
     recipe.decomposition.check(begun.config if begun else LinGeneConfig(**recipe.model.shape()))  # before data is read
-    source, test = _sources(recipe, accelerator.device, begun)
-    train, processor = source.images, source.processor
+    source, test = _sources(recipe, device, begun)
+    train = source.images
     if WHOLE in (train.split, test.split):
         raise ValueError(
             f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
@@ -307,52 +335,61 @@ def decompose(
         check_labels(images, len(train.class_names))
     torch.manual_seed(recipe.training.seed)
     if begun is None:
-        model = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition))
-    else:
-        model = begun
-        fit_to(model, train, recipe.decomposition)
-    config = model.config
-    todo = phases(model, recipe.decomposition, recipe.objective, warm=begun is not None)
-    teacher = None
-    if recipe.teacher:
-        teacher = load_teacher(recipe.teacher, source)
-        if recipe.cache_teacher:
-            teacher = CachedTeacher(teacher, source, Layout(recipe.training.batch_size))
+        return _Start(LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition)), source, test)
+    fit_to(begun, train, recipe.decomposition)
+    return _Start(begun, source, test)
 
-    def save(folder: Path, state: dict) -> None:
-        model.save_pretrained(folder, state_dict=state)
-        processor.save_pretrained(folder)
 
-    loop = TrainingLoop(
-        model,
-        source,
+def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
+    """The training images as a source of batches, and the held-out ones."""
+    test = load_images(recipe.data, "test")
+
+    def processor(height: int) -> Any:
+        return (
+            image_processor(recipe.model.image_size or height) if begun is None else processor_of(recipe.init, begun)
+        )
+
+    if recipe.streaming:
+        opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
+        return opened, test
+    train = load_images(recipe.data, "train")
+    made = processor(train.images[0].size[1])
+    return training_images(train, made, recipe.augmentation, device, recipe.workers), test
+
+
+def _loop(recipe: Recipe, start: _Start, out: Path, identity: dict, accelerator: Accelerator) -> TrainingLoop:
+    """What trains the model, keeps its best state and asks its teacher."""
+    return TrainingLoop(
+        start.model,
+        start.source,
         recipe.training,
         out,
         identity=identity,
-        held_out=training_images(test, processor, Augmentation(), accelerator.device, recipe.workers),
-        teacher=teacher,
-        on_best=lambda state: save(out / "best", state),
+        held_out=training_images(
+            start.test, start.source.processor, Augmentation(), accelerator.device, recipe.workers
+        ),
+        teacher=_teacher(recipe, start.source),
+        on_best=lambda state: start.save(out / "best", state),
         accelerator=accelerator,
     )
-    history = loop.fit(todo)
-    state = loop.full_state()
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return []
-    bundle = out / "bundle"
-    save(bundle, state)
+
+
+def _teacher(recipe: Recipe, source: Any) -> Any:
+    """Whom the model learns from beside the labels, if anybody."""
+    if not recipe.teacher:
+        return None
+    teacher = load_teacher(recipe.teacher, source)
+    return CachedTeacher(teacher, source, Layout(recipe.training.batch_size)) if recipe.cache_teacher else teacher
+
+
+def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, device: str) -> list[dict]:
+    """Measures every prefix of a bundle's components at every trained depth and width, into its `sizes.json`."""
+    config = start.model.config
     totals = recipe.decomposition.prefixes(config.reference_components)
-    widths = config.trained_width_ratios
-    sizes = [(depth, width, total) for depth in config.trained_depths for width in widths for total in totals]
-    rows = measure_sizes(bundle, batches(test, processor, 128), sizes, threads=threads, device=str(accelerator.device))
+    sizes = list(product(config.trained_depths, config.trained_width_ratios, totals))
+    held_out = batches(start.test, start.source.processor, 128)
+    rows = measure_sizes(bundle, held_out, sizes, threads=threads, device=device)
     write_sizes(bundle, rows)
-    write_card(bundle, name)
-    plot_sizes(rows, out / "sizes.png", title or f"One bundle on {train.name}: every size")
-    plot_history(history, out / "history.png", f"Training on {train.name}")
-    run = {"hardware": device_name(accelerator.device), "torch": torch.__version__}
-    run["processes"] = accelerator.num_processes
-    write_json(out / "history.json", {"epochs": history})
-    write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
     return rows
 
 

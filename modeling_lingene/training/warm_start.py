@@ -10,8 +10,8 @@ from torch import nn
 
 from ..folders import read_config, read_processor
 from ..images.data import LabelledImages, image_processor
-from ..measuring.metrics import quiet_loading
 from ..modeling_lingene import LinGeneForImageClassification
+from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
 
 

@@ -28,7 +28,8 @@ from modeling_lingene.folders import write_json
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import image_processor, load_images
 from modeling_lingene.images.loaders import Layout, training_images
-from modeling_lingene.measuring.metrics import count_macs, device_name, quiet_loading
+from modeling_lingene.measuring.metrics import count_macs, device_name
+from modeling_lingene.progress import quiet_loading
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings, make_accelerator
 from modeling_lingene.training.losses import Objective

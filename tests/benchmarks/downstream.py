@@ -22,7 +22,8 @@ from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.folders import write_json
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import image_processor, load_images, to_tensors
-from modeling_lingene.measuring.metrics import accuracy, device_name, quiet_loading
+from modeling_lingene.measuring.metrics import accuracy, device_name
+from modeling_lingene.progress import quiet_loading
 
 
 SIZES = ((6, "1"), (4, "1/2"), (3, "1/4"))

@@ -26,8 +26,9 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.folders import write_json
 from modeling_lingene.images.data import LabelledImages, batches, image_processor
-from modeling_lingene.measuring.metrics import count_macs, count_right, device_name, quiet_loading
+from modeling_lingene.measuring.metrics import count_macs, count_right, device_name
 from modeling_lingene.measuring.sweep import sweep
+from modeling_lingene.progress import quiet_loading
 
 
 SIZES = ((12, "1"), (6, "1"), (12, "1/2"), (6, "1/2"), (12, "1/3"))

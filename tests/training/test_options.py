@@ -148,7 +148,7 @@ def test_the_groups_are_the_settings_of_a_recipe():
 
 def test_no_two_settings_have_one_name():
     """They share one command line, and one flat identity."""
-    names = [*SINGLE, *(name for _, name in FIELDS), "recipe", "out", "resumed", "resume", "augment", "run", "command"]
+    names = [*SINGLE, *(name for _, name in FIELDS), "recipe", "out", "resume", "augment", "command", "quiet"]
     assert len(names) == len(set(names))
 
 
