@@ -158,7 +158,7 @@ def convert(
             plot_conversion(report["calibration"]["rows"], folder / PLOT_FILE, f"{Path(name).name} as a bundle")
         report["advice"] = advice(error, name if weights is None else "TEACHER", Path(out))
         write_json(folder / CONVERSION_FILE, report)
-        write_card(folder, Path(out).resolve().name)
+        write_card(folder, title=Path(out).resolve().name)
     return report
 
 

@@ -35,7 +35,7 @@ recompose_lingene  configuration_lingene  vit_lingene budget_lingene  bundle_lin
 folders
 images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
-hub
+markdown  hub
 conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
     conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching  conversion.export conversion.convert
