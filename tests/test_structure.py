@@ -30,8 +30,8 @@ MODULES = {
 TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
 # From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
 FLOORS = """
-recompose_lingene  configuration_lingene  vit_lingene budget_lingene  bundle_lingene  saving_lingene components_lingene
-    loading_lingene  modeling_lingene
+writing_lingene recompose_lingene  configuration_lingene  vit_lingene budget_lingene  bundle_lingene
+    saving_lingene components_lingene  loading_lingene  modeling_lingene
 folders
 images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
+from .writing_lingene import clear_abandoned, partial_name, writing
 
 
 WEIGHT_FILE = re.compile(r"(shared|component-\d+)(-[0-9a-f]{8})?\.safetensors")
@@ -44,18 +44,20 @@ def write_bundle(
         The `weights_id`: SHA-256 over the weight files' SHA-256s, in the order of their names.
     """
     folder = Path(folder)
-    new = not folder.exists() or not any(folder.iterdir())
-    where = folder.parent if new else folder  # beside a new folder, within one to update: it may be a mount point
-    where.mkdir(parents=True, exist_ok=True)
-    staging = where / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    staging.mkdir()
-    try:
-        weights_id, weights = _stage(staging, folder, tensors, write_rest)
-        if not (new and _renamed(staging, folder)):
-            _publish(staging, folder, weights)
-            _remove_stale(folder, weights, weights_id)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with writing(folder):
+        clear_abandoned(folder)
+        new = not folder.exists() or not any(folder.iterdir())
+        where = folder.parent if new else folder  # beside a new folder, within one to update: it may be a mount point
+        where.mkdir(parents=True, exist_ok=True)
+        staging = where / partial_name(folder)
+        staging.mkdir()
+        try:
+            weights_id, weights = _stage(staging, folder, tensors, write_rest)
+            if not (new and _renamed(staging, folder)):
+                _publish(staging, folder, weights)
+                _remove_stale(folder, weights, weights_id)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return weights_id
 
 
