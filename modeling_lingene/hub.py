@@ -19,13 +19,14 @@ from huggingface_hub.utils import validate_repo_id
 
 from .bundle_lingene import Bundle
 from .configuration_lingene import LinGeneConfig, Size
-from .folders import CONVERSION_FILE, SIZE_PICTURES, check_folder, read_config, write_text
+from .folders import CONVERSION_FILE, CONVERSION_PICTURE, SIZE_PICTURES, check_folder, read_config, write_text
 from .markdown import code, string, text
 from .measuring.tables import readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
 
 
 CARD_FILE = "README.md"
+SHOWN = (CONVERSION_FILE, CONVERSION_PICTURE, *SIZE_PICTURES)  # what a card speaks of
 VERIFY = """
 import json, sys
 import torch
@@ -146,7 +147,9 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, title: 
 
 
 def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
-    """Push a bundle folder with its card, in one commit, and verify it by loading it back in a clean process.
+    """Push a bundle with its card, in one commit, and verify it by loading it back in a clean process.
+
+    What else lies in the folder is not sent; a warning names it.
 
     Args:
         folder: a bundle; checked before anything is sent, changed only by its rendered card.
@@ -166,7 +169,7 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
     try:
         repo_id = ensure_repo(repo_id, private=private)
         write_card(folder, repo_id)
-        commit = push_bundle(folder, repo_id, revision=revision, commit_message="Upload bundle")
+        commit = push_bundle(folder, repo_id, also=SHOWN, revision=revision, commit_message="Upload bundle")
     except (OSError, ValueError):
         raise
     except Exception as error:  # what the HTTP library of the day raises without a network

@@ -5,22 +5,25 @@ names that no current index mentions, configuration and code follow, and the ind
 last; files of the old bundle go after that.
 """
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
 from .writing_lingene import clear_abandoned, partial_name, writing
 
+
+logger = logging.get_logger(__name__)
 
 WEIGHT_FILE = re.compile(r"(shared|component-\d+)(-[0-9a-f]{8})?\.safetensors")
 
@@ -93,9 +96,13 @@ def weights_id_of(digests: Mapping[str, str]) -> str:
 
 def bundle_weights_id(folder: str | os.PathLike) -> str:
     """The `weights_id` of a folder's weights as they are, recomputed from the files that its index names."""
+    return weights_id_of({file: file_sha256(Path(folder) / file) for file in _indexed(folder)})
+
+
+def _indexed(folder: str | os.PathLike) -> set[str]:
+    """The weight files that a folder's index names."""
     with open(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, encoding="utf-8") as file:
-        files = set(json.load(file)["weight_map"].values())
-    return weights_id_of({file: file_sha256(Path(folder) / file) for file in files})
+        return set(json.load(file)["weight_map"].values())
 
 
 def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
@@ -159,20 +166,31 @@ def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | N
     return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
+def bundle_files(folder: Path, also: Iterable[str] = ()) -> set[str]:
+    """Names of the files that a bundle folder consists of, and of those in `also` that it has."""
+    names = {CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, IMAGE_PROCESSOR_NAME, SIZES_FILE, "README.md", "LICENSE", *also}
+    names |= _indexed(folder) | {path.name for path in folder.glob("*_lingene.py")}
+    return {name for name in names if (folder / name).is_file()}
+
+
 def push_bundle(
     folder: str | os.PathLike,
     repo_id: str,
     *,
+    also: Iterable[str] = (),
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
     **commit,
 ):
-    """Upload a bundle folder in one commit; component files the repository has beyond it are deleted in the same.
+    """Upload a bundle in one commit; component files the repository has beyond it are deleted in the same.
+
+    Only what a bundle consists of is sent: what else lies in the folder, training states or keys, is named and stays.
 
     Args:
         folder: a bundle, complete.
         repo_id: as `ensure_repo` gives it.
+        also: names of other files to send where they are there.
         revision: branch to push to, created where it is missing.
         create_pr: open a pull request in place of a commit.
         commit: `commit_message`, `commit_description`.
@@ -180,16 +198,24 @@ def push_bundle(
     Returns:
         huggingface_hub's `CommitInfo`.
     """
-    api = HfApi(token=token)
+    folder, api = Path(folder), HfApi(token=token)
+    files = bundle_files(folder, also)
+    _tell_left_out(sorted(path for path in folder.iterdir() if path.name not in files), repo_id)
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    stale = ["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE]
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,
         create_pr=create_pr,
-        delete_patterns=stale,
-        ignore_patterns=["*.partial", "*.partial/*", "sweep.json"],  # what was killed may have left them
+        delete_patterns=["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE],
+        allow_patterns=sorted(map(glob.escape, files)),
         **commit,
     )
+
+
+def _tell_left_out(paths: list[Path], repo_id: str) -> None:
+    if paths:
+        names = [f"{path.name}{'/' * path.is_dir()}" for path in paths]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        logger.warning(f"Not sent to {repo_id}, for no part of a bundle: {', '.join(names[:10])}{more}.")
