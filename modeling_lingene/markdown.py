@@ -12,8 +12,8 @@ UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff
 # What starts markup, an HTML tag, an entity or a formula, or ends a cell; within a word `_` does not. Then what turns
 # plain addresses into links: `://`, `www.` and `a@b`.
 MARKUP = re.compile(r"[\\`*\[\]<>&#|~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?i:(?<=www))\.|(?<=\S)@(?=\S)")
-# HTML's signs are safe then with readers that know no escapes; in a table a backslash before `|` always escapes it.
-ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\\": "&#92;", "|": "&#124;"}
+# HTML's signs are safe then with readers that know no escapes; a backslash at a cell's end would escape what ends it.
+ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\\": "&#92;"}
 
 
 def text(words: object) -> str:

@@ -145,7 +145,8 @@ def filled(bundle: Path, folder: Path, word: str) -> Path:
     sizes = {"weights_id": bundle_weights_id(folder), "sizes": [row]}
     (folder / "sizes.json").write_text(json.dumps(sizes))
     report = {"source": word, "fit": word, "num_components": 5, "depth": 6, "relative_logit_error": 0.1}
-    report["advice"] = {"statement": word}
+    report |= {"condition": 2.0, "left_out": {}, "largest_logit_error": 0.2}
+    report["advice"] = {"statement": word, "learning_rate": 1e-4, "command": word}
     (folder / "conversion.json").write_text(json.dumps(report))
     return folder
 
