@@ -125,13 +125,20 @@ def test_a_save_that_is_on_its_way_is_left_alone(tmp_path, save, over):
 
     seen: set[str] = set()
     process = forked(lambda: save(place, pause))
+    os.close(tell)
     os.read(told, 1)
     seen |= partials(tmp_path)
-    assert seen
-    save(place, lambda: None)
-    assert partials(tmp_path) == seen
-    os.write(go_on, b"." * 100)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    try:
+        assert seen
+        save(place, lambda: None)
+        assert partials(tmp_path) == seen
+        os.write(go_on, b"." * 100)
+    except BaseException:
+        os.kill(process, signal.SIGKILL)
+        raise
+    finally:
+        _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
     assert not partials(tmp_path) and place.exists()
 
 
