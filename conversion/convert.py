@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..bundle_lingene import component_file
 from ..configuration_lingene import LinGeneConfig, check_count
-from ..folders import CONVERSION_FILE, check_empty, complete_or_absent, write_json
+from ..folders import CONVERSION_FILE, CONVERSION_PICTURE, check_empty, complete_or_absent, write_json
 from ..hub import write_card
 from ..images.data import image_processor, require
 from ..loading_lingene import stock_vit
@@ -40,7 +40,6 @@ from .sources import Source
 
 logger = logging.get_logger(__name__)
 
-PLOT_FILE = "conversion.png"
 REPORT_IMAGES = 256  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
@@ -212,10 +211,10 @@ def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> N
     if "calibration" in report:
         rows = report["calibration"]["rows"]
         error = rows[-1]["relative_logit_error"]
-        plot_conversion(rows, folder / PLOT_FILE, f"{Path(name).name} as a bundle")
+        plot_conversion(rows, folder / CONVERSION_PICTURE, f"{Path(name).name} as a bundle")
     report["advice"] = advice(error, teacher, out)
     write_json(folder / CONVERSION_FILE, report)
-    write_card(folder, out.resolve().name)
+    write_card(folder, title=out.resolve().name)
 
 
 class Calibration:

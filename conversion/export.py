@@ -8,6 +8,7 @@ logits, measured by loading the folder as its users will. Above the tolerance th
 """
 
 import functools
+import io
 import math
 import os
 import shutil
@@ -325,7 +326,9 @@ def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hu
     program = torch.export.export(
         _Outputs(model).eval(), (_images(model, 2),), dynamic_shapes={"pixel_values": {0: batch}}
     )
-    torch.export.save(program, folder / PROGRAM_FILE)
+    content = io.BytesIO()  # where a disk is full, torch's own writer of files ends the process
+    torch.export.save(program, content)
+    (folder / PROGRAM_FILE).write_bytes(content.getbuffer())
     _keep_processor(bundle, folder, hub)
     facts = {"file": PROGRAM_FILE, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
     return {"loaded": torch.export.load(folder / PROGRAM_FILE).module(), "facts": facts}

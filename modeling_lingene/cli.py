@@ -463,8 +463,9 @@ def _told(error: Exception, place: Path | str | None) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         files = [str(file) for file in (error.filename, error.filename2) if file is not None]
-        if files or error.errno in DISK:
+        if files or (error.errno in DISK and error.strerror == os.strerror(error.errno)):
             return f"{' -> '.join(files) or place}: {error.strerror}"
+        return error.strerror  # of `writing`, with the place
     return str(error)
 
 

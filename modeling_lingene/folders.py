@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,10 @@ from .reading_lingene import (
     shown,
 )
 from .saving_lingene import bundle_weights_id
+from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
-CONVERSION_FILE = "conversion.json"
+CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
@@ -121,13 +121,15 @@ def read_processor(name: str | os.PathLike, **hub) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no half-written one is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(path)
+        partial = path.with_name(partial_name(path))
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -186,24 +188,53 @@ def complete_or_absent(out: str | os.PathLike) -> Iterator[Path]:
         out: new or empty.
     """
     out = Path(os.path.abspath(out))
-    staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if out.exists():  # empty, and perhaps somebody's working directory: filled, not replaced; config.json last
-            for file in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
-                os.replace(file, out / file.name)
-        else:
-            os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with writing(out):
+        clear_abandoned(out)
+        # Beside a new folder, within one that is there: it may be a mount point, or all that may be written to.
+        staging = (out if out.exists() else out.parent) / partial_name(out)
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            if out.exists():  # perhaps somebody's working directory: filled, not replaced; config.json last
+                for file in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+                    os.replace(file, out / file.name)
+            else:
+                os.replace(staging, out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_empty(out: str | os.PathLike) -> None:
-    """Refuse a place for a result that holds something."""
+    """Refuse a place for a result that holds something, or that cannot be written to; before long work."""
     out = Path(out)
+    clear_abandoned(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"`out` {out} must be a new or empty folder.")
+    check_writable(out)
+
+
+def check_writable(out: str | os.PathLike) -> None:
+    """Refuse a folder for results, there or still to be made, in which no file can be written; leaves nothing.
+
+    Raises:
+        ValueError: names `out`, what the system says, and the way out.
+    """
+    out = Path(out)
+    probe = _nearest(out) / f".writable.{os.getpid()}"
+    try:
+        probe.write_bytes(b"\0")
+    except OSError as error:
+        way = FULL.get(error.errno) or CLOSED.get(error.errno) or "choose another folder"
+        raise ValueError(f"`out` {out} cannot be written to: {error.strerror or error}; {way}.") from None
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one above it that is there."""
+    folder = Path(os.path.abspath(folder))
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:

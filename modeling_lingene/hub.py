@@ -1,7 +1,7 @@
 """Cards, measured sizes, pushing: what turns a bundle folder into a repository on the Hub.
 
-The card is rendered from `config.json`, `sizes.json` and the template in `hub_cards/`; no number in it is typed. A
-push is verified by loading the repository back in a process of its own.
+The card is rendered from `config.json`, `sizes.json` and the template in `hub_cards/`; no number in it is typed, and
+no name in it is markup. A push is verified by loading the repository back in a process of its own.
 """
 
 import json
@@ -14,15 +14,27 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .bundle_lingene import Bundle
 from .configuration_lingene import LinGeneConfig, Size
-from .folders import SIZE_PICTURES, check_folder, read_config, read_conversion, write_text
+from .folders import (
+    CONVERSION_FILE,
+    CONVERSION_PICTURE,
+    SIZE_PICTURES,
+    check_folder,
+    read_config,
+    read_conversion,
+    write_text,
+)
+from .markdown import code, string, text
 from .measuring.tables import readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
 
 
 CARD_FILE = "README.md"
+SHOWN = (CONVERSION_FILE, CONVERSION_PICTURE, *SIZE_PICTURES)  # what a card speaks of
 VERIFY = """
 import json, sys
 import torch
@@ -41,17 +53,25 @@ with torch.no_grad():
 """
 
 
-def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
+def render_card(folder: str | os.PathLike, repo_id: str | None = None, *, title: str | None = None) -> str:
     """The model card of a bundle folder, from its configuration and measured sizes.
 
+    Whatever these say is data: it is shown as it stands, and is no markup, no code and no header of the card.
+
     Args:
-        repo_id: name in the loading example; default the folder's.
+        repo_id: name in the loading example.
+        title: any name, shown where no repository is known yet; default the folder's.
+
+    Raises:
+        ValueError: `repo_id` can be no repository's name.
     """
+    if repo_id is not None:
+        check_repo_id(repo_id)
     folder = Path(folder)
     config = read_config(folder)
     bundle = Bundle(folder, config)
-    rows, head, converted = bundle.measured(), bundle.has_head, read_conversion(folder)
-    name = repo_id or folder.resolve().name
+    rows, head, converted = _rows(bundle), bundle.has_head, read_conversion(folder)
+    name = repo_id or title or folder.resolve().name
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if head else "image-feature-extraction",
@@ -59,12 +79,14 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
         datasets=sorted({row["dataset"] for row in rows if "/" in row["dataset"]}) or None,
         model_name=name,
     )
-    classes = [config.id2label[index] for index in sorted(config.id2label)]
     template = resources.files("modeling_lingene.hub_cards").joinpath("TEMPLATE.md").read_text(encoding="utf-8")
     return ModelCard.from_template(
         data,
         template_str=template,
-        repo_id=name,
+        text=text,  # how the template shows what it does not know
+        code=code,
+        string=string,
+        name=name,
         conversion=converted,
         auto_class=_auto_class(head),
         head=head,
@@ -72,12 +94,31 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None) -> str:
         config=config,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
-        pictures=[name for name in SIZE_PICTURES if rows and (folder / name).is_file()],
+        pictures=[picture for picture in SIZE_PICTURES if rows and (folder / picture).is_file()],
         measured_on=sorted({f"{row['dataset']} ({row['split']})" for row in rows}),
         devices=sorted({row["device"] for row in rows if "device" in row}),
-        classes=", ".join(classes[:50]) + (f", ... ({len(classes)} in all)" if len(classes) > 50 else ""),
+        classes=_classes(config),
         stored=readable(config.stored_params(config.size())),
     ).content
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what can be no repository's name on the Hub."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"`repo_id` must be a name on the Hub such as org/name, got {repo_id!r}: {said}") from None
+
+
+def _rows(bundle: Bundle) -> list[dict]:
+    """The measured sizes, their widths as the configuration writes them."""
+    return [{**row, "width_ratio": str(Fraction(row["width_ratio"]))} for row in bundle.measured()]
+
+
+def _classes(config: LinGeneConfig) -> str:
+    names = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    return ", ".join(names[:50]) + (f", ... ({len(names)} in all)" if len(names) > 50 else "")
 
 
 def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) -> dict:
@@ -102,13 +143,15 @@ def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) ->
     return example
 
 
-def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
+def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, title: str | None = None) -> None:
     """Render the card into a bundle folder."""
-    write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id) + "\n")
+    write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id, title=title) + "\n")
 
 
 def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
-    """Push a bundle folder with its card, in one commit, and verify it by loading it back in a clean process.
+    """Push a bundle with its card, in one commit, and verify it by loading it back in a clean process.
+
+    What else lies in the folder is not sent; a warning names it.
 
     Args:
         folder: a bundle; checked before anything is sent, changed only by its rendered card.
@@ -120,14 +163,15 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
         The commit's URL.
 
     Raises:
-        ValueError: the folder is not a complete bundle.
+        ValueError: the folder is not a complete bundle; `repo_id` can be no repository's name.
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
+    check_repo_id(repo_id)
     config = check_folder(folder)
     try:
         repo_id = ensure_repo(repo_id, private=private)
         write_card(folder, repo_id)
-        commit = push_bundle(folder, repo_id, revision=revision, commit_message="Upload bundle")
+        commit = push_bundle(folder, repo_id, also=SHOWN, revision=revision, commit_message="Upload bundle")
     except (OSError, ValueError):
         raise
     except Exception as error:  # what the HTTP library of the day raises without a network

@@ -5,22 +5,26 @@ names that no current index mentions, configuration and code follow, and the ind
 last; files of the old bundle go after that.
 """
 
+import glob
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
 from .configuration_lingene import LinGeneConfig
 from .identity_lingene import WEIGHT_FILE, file_sha256, settings_of, weights_id_of
 from .reading_lingene import read_json
+from .writing_lingene import clear_abandoned, partial_name, writing
+
+
+logger = logging.get_logger(__name__)
 
 
 def file_of(key: str) -> str:
@@ -46,18 +50,20 @@ def write_bundle(
         The `weights_id`, see `weights_id_of`.
     """
     folder = Path(folder)
-    new = not folder.exists() or not any(folder.iterdir())
-    where = folder.parent if new else folder  # beside a new folder, within one to update: it may be a mount point
-    where.mkdir(parents=True, exist_ok=True)
-    staging = where / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    staging.mkdir()
-    try:
-        weights_id, weights = _stage(staging, folder, tensors, settings, write_rest)
-        if not (new and _renamed(staging, folder)):
-            _publish(staging, folder, weights)
-            _remove_stale(folder, weights, weights_id)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with writing(folder):
+        clear_abandoned(folder)
+        new = not folder.exists() or not any(folder.iterdir())
+        where = folder.parent if new else folder  # beside a new folder, within one to update: it may be a mount point
+        where.mkdir(parents=True, exist_ok=True)
+        staging = where / partial_name(folder)
+        staging.mkdir()
+        try:
+            weights_id, weights = _stage(staging, folder, tensors, settings, write_rest)
+            if not (new and _renamed(staging, folder)):
+                _publish(staging, folder, weights)
+                _remove_stale(folder, weights, weights_id)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return weights_id
 
 
@@ -87,7 +93,7 @@ def _stage(
 def bundle_weights_id(folder: str | os.PathLike) -> str:
     """The `weights_id` of a folder's files and settings as they are, recomputed."""
     index = read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))
-    digests = {file: file_sha256(Path(folder) / file) for file in set(index["weight_map"].values())}
+    digests = {file: file_sha256(Path(folder) / file) for file in _indexed(folder)}
     if index["metadata"].get("settings") is None:  # saved before they were part of it
         return weights_id_of(digests, None)
     config = LinGeneConfig.from_dict(read_json(Path(folder) / CONFIG_NAME, str(folder)))
@@ -107,6 +113,11 @@ def change_settings(folder: str | os.PathLike, config: LinGeneConfig) -> None:
     index["metadata"] |= {"settings": settings, "weights_id": config.weights_id}
     config.save_pretrained(folder)
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _indexed(folder: str | os.PathLike) -> set[str]:
+    """The weight files that the index of a folder names."""
+    return set(read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))["weight_map"].values())
 
 
 def _fresh_names(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
@@ -168,20 +179,31 @@ def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | N
     return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
+def bundle_files(folder: Path, also: Iterable[str] = ()) -> set[str]:
+    """Names of the files that a bundle folder consists of, and of those in `also` that it has."""
+    names = {CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, IMAGE_PROCESSOR_NAME, SIZES_FILE, "README.md", "LICENSE", *also}
+    names |= _indexed(folder) | {path.name for path in folder.glob("*_lingene.py")}
+    return {name for name in names if (folder / name).is_file()}
+
+
 def push_bundle(
     folder: str | os.PathLike,
     repo_id: str,
     *,
+    also: Iterable[str] = (),
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
     **commit,
 ):
-    """Upload a bundle folder in one commit; component files the repository has beyond it are deleted in the same.
+    """Upload a bundle in one commit; component files the repository has beyond it are deleted in the same.
+
+    Only what a bundle consists of is sent: what else lies in the folder, training states or keys, is named and stays.
 
     Args:
         folder: a bundle, complete.
         repo_id: as `ensure_repo` gives it.
+        also: names of other files to send where they are there.
         revision: branch to push to, created where it is missing.
         create_pr: open a pull request in place of a commit.
         commit: `commit_message`, `commit_description`.
@@ -189,16 +211,24 @@ def push_bundle(
     Returns:
         huggingface_hub's `CommitInfo`.
     """
-    api = HfApi(token=token)
+    folder, api = Path(folder), HfApi(token=token)
+    files = bundle_files(folder, also)
+    _tell_left_out(sorted(path for path in folder.iterdir() if path.name not in files), repo_id)
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    stale = ["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE]
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,
         create_pr=create_pr,
-        delete_patterns=stale,
-        ignore_patterns=["*.partial", "*.partial/*", "sweep.json"],  # what was killed may have left them
+        delete_patterns=["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE],
+        allow_patterns=sorted(map(glob.escape, files)),
         **commit,
     )
+
+
+def _tell_left_out(paths: list[Path], repo_id: str) -> None:
+    if paths:
+        names = [f"{path.name}{'/' * path.is_dir()}" for path in paths]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        logger.warning(f"Not sent to {repo_id}, for no part of a bundle: {', '.join(names[:10])}{more}.")

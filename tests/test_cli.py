@@ -272,7 +272,8 @@ def test_a_result_that_cannot_be_written_is_told_with_its_place(lingene, digits,
     (tmp_path / "file").write_text("mine")
     told = lingene("info", digits.bundle, "--out", tmp_path / "file" / "info.json")
     assert told.code == 2 and len(told.errors) == 1
-    assert told.errors[0].startswith(f"lingene info: {tmp_path / 'file'}: ") and "Errno" not in told.errors[0]
+    expected = f"lingene info: {tmp_path / 'file' / 'info.json'} cannot be written: "
+    assert told.errors[0].startswith(expected) and "Errno" not in told.errors[0]
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_in_one_line(digits, capfd, monkeypatch):

@@ -486,10 +486,13 @@ def pushes(big: str, small: str) -> dict[str, Any]:
     return found
 
 
-def failing_pushes(damaged: str, whole: str, out: str) -> dict[str, Any]:
-    """Pushes a damaged folder, then one while the Hub fails, then again; reads from the Hub what needs no weights."""
+def failing_pushes(damaged: str, whole: str, littered: str, out: str) -> dict[str, Any]:
+    """Pushes a damaged folder, then one while the Hub fails, then again; one with more in it than a bundle; reads from
+    the Hub what needs no weights.
+    """
     import contextlib
     import io
+    import logging
     import os
     import urllib.request
 
@@ -507,10 +510,18 @@ def failing_pushes(damaged: str, whole: str, out: str) -> dict[str, Any]:
     hub.verify = lambda *_: None
     found["failed"] = lingene("push", whole, "org/failing")
     found["again"] = lingene("push", whole, "org/failing", "--private")
+    said = io.StringIO()
+    logging.getLogger("modeling_lingene.saving_lingene").addHandler(logging.StreamHandler(said))
+    found["littered"] = lingene("push", littered, "org/littered") | {"said": said.getvalue()}
     found["info"] = lingene("info", "org/bundle", "--revision", "wide")
     size = ["--depth", "2", "--width-ratio", "1/2", "--num-components", "2"]
     found["materialise"] = lingene("materialise", "org/bundle", "--revision", "wide", *size, "--out", out)
     return found
+
+
+PICTURES = ["LICENSE", "sizes.png", "sizes_heat.png", "conversion.png"]
+LITTER = [".env", "stray.safetensors", "optimizer.bin", "own.py", "checkpoints/001/model.safetensors"]
+LITTER += ["checkpoints/more_lingene.py", ".small.0123abcd.1.0123abcd.partial/config.json", "notes/README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -522,14 +533,20 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folders.write_sizes(big, ROWS)
     damaged = Path(shutil.copytree(big, work / "damaged"))
     flip_a_bit(damaged / "component-01.safetensors")
+    littered = Path(shutil.copytree(small, work / "littered"))
+    for name in PICTURES + LITTER:
+        (littered / name).parent.mkdir(parents=True, exist_ok=True)
+        (littered / name).write_bytes(name.encode())
+    report = {"source": "vit", "depth": 6, "num_components": 3, "fit": "exact", "condition": 2.0, "left_out": {}}
+    report |= {"relative_logit_error": 1e-7, "largest_logit_error": 1e-6, "advice": None}
+    (littered / "conversion.json").write_text(json.dumps(report))
     with HubServer(work / "server") as server:
         first = in_new_process(pushes, server, work / "home", str(big), str(small))
         requests = list(server.requests)
         server.requests.clear()
         server.fail_next_commit = True
-        second = in_new_process(
-            failing_pushes, server, work / "reader", str(damaged), str(small), str(work / "vit"), **{"COLUMNS": "200"}
-        )
+        folders_and_out = [str(damaged), str(small), str(littered), str(work / "vit")]
+        second = in_new_process(failing_pushes, server, work / "reader", *folders_and_out, **{"COLUMNS": "200"})
         downloads = server.downloads("org/bundle")
         first_requests = [path for method, path in requests if method == "GET"]
         return SimpleNamespace(
@@ -609,6 +626,18 @@ def test_a_commit_that_fails_is_told_and_can_be_repeated(trip):
     assert again["code"] == 0 and again["stdout"].startswith(f"{trip.hub.url}/org/failing/commit/")
     assert len(trip.hub.repos["org/failing"].commits) == 2
     assert on_the_hub(trip, "org/failing")[INDEX] == files(trip.small)[INDEX]
+
+
+def test_a_push_sends_what_a_bundle_consists_of_and_names_the_rest(trip):
+    """A folder of work holds training states of gigabytes, and keys: what is public once stays public."""
+    told, bundle = trip.told["littered"], set(files(trip.small)) - {"README.md"}
+    sent = on_the_hub(trip, "org/littered")
+    assert set(sent) == {".gitattributes", "README.md", "conversion.json", *PICTURES, *bundle}
+    assert all(sent[name] == name.encode() for name in PICTURES) and "from `vit`" in sent["README.md"].decode()
+    (line,) = told["said"].splitlines()
+    assert told["code"] == 0 and line.startswith("Not sent to org/littered")
+    named = line.partition(": ")[2].rstrip(".").split(", ")
+    assert named == sorted({re.sub("/.*", "/", name) for name in LITTER})
 
 
 def test_info_by_name_downloads_no_weights_and_a_size_by_name_only_its_own(trip):

@@ -6,14 +6,15 @@ OUT/.checkpoint.partial/           one that is being written
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from ..folders import check_writable
 from ..identity_lingene import file_sha256
+from ..writing_lingene import writing
 
 
 STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
@@ -43,13 +44,8 @@ class Checkpoints:
         Raises:
             ValueError: see above.
         """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            probe = self.out / f".writable.{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(f"`out` {self.out} cannot be written to: {error.strerror or error}.") from None
+        check_writable(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
         free, wanted = shutil.disk_usage(self.out).free, needed * (self.keep + 2 - len(self.complete()))
         if free < wanted:
             raise ValueError(
@@ -67,7 +63,8 @@ class Checkpoints:
             main: whether this is the main process, which alone touches names.
             wait: returns when every process has called it.
         """
-        write(self.staging)
+        with writing(self.out):
+            write(self.staging)
         wait()
         if main:
             files = [path for path in sorted(self.staging.rglob("*")) if path.is_file()]

@@ -5,6 +5,7 @@ Against numpy's recomposition, transformers' and timm's own models and onnxrunti
     pytest tests/conversion/test_export.py
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -42,6 +43,7 @@ from modeling_lingene.conversion.export import FORMATS, export
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.training.options import asked_recipe
 from test_hub import ROWS, example, files, read, run_example
+from test_writing import error_with_limit
 
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
@@ -528,8 +530,18 @@ SAVES = {
     "transformers": (ViTForImageClassification, "save_pretrained"),
     "timm": (module, "save_file"),
     "onnx": (torch.onnx, "export"),
-    "program": (torch.export, "save"),
+    "program": (module, "_keep_processor"),  # the program itself is written by no function of a library
 }
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_without_room_is_told_in_one_line_and_leaves_nothing(origin, tmp_path, to):
+    """The libraries' own exceptions name no folder, and torch's writer of programs ends the whole process."""
+    needed(to)
+    found = error_with_limit(20_000, lambda: export(origin.folder, tmp_path / "out", to, **LEAST))
+    assert (found["kind"], found["errno"]) == ("OSError", errno.EFBIG)
+    assert found["text"].startswith(f"[Errno {errno.EFBIG}] {tmp_path / 'out'} cannot be written: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["after the weights", "after the report"])
@@ -753,6 +765,14 @@ def test_convert_says_what_was_kept_and_what_was_left_out(stock, encoder, tmp_pa
         assert f"bundle   {out}\nnumbers  {out / 'conversion.json'}\n" in printed
         assert ("left out: 2 tensors" in printed) is (left_out == 2) and len(report["left_out"]) == left_out
         assert "lingene decompose" not in printed
+
+
+def test_a_converted_bundles_card_has_the_name_of_its_folder_whatever_that_is(stock, tmp_path):
+    """It need be no repository's name; an hour of calibration must not end with that."""
+    out = tmp_path / 'my bundle, 1st "try"'
+    convert(str(stock), out)
+    card = (out / "README.md").read_text()
+    assert example(card)[1].args[0].value == out.name and f"# {out.name}\n" in card
 
 
 def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
