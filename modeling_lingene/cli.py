@@ -391,12 +391,13 @@ def card(bundle: Path, repo: str | None) -> None:
     option("repo", metavar="REPO", help="name on the Hub"),
     option("--private", action="store_true", default=None, help="if the repository is new"),
     option("--revision", help="branch (default: main)"),
+    option("--subfolder", help="of the repository, for one of several bundles in it"),
     QUIET,
 )
-def push(bundle: Path, repo: str, private: bool | None, revision: str | None) -> None:
+def push(bundle: Path, repo: str, private: bool | None, revision: str | None, subfolder: str | None) -> None:
     from .hub import push as run
 
-    url = run(bundle, repo, private=private, revision=revision)
+    url = run(bundle, repo, private=private, revision=revision, subfolder=subfolder)
     print(f"{url}: pushed, and loads to the same logits in a clean process")
 
 

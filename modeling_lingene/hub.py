@@ -53,7 +53,9 @@ with torch.no_grad():
 """
 
 
-def render_card(folder: str | os.PathLike, repo_id: str | None = None, *, title: str | None = None) -> str:
+def render_card(
+    folder: str | os.PathLike, repo_id: str | None = None, *, title: str | None = None, subfolder: str | None = None
+) -> str:
     """The model card of a bundle folder, from its configuration and measured sizes.
 
     Whatever these say is data: it is shown as it stands, and is no markup, no code and no header of the card.
@@ -61,6 +63,7 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None, *, title:
     Args:
         repo_id: name in the loading example.
         title: any name, shown where no repository is known yet; default the folder's.
+        subfolder: of the repository, where the bundle is one of several.
 
     Raises:
         ValueError: `repo_id` can be no repository's name.
@@ -71,7 +74,7 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None, *, title:
     config = read_config(folder)
     bundle = Bundle(folder, config)
     rows, head, converted = _rows(bundle), bundle.has_head, read_conversion(folder)
-    name = repo_id or title or folder.resolve().name
+    name, where = repo_id or title or folder.resolve().name, {"subfolder": subfolder} if subfolder else {}
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if head else "image-feature-extraction",
@@ -90,7 +93,7 @@ def render_card(folder: str | os.PathLike, repo_id: str | None = None, *, title:
         conversion=converted,
         auto_class=_auto_class(head),
         head=head,
-        example=", ".join(f"{key}={value!r}" for key, value in _example(config, rows, converted).items()),
+        example=", ".join(f"{key}={value!r}" for key, value in (where | _example(config, rows, converted)).items()),
         config=config,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
@@ -143,12 +146,19 @@ def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) ->
     return example
 
 
-def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, title: str | None = None) -> None:
-    """Render the card into a bundle folder."""
-    write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id, title=title) + "\n")
+def write_card(folder: str | os.PathLike, repo_id: str | None = None, **named: str | None) -> None:
+    """Render the card into a bundle folder; arguments as for `render_card`."""
+    write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id, **named) + "\n")
 
 
-def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> str:
     """Push a bundle with its card, in one commit, and verify it by loading it back in a clean process.
 
     What else lies in the folder is not sent; a warning names it.
@@ -158,6 +168,7 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
         repo_id: created where it is missing.
         private: of a new repository.
         revision: branch; created where it is missing.
+        subfolder: of the repository, for one of several bundles in it; its code goes to the root, in a commit before.
 
     Returns:
         The commit's URL.
@@ -170,14 +181,16 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool | None = None
     config = check_folder(folder)
     try:
         repo_id = ensure_repo(repo_id, private=private)
-        write_card(folder, repo_id)
-        commit = push_bundle(folder, repo_id, also=SHOWN, revision=revision, commit_message="Upload bundle")
+        write_card(folder, repo_id, subfolder=subfolder)
+        sent = {"also": SHOWN, "revision": revision, "subfolder": subfolder, "commit_message": "Upload bundle"}
+        commit = push_bundle(folder, repo_id, **sent)
     except (OSError, ValueError):
         raise
     except Exception as error:  # what the HTTP library of the day raises without a network
         raise ConnectionError(f"{repo_id} cannot be pushed to: {error}") from error
     size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
-    verify(str(folder), repo_id, commit.oid, size, Bundle(folder, config).has_head)
+    place = {"revision": commit.oid, **({"subfolder": subfolder} if subfolder else {})}
+    verify(str(folder), repo_id, place, size, Bundle(folder, config).has_head)
     return commit.commit_url
 
 
@@ -185,12 +198,16 @@ def _auto_class(head: bool) -> str:
     return "AutoModelForImageClassification" if head else "AutoModel"
 
 
-def verify(folder: str, repo_id: str, revision: str, size: Size, head: bool = True) -> None:
-    """Load one size of a pushed bundle without this package and compare its logits with the folder's."""
+def verify(folder: str, repo_id: str, place: dict[str, str], size: Size, head: bool = True) -> None:
+    """Load one size of a pushed bundle without this package and compare its logits with the folder's.
+
+    Args:
+        place: in the repository: `revision` and perhaps `subfolder`.
+    """
     asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
     asked["allow_untrained"] = True
     auto_class, logits = _auto_class(head), []  # without a head a random classifier would be compared
-    for name, kwargs in ((folder, asked), (repo_id, {**asked, "revision": revision})):
+    for name, kwargs in ((folder, asked), (repo_id, {**asked, **place})):
         command = [sys.executable, "-c", VERIFY, json.dumps([name, auto_class, kwargs])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

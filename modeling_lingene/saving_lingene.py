@@ -191,6 +191,7 @@ def push_bundle(
     repo_id: str,
     *,
     also: Iterable[str] = (),
+    subfolder: str | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -204,6 +205,8 @@ def push_bundle(
         folder: a bundle, complete.
         repo_id: as `ensure_repo` gives it.
         also: names of other files to send where they are there.
+        subfolder: of the repository, for one of several bundles in it. The code goes to its root, in a commit before,
+            since that is where transformers looks for it.
         revision: branch to push to, created where it is missing.
         create_pr: open a pull request in place of a commit.
         commit: `commit_message`, `commit_description`.
@@ -216,10 +219,15 @@ def push_bundle(
     _tell_left_out(sorted(path for path in folder.iterdir() if path.name not in files), repo_id)
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
+    where = {"repo_id": repo_id, "folder_path": folder, "revision": revision}
+    if subfolder:
+        if create_pr:
+            raise ValueError("`create_pr` is one commit, and a bundle in a `subfolder` takes two; push without it.")
+        api.upload_folder(**where, allow_patterns="*_lingene.py", commit_message="Code of the bundles")
+        files = {file for file in files if not file.endswith("_lingene.py")}
     return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        revision=revision,
+        **where,
+        path_in_repo=subfolder,
         create_pr=create_pr,
         delete_patterns=["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE],
         allow_patterns=sorted(map(glob.escape, files)),

@@ -461,11 +461,11 @@ def test_verifying_compares_what_two_clean_processes_print(monkeypatch, ours, th
 
     monkeypatch.setattr(hub.subprocess, "run", run)
     if message is None:
-        hub.verify("folder", "org/name", "main", Size(1, 1, 1))
+        hub.verify("folder", "org/name", {"revision": "main"}, Size(1, 1, 1))
         assert left == []
     else:
         with pytest.raises(RuntimeError, match=f"(?s){message}"):
-            hub.verify("folder", "org/name", "main", Size(1, 1, 1))
+            hub.verify("folder", "org/name", {"revision": "main"}, Size(1, 1, 1))
 
 
 def pushes(big: str, small: str) -> dict[str, Any]:
@@ -479,7 +479,9 @@ def pushes(big: str, small: str) -> dict[str, Any]:
     found = {"urls": [hub.push(big, "org/bundle", private=True)]}
     found["card"] = (Path(big) / "README.md").read_text()
     HfApi().upload_file(path_or_fileobj=b"kept", path_in_repo="notes.md", repo_id="org/bundle")
-    hub.verify = lambda *_: None  # seconds each; the first push was verified
+    found["several"] = hub.push(small, "org/several", subfolder="few")
+    hub.verify = lambda *_: None  # seconds each; the first pushes were verified
+    hub.push(big, "org/several", subfolder="many")
     found["urls"].append(hub.push(small, "org/bundle"))
     found["urls"].append(hub.push(big, "org/bundle", revision="wide"))
     found["urls"].append(hub.push(big, "solo"))
@@ -584,6 +586,20 @@ def test_a_push_is_verified_by_a_process_without_the_package(trip):
     assert len(code) > 5 and code | {CONFIG, INDEX} <= fetched
     weights = {name for name in fetched if name.endswith(".safetensors")}
     assert weights == {"shared.safetensors", "component-00.safetensors"}
+
+
+def test_bundles_in_subfolders_share_their_code_at_the_root(trip):
+    """transformers looks for it there alone: `subfolder=` with trusted code found none. Verified as any push is."""
+    present, code = on_the_hub(trip, "org/several"), {path.name for path in trip.big.glob("*_lingene.py")}
+    assert {name for name in present if name.endswith(".py")} == code
+    for subfolder, folder in (("few", trip.small), ("many", trip.big)):
+        expected = {name for name in files(folder) if name not in code}
+        assert {name.partition("/")[2] for name in present if name.startswith(f"{subfolder}/")} == expected
+    call = example(present["few/README.md"].decode())[1]
+    assert call.args[0].value == "org/several"
+    assert {word.arg: word.value.value for word in call.keywords}["subfolder"] == "few"
+    sha = commit_of(trip.pushed["several"])
+    assert any(path.startswith(f"/org/several/resolve/{sha}/few/component-00.safetensors") for path in trip.requests)
 
 
 def test_a_second_push_deletes_what_the_smaller_bundle_lacks_and_keeps_what_is_not_ours(trip):
