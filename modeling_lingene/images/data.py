@@ -9,6 +9,7 @@ Nothing is decoded before it is asked for.
     pixel_values, labels = to_tensors(test, processor)      # (360, 3, 8, 8), (360,)
 """
 
+import dataclasses
 import glob
 import importlib
 import math
@@ -63,6 +64,56 @@ class LabelledImages:
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             path = self.images.path(index) if hasattr(self.images, "path") else None
             return None, f"{path or f'image {index}'} ({error})"
+
+
+class _Chosen(Sequence):
+    """Some images of a sequence, in another order."""
+
+    def __init__(self, images: Sequence, places: list[int]):
+        self._images, self._places = images, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._images[self._places[index]]
+
+    def path(self, index: int) -> str | None:
+        """Where the image came from, if the set says."""
+        return self._images.path(self._places[index]) if hasattr(self._images, "path") else None
+
+
+def split_off(images: LabelledImages, share: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+    """A part of the images, drawn by seed, held out of the rest: every class gives its share, to one image.
+
+    Args:
+        images: n images.
+        share: of the part, above 0 and below 1.
+        seed: the same seed draws the same part wherever it runs.
+
+    Returns:
+        The rest (n - m images) and the part (m = round(share n) images, `split` validation), both in the set's order.
+
+    Raises:
+        ValueError: a share outside (0, 1), or one that leaves the part or the rest without an image.
+    """
+    count = round(share * len(images))
+    if not 0 < share < 1 or not 0 < count < len(images):
+        raise ValueError(
+            f"`validation_share` must be above 0 and below 1 and hold out at least one of the {len(images)} images of "
+            f"{images.name}; got {share!r}."
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    by_class = order[torch.tensor(images.labels)[order].argsort(stable=True)]  # classes in turn, shuffled within
+    held = set(by_class[torch.arange(count) * len(images) // count].tolist())
+    places = [[i for i in range(len(images)) if (i in held) == part] for part in (False, True)]
+    rest, part = (
+        dataclasses.replace(
+            images, images=_Chosen(images.images, chosen), labels=[images.labels[place] for place in chosen]
+        )
+        for chosen in places
+    )
+    return rest, dataclasses.replace(part, split="validation")
 
 
 def load_images(data: str, split: str = "test") -> LabelledImages:

@@ -201,9 +201,9 @@ def _forward(
     batch: dict,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """One network of `total` components: the full depth half of the time, otherwise one of the list."""
-    depth = full
-    if settings.depths and torch.rand((), generator=generator) < 0.5:
-        depth = settings.depths[int(torch.randint(len(settings.depths), (), generator=generator))]
+    """One network of `total` components: the full depth half of the time, otherwise another one of the list."""
+    depth, others = full, [depth for depth in settings.depths if depth != full]
+    if others and torch.rand((), generator=generator) < 0.5:
+        depth = others[int(torch.randint(len(others), (), generator=generator))]
     logits = model(batch["pixel_values"], depth=depth, num_components=total).logits
     return objective(logits, batch["labels"], batch.get("teacher_logits"))

@@ -20,7 +20,7 @@ from ..configuration_lingene import LinGeneConfig
 from ..folders import write_json, write_sizes
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
-from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images
+from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
 from ..measuring.metrics import device_name
@@ -133,6 +133,11 @@ class Recipe:
         workers: processes that decode, where the images are not kept in memory.
         streaming: read the training images as they come, without downloading or indexing them first.
         epoch_images: what counts as an epoch of a stream; 0 asks the set.
+        validation_share: part of the training images that is held out: what is seen of a run while it trains, and the
+            choice of `best/`, come from it; the split `test` is read once, at the end. A set with a split
+            `validation` beside `test` gives that one; 0, and a stream, hold nothing out.
+        validation_seed: draws that part. It is not the training's seed: what one run holds out, a run that starts from
+            its bundle holds out as well.
     """
 
     data: str
@@ -147,10 +152,14 @@ class Recipe:
     workers: int = 4
     streaming: bool = False
     epoch_images: int = 0
+    validation_share: float = 0.1
+    validation_seed: int = 0
 
     def __post_init__(self):
         if self.workers < 0:
             raise ValueError(f"`workers` must be an integer of at least 0, got {self.workers!r}.")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"`validation_share` must be from 0 to below 1, got {self.validation_share!r}.")
 
     def identity(self, processes: int = 1) -> dict:
         """What makes this run another run than its neighbour, flat, as JSON takes it."""
@@ -158,6 +167,7 @@ class Recipe:
         fields |= {**vars(self.augmentation), **vars(self.objective)}
         fields |= {"data": self.data, "init": self.init, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
         fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
+        fields |= {"validation_share": self.validation_share, "validation_seed": self.validation_seed}
         return json.loads(json.dumps(fields))
 
 
@@ -258,9 +268,8 @@ def decompose(
 
     Args:
         recipe: what to run.
-        out: folder: `bundle/` (the result), `best/` (the best state so far), `checkpoints/`, `log/`, `results.json`,
-            `history.json` (a row per epoch), `history.png`,
-            `sizes.png`.
+        out: folder: `bundle/` (the result), `best/` (the best state so far, by the validation part), `checkpoints/`,
+            `log/`, `results.json`, `history.json` (a row per epoch), `history.png`, `sizes.png`.
         resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
         title: of the picture.
         name: in the card's loading example; default the folder's.
@@ -274,31 +283,58 @@ def decompose(
     """
     out = Path(out)
     accelerator = make_accelerator(recipe.training, out)
-    device = accelerator.device
-    identity = recipe.identity(accelerator.num_processes)
-    if recipe.init:
-        identity["init_content"] = content_of(recipe.init)
+    identity = _identity(recipe, accelerator)
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
-    start = _start(recipe, device)
-    todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
-    loop = _loop(recipe, start, out, identity, accelerator)
-    history = loop.fit(todo)
-    state = loop.full_state()
-    accelerator.end_training()
+    start, history = _trained(recipe, out, identity, accelerator)
     if not accelerator.is_main_process:
         return []
-    start.save(out / "bundle", state)
+    device = accelerator.device
     rows = _measured(recipe, start, out / "bundle", threads, str(device))
     write_card(out / "bundle", name)
     images = start.source.images.name
     plot_sizes(rows, out / "sizes.png", title or f"One bundle on {images}: every size")
     plot_history(history, out / "history.png", f"Training on {images}")
-    write_json(out / "history.json", {"epochs": history})
     run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
     write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
     return rows
+
+
+def train(recipe: Recipe, out: str | Path) -> list[dict]:
+    """The training of `decompose` alone: `bundle/`, `best/`, `checkpoints/` and `history.json`, nothing measured.
+
+    Args:
+        recipe: what to run.
+        out: folder of the run; goes on with the one that is there.
+
+    Returns:
+        The history, a row per epoch.
+
+    Raises:
+        ValueError: the folder holds another run; whatever of the recipe cannot be met.
+    """
+    accelerator = make_accelerator(recipe.training, out)
+    return _trained(recipe, Path(out), _identity(recipe, accelerator), accelerator)[1]
+
+
+def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
+    identity = recipe.identity(accelerator.num_processes)
+    return identity | {"init_content": content_of(recipe.init)} if recipe.init else identity
+
+
+def _trained(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) -> tuple["_Start", list[dict]]:
+    """What was trained, saved by the main process, and its history."""
+    start = _start(recipe, accelerator.device)
+    todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
+    loop = _loop(recipe, start, out, identity, accelerator)
+    history = loop.fit(todo)
+    state = loop.full_state()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        start.save(out / "bundle", state)
+        write_json(out / "history.json", {"epochs": history})
+    return start, history
 
 
 @dataclass(frozen=True)
@@ -308,11 +344,13 @@ class _Start:
     Args:
         model: with its first weights.
         source: of batches for training.
-        test: held-out images.
+        validation: images by which the best state is chosen; None where none are held out.
+        test: images that measure the result.
     """
 
     model: LinGeneForImageClassification
     source: Any
+    validation: LabelledImages | None
     test: LabelledImages
 
     def save(self, folder: Path, state: dict) -> None:
@@ -325,24 +363,28 @@ def _start(recipe: Recipe, device: torch.device) -> _Start:
     """The images of a run, and a model for them."""
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
     recipe.decomposition.check(begun.config if begun else LinGeneConfig(**recipe.model.shape()))  # before data is read
-    source, test = _sources(recipe, device, begun)
+    source, validation, test = _sources(recipe, device, begun)
     train = source.images
     if WHOLE in (train.split, test.split):
         raise ValueError(
             f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
         )
-    for images in (train, test):
+    for images in filter(None, (train, validation, test)):
         check_labels(images, len(train.class_names))
     torch.manual_seed(recipe.training.seed)
     if begun is None:
-        return _Start(LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition)), source, test)
-    fit_to(begun, train, recipe.decomposition)
-    return _Start(begun, source, test)
+        begun = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition))
+    else:
+        fit_to(begun, train, recipe.decomposition)
+    return _Start(begun, source, validation, test)
 
 
 def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
-    """The training images as a source of batches, and the held-out ones."""
+    """The training images as a source of batches, those for validation (or None) and those for the end."""
     test = load_images(recipe.data, "test")
+    validation = load_images(recipe.data, "validation")
+    if validation.split == test.split:  # one stands in for the other
+        validation = None
 
     def processor(height: int) -> Any:
         return (
@@ -351,23 +393,27 @@ def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassif
 
     if recipe.streaming:
         opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
-        return opened, test
+        return opened, validation, test
     train = load_images(recipe.data, "train")
+    if validation is None and recipe.validation_share and train.split != WHOLE:
+        train, validation = split_off(train, recipe.validation_share, recipe.validation_seed)
     made = processor(train.images[0].size[1])
-    return training_images(train, made, recipe.augmentation, device, recipe.workers), test
+    return training_images(train, made, recipe.augmentation, device, recipe.workers), validation, test
 
 
 def _loop(recipe: Recipe, start: _Start, out: Path, identity: dict, accelerator: Accelerator) -> TrainingLoop:
     """What trains the model, keeps its best state and asks its teacher."""
+    held_out = None
+    if start.validation is not None:
+        processor, device = start.source.processor, accelerator.device
+        held_out = training_images(start.validation, processor, Augmentation(), device, recipe.workers)
     return TrainingLoop(
         start.model,
         start.source,
         recipe.training,
         out,
         identity=identity,
-        held_out=training_images(
-            start.test, start.source.processor, Augmentation(), accelerator.device, recipe.workers
-        ),
+        held_out=held_out,
         teacher=_teacher(recipe, start.source),
         on_best=lambda state: start.save(out / "best", state),
         accelerator=accelerator,

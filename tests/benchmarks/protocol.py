@@ -1,0 +1,420 @@
+"""How every row of a training table is trained, chosen, counted and reported.
+
+Images: `train/` of the set loses a validation part by seed (`split_off`), and keeps as many of the rest, by seed, as
+the scale says; everything is chosen on the validation part. The test part is read by the chosen runs alone.
+Learning rate: the best of `RATES` on the validation part, for every row, with the first seed; the other seeds take it.
+Cost: MACs of forward and backward passes (three forward passes) and of the teacher's forward passes, in those of the
+dense network's training (its teacher counted too); beside it, how many pictures were seen.
+Accuracy: of stock models through `from_pretrained`, over `SEEDS`: mean, least, most.
+
+A run that is done in the work folder is not run again, one that was stopped goes on.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTForImageClassification,
+)
+
+from modeling_lingene.configuration_lingene import LinGeneConfig
+from modeling_lingene.folders import write_json
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.images.data import LabelledImages, image_processor, load_images, require, split_off
+from modeling_lingene.images.loaders import Layout, training_images
+from modeling_lingene.measuring.metrics import count_macs, device_name
+from modeling_lingene.modeling_lingene import LinGeneForImageClassification
+from modeling_lingene.progress import quiet_loading
+from modeling_lingene.training.decomposition import DecompositionSettings, phases
+from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings, make_accelerator
+from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.recipes import ModelSettings, Recipe, train
+from modeling_lingene.training.teachers import load_teacher
+
+
+RATES = (1e-3, 2e-3, 4e-3)
+SEEDS = (0, 1, 2)
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What a machine can do.
+
+    Args:
+        images: for training and for validation.
+        training: its epochs are those of the dense network.
+        totals, depths, widths: numbers of components, layers, shares of the width that are measured; the last is all.
+        teacher: of a residual network.
+    """
+
+    image_size: int
+    images: tuple[int, int]
+    model: ModelSettings
+    training: TrainingSettings
+    augmentation: Augmentation
+    totals: tuple[int, ...]
+    depths: tuple[int, ...]
+    widths: tuple[str, ...]
+    teacher: dict
+    teacher_epochs: int
+
+
+SCALES = {
+    "fashion": Scale(  # CPU
+        28,
+        (12_800, 5_000),
+        ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
+        TrainingSettings(epochs=8, batch_size=128, device="cpu", evaluate_every=0),
+        Augmentation(crop_padding=2, flip=True),
+        totals=(1, 2, 4, 6),
+        depths=(3, 4, 6),
+        widths=("1/4", "1/2", "3/4", "1"),
+        teacher={"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [2, 2, 2]},
+        teacher_epochs=30,
+    ),
+    "tiny": Scale(  # one GPU
+        32,
+        (90_000, 10_000),
+        ModelSettings(192, 6, patch_size=4, depth=12),
+        TrainingSettings(epochs=60, batch_size=512, precision="bf16", evaluate_every=0),
+        Augmentation(crop_padding=4, flip=True, erasing=0.25, mixup=0.8, cutmix=1.0),
+        totals=(1, 2, 4, 8, 12),
+        depths=(6, 9, 12),
+        widths=("1/3", "1/2", "2/3", "1"),
+        teacher={"embedding_size": 64, "hidden_sizes": [128, 256, 512], "depths": [2, 2, 2]},
+        teacher_epochs=100,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to train.
+
+    Args:
+        settings: fields of the model's, the decomposition's and the objective's settings that differ from their
+            defaults; None for a stock ViT alone.
+        size: (layers, share of the width) of a stock ViT.
+        cost: of one run, in trainings of the dense network.
+        pictures_of: a row's name: as many pictures as it sees, whatever that costs; for a stock ViT.
+        init: a row's name: starts from its bundle of the same seed.
+        measured: label -> size, as keywords of `from_pretrained`.
+        judged: labels by whose mean validation accuracy the learning rate is chosen; empty: all.
+    """
+
+    measured: dict[str, dict]
+    settings: dict | None = None
+    size: tuple[int, str] | None = None
+    cost: float = 1.0
+    pictures_of: str = ""
+    init: str = ""
+    judged: tuple[str, ...] = ()
+
+
+def prefixes(scale: Scale) -> dict[str, dict]:
+    return {str(count): {"num_components": count} for count in scale.totals}
+
+
+def grid(scale: Scale) -> dict[str, dict]:
+    sizes = [(depth, width) for depth in scale.depths for width in scale.widths]
+    return {label(*size): {"depth": size[0], "width_ratio": size[1], "allow_untrained": True} for size in sizes}
+
+
+def label(depth: int, width: str) -> str:
+    return f"{depth} layers, width {width}"
+
+
+def dense(scale: Scale) -> Row:
+    """The largest network alone: the unit of cost."""
+    return alone(scale, scale.depths[-1], "1")
+
+
+def alone(scale: Scale, depth: int, width: str, pictures_of: str = "") -> Row:
+    """A stock ViT of one size, for the dense network's epochs or for as many pictures as another row sees."""
+    return Row({label(depth, width): {}}, size=(depth, width), pictures_of=pictures_of)
+
+
+class Protocol:
+    """The rows of one scale on one set of images.
+
+    Args:
+        data: folder or name of the set.
+        work: folder for the runs.
+        scale: name.
+        rows: by name; `dense` among them.
+    """
+
+    def __init__(self, data: str, work: Path, scale: str, rows: Callable[[Scale], dict[str, Row]]):
+        self.scale, self.name, self.work, self.rows = SCALES[scale], scale, work, rows(SCALES[scale])
+        self.data = str(work / "data")
+        if not (work / "data" / "parts.json").is_file():
+            write_parts(data, self.scale, work / "data")
+        self.teacher = work / "teacher" / "model"
+        make_teacher(self.data, self.scale, work / "teacher")
+
+    @functools.cached_property
+    def parts(self) -> dict[str, LabelledImages]:
+        """The sets that accuracy is measured on, ready."""
+        device = make_accelerator(self.scale.training).device
+        processor = image_processor(self.scale.image_size)
+        loaded = {part: load_images(self.data, part) for part in ("validation", "test")}
+        return {part: training_images(images, processor, Augmentation(), device) for part, images in loaded.items()}
+
+    def config(self, row: Row) -> LinGeneConfig:
+        """Of a row's full network."""
+        names = {"num_labels": len(load_images(self.data, "train").class_names)}
+        shape = self.recipe(row).model.shape()
+        return LinGeneConfig(
+            **shape, image_size=self.scale.image_size, patch_size=self.scale.model.patch_size, **names
+        )
+
+    def recipe(self, row: Row, epochs: int = 1, seed: int = 0, rate: float = RATES[0], init: str = "") -> Recipe:
+        settings = row.settings or {}
+
+        def with_own(default):
+            fields = {field.name for field in dataclasses.fields(default)}
+            return dataclasses.replace(default, **{key: settings[key] for key in settings.keys() & fields})
+
+        decomposition = with_own(DecompositionSettings(totals=self.scale.totals))
+        stages = len(decomposition.totals) if decomposition.schedule == "incremental" else 1
+        if epochs % stages:
+            raise ValueError(f"{epochs} epochs do not divide into {stages} phases.")
+        training = dataclasses.replace(
+            self.scale.training, epochs=epochs // stages, seed=seed, learning_rate=rate, keep_checkpoints=1
+        )
+        return Recipe(
+            data=self.data,
+            model=with_own(self.scale.model),
+            training=training,
+            decomposition=decomposition,
+            augmentation=self.scale.augmentation,
+            objective=with_own(Objective()),
+            teacher=str(self.teacher),
+            init=init,
+        )
+
+    def macs(self, row: Row) -> int:
+        """Of one picture's forward passes through a row's networks, on average over what its steps draw."""
+        config = self.config(row)
+        if row.size:
+            return count_macs(config.vit_config(config.size(*row.size)))
+        (phase, *_) = phases(LinGeneForImageClassification(config), self.recipe(row).decomposition)
+
+        @functools.cache
+        def macs(depth: int | None, width: str) -> int:
+            return count_macs(config.vit_config(config.size(depth, width)))
+
+        generator, steps = torch.Generator().manual_seed(0), 4000
+        drawn = [network for step in range(steps) for network in phase.draw(generator, step / steps)]
+        return sum(macs(network.get("depth"), network.get("width_ratio", "1")) for network in drawn) // steps
+
+    @functools.cached_property
+    def teacher_macs(self) -> int:
+        """Of one forward pass of the teacher."""
+        model = AutoModelForImageClassification.from_pretrained(self.teacher).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, self.scale.image_size, self.scale.image_size))
+        return counter.get_total_flops() // 2
+
+    def per_picture(self, row: Row) -> int:
+        """MACs of training on one picture, the teacher's included."""
+        return 3 * self.macs(row) + self.teacher_macs
+
+    def epochs(self, row: Row) -> int:
+        """What the row's cost pays for; a start from another row's bundle has paid for that first."""
+        if row.pictures_of:
+            return self.epochs(self.rows[row.pictures_of])
+        if row.size:
+            return self.scale.training.epochs
+        cost = row.cost - (self.cost(self.rows[row.init]) if row.init else 0)
+        return round(cost * self.scale.training.epochs * self.per_picture(self.rows["dense"]) / self.per_picture(row))
+
+    def cost(self, row: Row) -> float:
+        """In trainings of the dense network."""
+        own = self.epochs(row) * self.per_picture(row)
+        before = self.cost(self.rows[row.init]) if row.init else 0.0
+        return before + own / (self.scale.training.epochs * self.per_picture(self.rows["dense"]))
+
+    def run(self, name: str, seed: int, rate: float) -> dict:
+        """One training, and its validation accuracies."""
+        row, out = self.rows[name], self.work / slug(name) / f"{seed}-{rate:g}"
+        if (out / "run.json").is_file():
+            return json.loads((out / "run.json").read_text())
+        init = ""
+        if row.init:
+            chosen = self.choose(row.init)
+            self.run(row.init, seed, chosen)
+            init = str(self.work / slug(row.init) / f"{seed}-{chosen:g}" / "bundle")
+        recipe = self.recipe(row, self.epochs(row), seed, rate, init)
+        if row.size:
+            torch.manual_seed(seed)
+            config = recipe.model.config(load_images(self.data, "train"), recipe.decomposition)
+            model = ViTForImageClassification(config.vit_config(config.size(*row.size)))
+            history = fit_plain(model, recipe, out, recipe.identity() | {"size": list(row.size)})
+        else:
+            history = train(recipe, out)
+        run = {
+            "validation": self.accuracies(row, out, "validation"),
+            "epochs": len(history),
+            "seconds": round(sum(entry["seconds"] for entry in history), 1),
+        }
+        write_json(out / "run.json", run)
+        print(f"{name}, seed {seed}, rate {rate:g}: {judged(row, run['validation']):.4f}", flush=True)
+        return run
+
+    def accuracies(self, row: Row, out: Path, part: str) -> dict[str, float]:
+        folder = out / ("model" if row.size else "bundle")
+        return {name: accuracy_of(folder, self.parts[part], **size) for name, size in row.measured.items()}
+
+    def choose(self, name: str) -> float:
+        """The learning rate that is best on the validation part with the first seed."""
+        row = self.rows[name]
+        return max(RATES, key=lambda rate: judged(row, self.run(name, SEEDS[0], rate)["validation"]))
+
+    def finish(self, name: str) -> dict:
+        """All runs of a row, the test part read by the chosen ones, as an entry of the results."""
+        row, file = self.rows[name], self.work / slug(name) / "row.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        rate = self.choose(name)
+        runs = [self.run(name, seed, rate) for seed in SEEDS]
+        folders = [self.work / slug(name) / f"{seed}-{rate:g}" for seed in SEEDS]
+        tests = [self.accuracies(row, folder, "test") for folder in folders]
+        epochs, images = runs[0]["epochs"], len(load_images(self.data, "train"))
+        entry = {
+            "row": name,
+            "settings": row.settings if row.settings is not None else {"size": list(row.size)},
+            "init": row.init,
+            "rate": rate,
+            "rates": {f"{r:g}": round(judged(row, self.run(name, SEEDS[0], r)["validation"]), 4) for r in RATES},
+            "epochs": epochs,
+            "pictures": epochs * images,
+            "cost": round(self.cost(row), 3),
+            "validation": {key: [run["validation"][key] for run in runs] for key in row.measured},
+            "test": {key: [test[key] for test in tests] for key in row.measured},
+            "seconds": statistics.median(run["seconds"] for run in runs),
+            "hardware": device_name(make_accelerator(self.scale.training).device),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        write_json(file, entry)
+        return entry
+
+    def collect(self, command: str) -> dict:
+        """What is done, as a results file."""
+        done = [self.work / slug(name) / "row.json" for name in self.rows]
+        teacher = json.loads((self.work / "teacher" / "results.json").read_text())
+        shown = {"seeds": SEEDS, "rates": RATES, "images": json.loads((Path(self.data) / "parts.json").read_text())}
+        shown |= {"epochs of the dense network": self.scale.training.epochs}
+        return {
+            "command": f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name}",
+            "protocol": shown,
+            "teacher": teacher | {"macs": self.teacher_macs, "share": self.teacher_share},
+            "rows": [json.loads(file.read_text()) for file in done if file.is_file()],
+        }
+
+    @property
+    def teacher_share(self) -> float:
+        """Of the cost of one picture in the dense network's training."""
+        return round(self.teacher_macs / self.per_picture(self.rows["dense"]), 3)
+
+
+def judged(row: Row, accuracies: dict[str, float]) -> float:
+    return statistics.mean(accuracies[name] for name in row.judged or row.measured)
+
+
+def slug(name: str) -> str:
+    return name.replace("/", "-").replace(",", "").replace(" ", "-")
+
+
+def write_parts(data: str, scale: Scale, folder: Path) -> None:
+    """The parts of the protocol as a set of their own: encoded pictures, as they are."""
+    datasets = require("datasets")
+    train, test = load_images(data, "train"), load_images(data, "test")
+    rest, validation = split_off(train, scale.images[1] / len(train), seed=0)
+    if scale.images[0] < len(rest):
+        _, rest = split_off(rest, scale.images[0] / len(rest), seed=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"train": rest, "validation": validation, "test": test}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in train.class_names])}
+    )
+    for part, images in parts.items():
+        rows = {"image": [images.images[index] for index in range(len(images))], "label": images.labels}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{part}-0.parquet"))
+    write_json(folder / "parts.json", {part: len(images) for part, images in parts.items()} | {"set": train.name})
+
+
+def fit_plain(model, recipe: Recipe, out: Path, identity: dict) -> list[dict]:
+    """A stock model in the same loop, saved with its preprocessing; the history."""
+    images = load_images(recipe.data, "train")
+    processor = image_processor(images.images[0].size[1])
+    accelerator = make_accelerator(recipe.training)
+    source = training_images(images, processor, recipe.augmentation, accelerator.device)
+
+    def forward(model, batch, generator):
+        return recipe.objective(model(batch["pixel_values"]).logits, batch["labels"], batch.get("teacher_logits"))
+
+    taught = load_teacher(recipe.teacher, source) if recipe.teacher else None
+    loop = TrainingLoop(
+        model, source, recipe.training, out, identity=identity, teacher=taught, accelerator=accelerator
+    )
+    history = loop.fit([Phase(out.name, lambda name: True, forward)])
+    model.save_pretrained(out / "model")
+    processor.save_pretrained(out / "model")
+    return history
+
+
+def accuracy_of(folder: Path, images, batch: int = 500, **size) -> float:
+    with quiet_loading():
+        model = AutoModelForImageClassification.from_pretrained(folder, **size).to(images.device).eval()
+    right = 0
+    with torch.no_grad():
+        for part in images.in_order(Layout(batch)):
+            right += int((model(part["pixel_values"]).logits.argmax(-1) == part["labels"]).sum())
+    return right / len(images)
+
+
+def make_teacher(data: str, scale: Scale, folder: Path) -> None:
+    """A small residual network, trained on the labels alone."""
+    if (folder / "results.json").is_file():
+        return
+    torch.manual_seed(0)
+    names = load_images(data, "train").class_names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    model = ResNetForImageClassification(ResNetConfig(layer_type="basic", **scale.teacher, **labels))
+    training = dataclasses.replace(scale.training, epochs=scale.teacher_epochs)
+    recipe = Recipe(data=data, training=training, augmentation=scale.augmentation)
+    history = fit_plain(model, recipe, folder, {"teacher": scale.teacher})
+    device = make_accelerator(scale.training).device
+    images = training_images(load_images(data, "test"), image_processor(scale.image_size), Augmentation(), device)
+    accuracy = accuracy_of(folder / "model", images)
+    write_json(folder / "results.json", {"test": accuracy, "seconds": sum(row["seconds"] for row in history)})
+
+
+def main(rows: Callable[[Scale], dict[str, Row]], script: str, about: str) -> None:
+    """The command line of a table."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; tables may share it")
+    parser.add_argument("--scale", choices=SCALES, default="fashion")
+    parser.add_argument("--rows", help="separated by semicolons; default all")
+    parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
+    arguments = parser.parse_args()
+    protocol = Protocol(arguments.data, arguments.work, arguments.scale, rows)
+    if arguments.collect:
+        return write_json(arguments.collect, protocol.collect(script))
+    for name in arguments.rows.split(";") if arguments.rows else protocol.rows:
+        entry = protocol.finish(name)
+        print(name, {key: [f"{100 * value:.1f}" for value in values] for key, values in entry["test"].items()})
