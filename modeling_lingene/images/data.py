@@ -97,8 +97,8 @@ def split_off(images: LabelledImages, share: float, seed: int = 0) -> tuple[Labe
     Raises:
         ValueError: a share outside (0, 1), or one that leaves the part or the rest without an image.
     """
-    count = round(share * len(images))
-    if not 0 < share < 1 or not 0 < count < len(images):
+    count = round(share * len(images)) if 0 < share < 1 else 0
+    if not 0 < count < len(images):
         raise ValueError(
             f"`validation_share` must be above 0 and below 1 and hold out at least one of the {len(images)} images of "
             f"{images.name}; got {share!r}."

@@ -43,7 +43,7 @@ from modeling_lingene.training.recipes import ModelSettings, Recipe, train
 from modeling_lingene.training.teachers import load_teacher
 
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parent / "results"
 

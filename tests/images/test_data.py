@@ -18,6 +18,7 @@ from modeling_lingene.images.data import (
     check_labels,
     image_processor,
     load_images,
+    split_off,
     to_tensors,
 )
 
@@ -90,6 +91,41 @@ def test_digits_are_scikit_learns_and_its_stratified_split():
 def test_validation_stands_in_for_test_and_says_so():
     """A result must name the split that was really used."""
     assert load_images("digits", "validation").split == "test"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_part_is_split_off_with_every_class_in_it_and_nothing_in_both(share, seed):
+    """What chooses must not have been learned from, and a rare class must not vanish from either side by chance."""
+    counts = {0: 40, 1: 400, 2: 20, 3: 4}
+    labels = [label for label, count in counts.items() for _ in range(count)]
+    images = in_memory(list(range(len(labels))), labels)  # an image is its place in the set
+    rest, part = split_off(images, share, seed)
+    seen = [rest.images[i] for i in range(len(rest))], [part.images[i] for i in range(len(part))]
+    assert sorted(seen[0] + seen[1]) == list(range(len(labels)))
+    for places, chosen in zip(seen, (rest, part)):
+        assert places == sorted(places) and chosen.labels == [labels[place] for place in places]
+        assert (chosen.class_names, chosen.name) == (images.class_names, images.name)
+    assert len(part) == round(share * len(labels)) and (rest.split, part.split) == ("test", "validation")
+    for label, count in counts.items():
+        assert abs(part.labels.count(label) - share * count) < 1
+    assert [*split_off(images, share, seed)[1].images] == seen[1] != [*split_off(images, share, seed + 2)[1].images]
+
+
+def test_what_is_split_off_still_says_where_a_picture_came_from(tmp_path):
+    """A picture that does not decode is named by its file, on both sides."""
+    folder = class_folder(tmp_path / "set", ["a", "b"], count=4)
+    for path in (folder / "a").iterdir():
+        path.write_bytes(b"no image")
+    for side in split_off(load_images(str(folder)), 0.5):
+        assert side.decoded(0)[1].startswith(str(folder / "a"))
+        assert side.decoded(len(side) - 1)[0].size == (6, 5)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, 0.01, float("nan")])
+def test_a_share_that_leaves_one_side_empty_is_refused(share):
+    with pytest.raises(ValueError, match="`validation_share` must be above 0 and below 1 and hold out at least one"):
+        split_off(in_memory([picture(value) for value in range(10)]), share)
 
 
 def test_image_folder_counts_classes_over_all_splits(tmp_path, no_cache):

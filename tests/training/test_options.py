@@ -95,6 +95,8 @@ SINGLE = {
     "cache_teacher": (True, True),
     "workers": ("0", 0),
     "streaming": (True, True),
+    "validation_share": ("0.2", 0.2),
+    "validation_seed": ("3", 3),
     "epoch_images": ("600", 600),
 }
 FIELDS = [(group, name) for group, names in OTHERS.items() for name in names]

@@ -289,6 +289,75 @@ def test_every_schedule_gives_a_bundle_with_every_prefix_measured_at_every_train
     assert check_folder(tmp_path / "out" / "bundle").trained_depths == [2, 3]
 
 
+def parts_of_a_run(monkeypatch, tmp_path, **changes) -> tuple[dict, dict]:
+    """Which pictures a run trains on, chooses by and is measured on; and what there was."""
+    made = {
+        "train": helpers.pictures(40),
+        "test": helpers.pictures(14, seed=1),
+        "validation": helpers.pictures(21, seed=2),
+    }
+    own, seen = changes.pop("own_validation", False), {}
+
+    def load(data, split):
+        split = "test" if split == "validation" and not own else split
+        return dataclasses.replace(made[split], split=split)
+
+    def fit(loop, phases):
+        seen["train"], seen["validation"] = loop.images.images, loop.held_out and loop.held_out.images
+        return [{"phase": "none", "epoch": 1, "loss": 1.0, "seconds": 1.0}]
+
+    def measure(bundle, batches, sizes, **_):
+        seen["test"] = batches.images
+        return []
+
+    monkeypatch.setattr(recipes, "load_images", load)
+    monkeypatch.setattr(TrainingLoop, "fit", fit)
+    monkeypatch.setattr(recipes, "measure_sizes", measure)
+    for name in ("write_card", "plot_sizes", "plot_history", "write_sizes"):
+        monkeypatch.setattr(recipes, name, lambda *_, **__: None)
+    recipes.decompose(tiny_recipe(Path("made"), **changes), tmp_path / "out")
+    return {
+        part: images and [images.images[i].tobytes() for i in range(len(images))] for part, images in seen.items()
+    }, made
+
+
+def test_the_best_state_is_chosen_on_training_images_that_are_held_out_and_the_test_part_is_measured_alone(
+    monkeypatch, tmp_path
+):
+    """Chosen on the part that is reported, the best of many states is better than it is."""
+    seen, made = parts_of_a_run(monkeypatch, tmp_path)
+    whole = [picture.tobytes() for picture in made["train"].images]
+    assert sorted(seen["train"] + seen["validation"]) == sorted(whole) and len(seen["validation"]) == 4
+    assert seen["test"] == [picture.tobytes() for picture in made["test"].images]
+
+
+def test_a_validation_part_that_the_set_has_is_used_as_it_is(monkeypatch, tmp_path):
+    """Then all of `train` trains."""
+    seen, made = parts_of_a_run(monkeypatch, tmp_path, own_validation=True)
+    assert seen == {part: [picture.tobytes() for picture in images.images] for part, images in made.items()}
+
+
+def test_without_a_validation_part_nothing_is_chosen(monkeypatch, tmp_path):
+    """`best/` would have to come from the test part."""
+    seen, made = parts_of_a_run(monkeypatch, tmp_path, validation_share=0.0)
+    assert seen["validation"] is None and len(seen["train"]) == 40
+
+
+def test_runs_of_other_seeds_hold_the_same_images_out(monkeypatch, tmp_path):
+    """Else a run that starts from another one's bundle would choose by images which that one has learned."""
+    runs = []
+    for seed in (0, 1):
+        settings = recipes.TrainingSettings(epochs=1, batch_size=8, device="cpu", seed=seed)
+        runs.append(parts_of_a_run(monkeypatch, tmp_path / str(seed), training=settings)[0]["validation"])
+    assert runs[0] == runs[1] != parts_of_a_run(monkeypatch, tmp_path / "2", validation_seed=1)[0]["validation"]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_cannot_be_is_refused_before_anything_is_read(share):
+    with pytest.raises(ValueError, match="`validation_share` must be from 0 to below 1"):
+        recipes.Recipe("made", validation_share=share)
+
+
 def test_a_run_in_the_worker_path_trains_the_same_kind_of_bundle(folders, tmp_path):
     """RandAugment needs pictures; everything after it is the same."""
     pytest.importorskip("timm")

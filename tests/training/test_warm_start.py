@@ -49,7 +49,10 @@ def pictures(split: str, labels: list[int] | None = None) -> LabelledImages:
     """Patches of colour, no square and not of the bundle's size, in the seven classes in turn: 28 and 14."""
     from PIL import Image
 
-    generator, count = numpy.random.default_rng(split == "test"), 14 if split == "test" else 28
+    generator, count = (
+        numpy.random.default_rng(("train", "test", "validation").index(split)),
+        28 if split == "train" else 14,
+    )
     patches = generator.integers(0, 256, (count, 3, 4, 3), dtype=numpy.uint8)
     names = [f"class {index}" for index in range(7)]
     shown = [Image.fromarray(patch).resize((20, 12)) for patch in patches]
@@ -140,7 +143,7 @@ def test_a_run_that_changes_nothing_gives_the_bundle_back_in_every_schedule(tmp_
 
     The pictures' labels are the bundle's own answers, so that the first evaluation is right about all of them.
     """
-    labels = {split: answers(init, split) for split in ("train", "test")}
+    labels = {split: answers(init, split) for split in ("train", "validation", "test")}
     assert len(set(labels["test"])) > 2  # or any start would be right
     monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split, labels[split]))
     for schedule in SCHEDULES:
@@ -301,7 +304,7 @@ def test_the_bundles_preprocessing_is_what_is_trained_with_and_what_is_saved(tmp
     init = begun(tmp_path / "init", image_size=image_size, patch_size=[4, 8] if image_size != 16 else 4)
     own = ViTImageProcessorPil.from_pretrained(init)
     loop = loop_of(monkeypatch, recipe(init), tmp_path / "caught")
-    for source, split in ((loop.images, "train"), (loop.held_out, "test")):
+    for source, split in ((loop.images, "train"), (loop.held_out, "validation")):
         (batch,) = source.in_order(Layout(28))
         expected = own([picture.convert("RGB") for picture in pictures(split).images], return_tensors="pt")
         assert torch.allclose(batch["pixel_values"], expected["pixel_values"], atol=1e-5)
