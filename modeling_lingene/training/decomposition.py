@@ -33,11 +33,11 @@ class DecompositionSettings:
     Args:
         schedule: incremental, simultaneous or elastic.
         totals: components after each phase of the incremental schedule; also the prefixes that are measured. Empty:
-            doubling up to all. With the number of all alone, the elastic schedule draws no prefixes.
-        depths: drawn beside the full depth, which half of the steps train.
+            doubling up to all, with the sampling `scala` all alone. With all alone, no prefixes are drawn.
+        depths: drawn beside the full depth, which half of the steps train, or `full_share` of an elastic run's.
         widths: ratios such as 1/4,1/2,3/4, trained beside the full width; of the elastic schedule.
         sampling: the networks of an elastic step: `one`; `sandwich`, the full, a middle and the smallest one; `scala`,
-            one more, of the published scheme.
+            one more, as in Scala, whose whole scheme is `--method scala`.
         full_share: how often an elastic step draws the full depth and width (sampling `one`) and all components, each
             by itself; -1 is 0.3 with widths and 0.5 without.
         full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
@@ -98,7 +98,7 @@ class DecompositionSettings:
             ValueError: totals that end elsewhere.
         """
         doubling = (2**power for power in range(components.bit_length()) if 2**power < components)
-        totals = self.totals or (*doubling, components)
+        totals = self.totals or ((components,) if self.sampling == "scala" else (*doubling, components))
         if totals[-1] != components:
             raise ValueError(f"`totals` must increase and end at the {components} components, got {list(totals)}.")
         return totals

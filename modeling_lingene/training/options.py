@@ -14,7 +14,7 @@ from ..images.augmentation import AUGMENTATIONS, Augmentation
 from .decomposition import DecompositionSettings
 from .loop import TrainingSettings
 from .losses import Objective
-from .recipes import RECIPES, ModelSettings, Recipe
+from .recipes import METHODS, RECIPES, ModelSettings, Recipe, as_published
 
 
 GROUPS = {
@@ -30,6 +30,9 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     """`--recipe`, `--data`, `--out`, `--resume`, and a flag for every field of every setting."""
     command.usage = "lingene decompose --data DATA --out DIR [--resume] [options]"
     command.add_argument("--recipe", choices=RECIPES, help="start from a named run; flags change parts of it")
+    command.add_argument(
+        "--method", choices=METHODS, help="the training scheme of a paper by name; flags change parts of it"
+    )
     command.add_argument("--data", help="digits, a folder of images, parquet files, a name on the Hub")
     command.add_argument("--out", type=Path, required=True, help="folder of the run")
     command.add_argument(
@@ -50,6 +53,8 @@ def asked_recipe(arguments: argparse.Namespace) -> Recipe:
     if arguments.recipe is None and arguments.data is None:
         raise ValueError("`data` says what to train on: give --data, or a --recipe that names it.")
     recipe = RECIPES[arguments.recipe] if arguments.recipe else Recipe(data=arguments.data)
+    if arguments.method is not None:
+        recipe = as_published(recipe, arguments.method)
     own = _given(arguments, ModelSettings).keys() - {"num_components", "dropout"}
     if arguments.init and own:
         raise ValueError(f"`{min(own)}` is the bundle's that `init` names; leave one of them out.")

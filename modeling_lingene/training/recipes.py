@@ -58,7 +58,8 @@ class ModelSettings:
         basis: chebyshev, legendre, taylor or fourier.
         nodes: roots or uniform; empty is the preset's.
         start_degree: of the first component; -1 is the preset's.
-        degree_weight: w divides the coefficients of degree g by (g + 1)^w.
+        degree_weight: w divides the coefficients of degree g by (g + 1)^w; -1 is the schedule's: 1 where an elastic run
+            trains prefixes of the components, else 0.
         depth_map: resample or select; empty is the preset's.
         dropout: probability, of hidden states.
     """
@@ -74,7 +75,7 @@ class ModelSettings:
     basis: str = "chebyshev"
     nodes: str = ""
     start_degree: int = -1
-    degree_weight: float = 1.0  # for the elastic schedule; the same table
+    degree_weight: float = -1.0  # tests/benchmarks/results/decomposition_fashion.json: it costs the other schedules
     depth_map: str = ""
     dropout: float = 0.0
 
@@ -91,7 +92,7 @@ class ModelSettings:
         """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
         names = images.class_names
         return LinGeneConfig(
-            **self.shape(),
+            **self.shape(decomposition),
             image_size=self.image_size or images.images[0].size[1],
             patch_size=self.patch_size,
             layer_norm_eps=1e-6,
@@ -103,19 +104,23 @@ class ModelSettings:
             label2id={name: index for index, name in enumerate(names)},
         )
 
-    def shape(self) -> dict[str, Any]:
+    def shape(self, decomposition: DecompositionSettings) -> dict[str, Any]:
         """What the images have no say in."""
+        components = self.num_components or self.depth
+        weight = self.degree_weight
+        if weight == -1:
+            weight = float(decomposition.schedule == "elastic" and len(decomposition.prefixes(components)) > 1)
         return dict(
             hidden_size=self.hidden_size,
             num_attention_heads=self.num_attention_heads,
             intermediate_size=self.intermediate_size or 4 * self.hidden_size,
             depth=self.depth,
-            num_components=self.num_components or self.depth,
+            num_components=components,
             preset=self.preset,
             basis=self.basis,
             nodes=self.nodes or None,
             start_degree=None if self.start_degree < 0 else self.start_degree,
-            degree_weight=self.degree_weight,
+            degree_weight=weight,
             depth_map=self.depth_map or None,
         )
 
@@ -175,7 +180,7 @@ RECIPES = {
     # A minute and a half on two CPU cores, 98 to 99 % for the best size: tests/benchmarks/results/quickstart.json.
     "digits": Recipe(
         data="digits",
-        model=ModelSettings(64, 4, intermediate_size=128, depth=6, degree_weight=0.0),
+        model=ModelSettings(64, 4, intermediate_size=128, depth=6),
         training=TrainingSettings(device="cpu", evaluate_every=0),
         # Frozen: smaller prefixes would lose several points while later phases train what is outside.
         decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6), freeze_outside=True),
@@ -194,7 +199,7 @@ RECIPES = {
     # the same one trained alone: tests/benchmarks/results/elastic_fashion.json.
     "fashion_mnist_sizes": Recipe(
         data="zalando-datasets/fashion_mnist",
-        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6, degree_weight=0.0),
+        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
         training=TrainingSettings(epochs=81, device="cpu"),
         decomposition=DecompositionSettings("elastic", totals=(6,), depths=(3, 4), widths=("1/4", "1/2", "3/4")),
         augmentation=Augmentation(crop_padding=2, flip=True),
@@ -211,7 +216,7 @@ RECIPES = {
     # Never run here: weeks of GPU time, and images that are not ours to bring.
     "paper_imagenet": Recipe(
         data="ILSVRC/imagenet-1k",
-        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper", degree_weight=0.0),
+        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper"),
         training=TrainingSettings(
             epochs=100, batch_size=512, learning_rate=8e-4, warmup=0.05, precision="bf16", tracker="tensorboard"
         ),
@@ -221,6 +226,41 @@ RECIPES = {
         workers=16,
     ),
 }
+
+
+# What the papers publish, as changes of a recipe's settings.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    # LinDec, section 3.2: incremental training with the coefficients of Eq. 3, soft distillation.
+    "lindec": {
+        "model": {"preset": "paper"},
+        "decomposition": {"schedule": "incremental"},
+        "objective": {"distillation": "soft"},
+    },
+    # Scala: four networks a step (stable sampling, progressive knowledge transfer), the full one alone for the first
+    # tenth, isolated activation, hard distillation; all components.
+    "scala": {
+        "decomposition": {
+            "schedule": "elastic",
+            "sampling": "scala",
+            "full_first": 0.1,
+            "isolated_activation": True,
+        },
+        "objective": {"distillation": "hard"},
+    },
+}
+
+
+def as_published(recipe: Recipe, method: str) -> Recipe:
+    """A recipe with the training scheme of a paper.
+
+    Args:
+        recipe: images, network, length of the training.
+        method: lindec (Lin et al., NeurIPS 2024) or scala (Zhang et al., NeurIPS 2024, arXiv 2412.04786).
+    """
+    groups = {
+        group: dataclasses.replace(getattr(recipe, group), **changes) for group, changes in METHODS[method].items()
+    }
+    return dataclasses.replace(recipe, **groups)
 
 
 def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
@@ -362,7 +402,9 @@ class _Start:
 def _start(recipe: Recipe, device: torch.device) -> _Start:
     """The images of a run, and a model for them."""
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
-    recipe.decomposition.check(begun.config if begun else LinGeneConfig(**recipe.model.shape()))  # before data is read
+    recipe.decomposition.check(
+        begun.config if begun else LinGeneConfig(**recipe.model.shape(recipe.decomposition))
+    )  # before data is read
     source, validation, test = _sources(recipe, device, begun)
     train = source.images
     if WHOLE in (train.split, test.split):

@@ -311,8 +311,16 @@ def test_the_full_network_trains_alone_in_the_first_share_of_a_run(sampling):
         assert max(len(step) for step in networks(done)) == {"one": 1, "sandwich": 3, "scala": 4}[sampling]
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("totals, counts", [((), {1, 2, 3, 4, 5}), ((1, 5), {1, 2, 3, 4, 5}), ((5,), {5})])
+@pytest.mark.parametrize(
+    "sampling, totals, counts",
+    [
+        *((sampling, (1, 5), {1, 2, 3, 4, 5}) for sampling in SAMPLINGS),
+        *((sampling, (5,), {5}) for sampling in SAMPLINGS),
+        ("one", (), {1, 2, 3, 4, 5}),
+        ("sandwich", (), {1, 2, 3, 4, 5}),
+        ("scala", (), {5}),  # as published
+    ],
+)
 def test_no_prefixes_are_trained_when_the_only_total_is_all(sampling, totals, counts):
     """Depth and width alone; otherwise every number of components, also those that are not measured."""
     settings = elastic(sampling=sampling, totals=totals, depths=DEPTHS, widths=("1/2",))

@@ -18,6 +18,8 @@ import helpers
 from modeling_lingene import cli
 from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
 from modeling_lingene.training import recipes
+from modeling_lingene.training.decomposition import DecompositionSettings
+from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.options import GROUPS, add_recipe_options, asked_recipe, described
 from modeling_lingene.training.recipes import RECIPES, Recipe
 
@@ -150,7 +152,8 @@ def test_the_groups_are_the_settings_of_a_recipe():
 
 def test_no_two_settings_have_one_name():
     """They share one command line, and one flat identity."""
-    names = [*SINGLE, *(name for _, name in FIELDS), "recipe", "out", "resume", "augment", "command", "quiet"]
+    others = ["recipe", "method", "out", "resume", "augment", "command", "quiet"]
+    names = [*SINGLE, *(name for _, name in FIELDS), *others]
     assert len(names) == len(set(names))
 
 
@@ -190,7 +193,7 @@ def test_a_few_texts_word_by_word():
     assert told["patch_size"] == "pixels. (default: 4)"
     assert told["totals"] == (
         "components after each phase of the incremental schedule; also the prefixes that are measured. Empty: "
-        "doubling up to all. With the number of all alone, the elastic schedule draws no prefixes."
+        "doubling up to all, with the sampling `scala` all alone. With all alone, no prefixes are drawn."
     )
     assert told["mixup"] == told["cutmix"] and told["mixup"].startswith("alpha of the Beta distribution; 0 for none")
     assert told["label_smoothing"] == "of the cross-entropy with the labels. (default: 0.0)"
@@ -282,6 +285,55 @@ def test_an_empty_word_and_a_zero_are_values_too():
     got = asked_recipe(parser.parse_args([*line, "--erasing", "0", "--workers", "0"]))
     augmentation = dataclasses.replace(paper.augmentation, rand_augment="", erasing=0.0)
     assert got == dataclasses.replace(paper, teacher="", workers=0, augmentation=augmentation)
+
+
+def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_change_parts():
+    """LinDec, section 3.2: incremental, Eq. 3, CE + KL; Scala: a tenth full only, hard labels, isolated activation."""
+    paper = asked("--recipe fashion_mnist_sizes --method scala")
+    assert paper.decomposition == DecompositionSettings(
+        "elastic",
+        totals=(6,),
+        depths=(3, 4),
+        widths=("1/4", "1/2", "3/4"),
+        sampling="scala",
+        full_first=0.1,
+        isolated_activation=True,
+    )
+    assert paper.objective == Objective("hard")
+    assert dataclasses.replace(paper, decomposition=None, objective=None) == dataclasses.replace(
+        RECIPES["fashion_mnist_sizes"], decomposition=None, objective=None
+    )
+    components = asked("--data faces --widths 1/3,2/3 --method scala").decomposition.prefixes(12)
+    assert components == (12,)  # Scala knows no prefixes
+    assert asked("--data faces --widths 1/3 --method scala --totals 4,12").decomposition.prefixes(12) == (4, 12)
+    linear = asked("--recipe fashion_mnist --method lindec --distillation soft")
+    assert (linear.decomposition.schedule, linear.model.preset, linear.objective) == (
+        "incremental",
+        "paper",
+        Objective(),
+    )
+    changed = asked("--data faces --method scala --distillation soft --no-isolated-activation")
+    assert changed.objective == Objective("soft") and not changed.decomposition.isolated_activation
+
+
+@pytest.mark.parametrize(
+    "line, weight",
+    [
+        ("", 1.0),
+        ("--schedule elastic --widths 1/3", 1.0),
+        ("--totals 12", 0.0),
+        ("--schedule incremental", 0.0),
+        ("--schedule simultaneous", 0.0),
+        ("--method lindec", 0.0),
+        ("--method scala --widths 1/3", 0.0),
+        ("--degree-weight 0", 0.0),
+        ("--schedule incremental --degree-weight 1", 1.0),
+    ],
+)
+def test_the_degree_weight_is_the_schedules_unless_it_is_given(line, weight):
+    """It helps prefixes that are drawn, and nothing else (tests/benchmarks/results/decomposition_fashion.json)."""
+    recipe = asked(f"--data faces {line}")
+    assert recipe.model.shape(recipe.decomposition)["degree_weight"] == weight
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
