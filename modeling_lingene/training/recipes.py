@@ -58,8 +58,8 @@ class ModelSettings:
         basis: chebyshev, legendre, taylor or fourier.
         nodes: roots or uniform; empty is the preset's.
         start_degree: of the first component; -1 is the preset's.
-        degree_weight: w divides the coefficients of degree g by (g + 1)^w; -1 is the schedule's: 1 where an elastic run
-            trains prefixes of the components, else 0.
+        degree_weight: w divides the coefficients of degree g by (g + 1)^w; -1 is the schedule's: 1 where an elastic
+            run trains prefixes of the components, else 0.
         depth_map: resample or select; empty is the preset's.
         dropout: probability, of hidden states.
     """

@@ -56,7 +56,7 @@ class Scale:
         images: for training and for validation.
         training: its epochs are those of the dense network.
         totals, depths, widths: numbers of components, layers, shares of the width that are measured; the last is all.
-        teacher: of a residual network.
+        teacher: of a residual network; empty: labels alone.
     """
 
     image_size: int
@@ -68,7 +68,7 @@ class Scale:
     depths: tuple[int, ...]
     widths: tuple[str, ...]
     teacher: dict
-    teacher_epochs: int
+    teacher_epochs: int = 0
 
 
 SCALES = {
@@ -96,7 +96,20 @@ SCALES = {
         teacher={"embedding_size": 64, "hidden_sizes": [128, 256, 512], "depths": [2, 2, 2]},
         teacher_epochs=100,
     ),
+    "cifar": Scale(  # CPU
+        32,
+        (45_000, 5_000),
+        ModelSettings(128, 4, intermediate_size=256, patch_size=4, depth=9),
+        TrainingSettings(epochs=4, batch_size=128, device="cpu", evaluate_every=0),
+        Augmentation(crop_padding=4, flip=True),
+        totals=(1, 2, 4, 9),
+        depths=(5, 7, 9),
+        widths=("1/2", "3/4", "1"),
+        teacher={"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
+        teacher_epochs=12,
+    ),
 }
+SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +119,9 @@ class Row:
     Args:
         settings: fields of the model's, the decomposition's and the objective's settings that differ from their
             defaults; None for a stock ViT alone.
-        size: (layers, share of the width) of a stock ViT.
+        size: (layers, share of the width) of a network that is trained alone.
+        start: of that network: `scratch`, or out of the bundle that the table starts from: `free`, a stock ViT, or
+            `constrained`, its components.
         cost: of one run, in trainings of the dense network.
         pictures_of: a row's name: as many pictures as it sees, whatever that costs; for a stock ViT.
         init: a row's name: starts from its bundle of the same seed.
@@ -117,6 +132,7 @@ class Row:
     measured: dict[str, dict]
     settings: dict | None = None
     size: tuple[int, str] | None = None
+    start: str = "scratch"
     cost: float = 1.0
     pictures_of: str = ""
     init: str = ""
@@ -154,15 +170,19 @@ class Protocol:
         work: folder for the runs.
         scale: name.
         rows: by name; `dense` among them.
+        bundle: folder that rows with another start than `scratch` begin with.
     """
 
-    def __init__(self, data: str, work: Path, scale: str, rows: Callable[[Scale], dict[str, Row]]):
+    def __init__(
+        self, data: str, work: Path, scale: str, rows: Callable[[Scale], dict[str, Row]], bundle: Path | None = None
+    ):
         self.scale, self.name, self.work, self.rows = SCALES[scale], scale, work, rows(SCALES[scale])
-        self.data = str(work / "data")
+        self.data, self.bundle = str(work / "data"), bundle
         if not (work / "data" / "parts.json").is_file():
             write_parts(data, self.scale, work / "data")
-        self.teacher = work / "teacher" / "model"
-        make_teacher(self.data, self.scale, work / "teacher")
+        self.teacher = work / "teacher" / "model" if self.scale.teacher else None
+        if self.teacher:
+            make_teacher(self.data, self.scale, work / "teacher")
 
     @functools.cached_property
     def parts(self) -> dict[str, LabelledImages]:
@@ -172,13 +192,26 @@ class Protocol:
         loaded = {part: load_images(self.data, part) for part in ("validation", "test")}
         return {part: training_images(images, processor, Augmentation(), device) for part, images in loaded.items()}
 
+    @functools.cached_property
+    def labels(self) -> dict:
+        names = load_images(self.data, "train").class_names
+        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
     def config(self, row: Row) -> LinGeneConfig:
         """Of a row's full network."""
-        names = {"num_labels": len(load_images(self.data, "train").class_names)}
-        shape = self.recipe(row).model.shape()
-        return LinGeneConfig(
-            **shape, image_size=self.scale.image_size, patch_size=self.scale.model.patch_size, **names
-        )
+        recipe, sizes = self.recipe(row), (self.scale.image_size, self.scale.model.patch_size)
+        shape = recipe.model.shape(recipe.decomposition)
+        return LinGeneConfig(**shape, image_size=sizes[0], patch_size=sizes[1], layer_norm_eps=1e-6, **self.labels)
+
+    def network(self, row: Row):
+        """A network that is trained alone, with its first weights."""
+        depth, width = row.size
+        if row.start == "scratch":
+            config = self.config(row)
+            return ViTForImageClassification(config.vit_config(config.size(depth, width)))
+        asked = {"depth": depth, "width_ratio": width, "constrained": row.start == "constrained"}
+        with quiet_loading():
+            return AutoModelForImageClassification.from_pretrained(self.bundle, **asked, **self.labels)
 
     def recipe(self, row: Row, epochs: int = 1, seed: int = 0, rate: float = RATES[0], init: str = "") -> Recipe:
         settings = row.settings or {}
@@ -201,7 +234,7 @@ class Protocol:
             decomposition=decomposition,
             augmentation=self.scale.augmentation,
             objective=with_own(Objective()),
-            teacher=str(self.teacher),
+            teacher=str(self.teacher or ""),
             init=init,
         )
 
@@ -223,6 +256,8 @@ class Protocol:
     @functools.cached_property
     def teacher_macs(self) -> int:
         """Of one forward pass of the teacher."""
+        if not self.teacher:
+            return 0
         model = AutoModelForImageClassification.from_pretrained(self.teacher).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, self.scale.image_size, self.scale.image_size))
@@ -260,9 +295,8 @@ class Protocol:
         recipe = self.recipe(row, self.epochs(row), seed, rate, init)
         if row.size:
             torch.manual_seed(seed)
-            config = recipe.model.config(load_images(self.data, "train"), recipe.decomposition)
-            model = ViTForImageClassification(config.vit_config(config.size(*row.size)))
-            history = fit_plain(model, recipe, out, recipe.identity() | {"size": list(row.size)})
+            identity = recipe.identity() | {"size": list(row.size), "start": row.start}
+            history = fit_plain(self.network(row), recipe, out, identity, self.scale.image_size)
         else:
             history = train(recipe, out)
         run = {
@@ -295,7 +329,7 @@ class Protocol:
         epochs, images = runs[0]["epochs"], len(load_images(self.data, "train"))
         entry = {
             "row": name,
-            "settings": row.settings if row.settings is not None else {"size": list(row.size)},
+            "settings": row.settings if row.size is None else {"size": list(row.size), "start": row.start},
             "init": row.init,
             "rate": rate,
             "rates": {f"{r:g}": round(judged(row, self.run(name, SEEDS[0], r)["validation"]), 4) for r in RATES},
@@ -314,13 +348,16 @@ class Protocol:
     def collect(self, command: str) -> dict:
         """What is done, as a results file."""
         done = [self.work / slug(name) / "row.json" for name in self.rows]
-        teacher = json.loads((self.work / "teacher" / "results.json").read_text())
+        teacher = {}
+        if self.teacher:
+            teacher = json.loads((self.work / "teacher" / "results.json").read_text())
+            teacher |= {"macs": self.teacher_macs, "share": self.teacher_share}
         shown = {"seeds": SEEDS, "rates": RATES, "images": json.loads((Path(self.data) / "parts.json").read_text())}
         shown |= {"epochs of the dense network": self.scale.training.epochs}
         return {
             "command": f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name}",
             "protocol": shown,
-            "teacher": teacher | {"macs": self.teacher_macs, "share": self.teacher_share},
+            "teacher": teacher,
             "rows": [json.loads(file.read_text()) for file in done if file.is_file()],
         }
 
@@ -356,10 +393,9 @@ def write_parts(data: str, scale: Scale, folder: Path) -> None:
     write_json(folder / "parts.json", {part: len(images) for part, images in parts.items()} | {"set": train.name})
 
 
-def fit_plain(model, recipe: Recipe, out: Path, identity: dict) -> list[dict]:
-    """A stock model in the same loop, saved with its preprocessing; the history."""
-    images = load_images(recipe.data, "train")
-    processor = image_processor(images.images[0].size[1])
+def fit_plain(model, recipe: Recipe, out: Path, identity: dict, image_size: int) -> list[dict]:
+    """One network in the same loop, saved with its preprocessing; the history."""
+    images, processor = load_images(recipe.data, "train"), image_processor(image_size)
     accelerator = make_accelerator(recipe.training)
     source = training_images(images, processor, recipe.augmentation, accelerator.device)
 
@@ -396,23 +432,24 @@ def make_teacher(data: str, scale: Scale, folder: Path) -> None:
     model = ResNetForImageClassification(ResNetConfig(layer_type="basic", **scale.teacher, **labels))
     training = dataclasses.replace(scale.training, epochs=scale.teacher_epochs)
     recipe = Recipe(data=data, training=training, augmentation=scale.augmentation)
-    history = fit_plain(model, recipe, folder, {"teacher": scale.teacher})
+    history = fit_plain(model, recipe, folder, {"teacher": scale.teacher}, scale.image_size)
     device = make_accelerator(scale.training).device
     images = training_images(load_images(data, "test"), image_processor(scale.image_size), Augmentation(), device)
     accuracy = accuracy_of(folder / "model", images)
     write_json(folder / "results.json", {"test": accuracy, "seconds": sum(row["seconds"] for row in history)})
 
 
-def main(rows: Callable[[Scale], dict[str, Row]], script: str, about: str) -> None:
+def main(rows: Callable[[Scale], dict[str, Row]], script: str, about: str, scale: str = "fashion") -> None:
     """The command line of a table."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs; tables may share it")
-    parser.add_argument("--scale", choices=SCALES, default="fashion")
+    parser.add_argument("--scale", choices=SCALES, default=scale)
     parser.add_argument("--rows", help="separated by semicolons; default all")
+    parser.add_argument("--bundle", type=Path, help="folder, for rows that tune its sizes")
     parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
     arguments = parser.parse_args()
-    protocol = Protocol(arguments.data, arguments.work, arguments.scale, rows)
+    protocol = Protocol(arguments.data, arguments.work, arguments.scale, rows, arguments.bundle)
     if arguments.collect:
         return write_json(arguments.collect, protocol.collect(script))
     for name in arguments.rows.split(";") if arguments.rows else protocol.rows:

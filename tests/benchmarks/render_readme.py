@@ -20,11 +20,11 @@ def quickstart_table() -> str:
 
 def loading_table() -> str:
     results = json.loads((RESULTS / "loading.json").read_text())
-    lines = ["| size | time | peak memory |", "|---|---:|---:|"]
-    lines += [
-        f"| {name} | {time['ratio']:.2f}x | {results['peak_memory'][name]['ratio']:.2f}x |"
-        for name, time in results["time"].items()
-    ]
+    lines = ["| size | time | beside a busy process | peak memory |", "|---|---:|---:|---:|"]
+    for name, time in results["time"].items():
+        busy, peak = (results[table].get(name) for table in ("time_with_one_busy_process", "peak_memory"))
+        cells = [f"{cell['ratio']:.2f}x" if cell else "" for cell in (time, busy, peak)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in results["versions"].items())
     return "\n".join([*lines, "", f"{results['hardware']}, {versions}."])
 
