@@ -2,7 +2,8 @@
 
 Images: `train/` of the set loses a validation part by seed (`split_off`), and keeps as many of the rest, by seed, as
 the scale says; everything is chosen on the validation part. The test part is read by the chosen runs alone.
-Learning rate: the best of `RATES` on the validation part, for every row, with the first seed; the other seeds take it.
+Learning rate: the best of `RATES` on the validation part, for every row, with the first seed, the list going on by
+factors of two until the best is not its first or last; the other seeds take it.
 Cost: MACs of forward and backward passes (three forward passes) and of the teacher's forward passes, in those of the
 dense network's training (its teacher counted too); beside it, how many pictures were seen.
 Accuracy: of stock models through `from_pretrained`, over `SEEDS`: mean, least, most.
@@ -314,8 +315,21 @@ class Protocol:
 
     def choose(self, name: str) -> float:
         """The learning rate that is best on the validation part with the first seed."""
+        rates = self.tried(name)
+        return max(rates, key=rates.get)
+
+    def tried(self, name: str) -> dict[float, float]:
+        """Learning rates, ascending, and the mean validation accuracy of each; the best has neighbours."""
         row = self.rows[name]
-        return max(RATES, key=lambda rate: judged(row, self.run(name, SEEDS[0], rate)["validation"]))
+
+        def found(rate: float) -> float:
+            return judged(row, self.run(name, SEEDS[0], rate)["validation"])
+
+        rates = {rate: found(rate) for rate in RATES}
+        while (best := max(rates, key=rates.get)) in (min(rates), max(rates)):
+            further = best / 2 if best == min(rates) else 2 * best
+            rates[further] = found(further)
+        return dict(sorted(rates.items()))
 
     def finish(self, name: str) -> dict:
         """All runs of a row, the test part read by the chosen ones, as an entry of the results."""
@@ -332,7 +346,7 @@ class Protocol:
             "settings": row.settings if row.size is None else {"size": list(row.size), "start": row.start},
             "init": row.init,
             "rate": rate,
-            "rates": {f"{r:g}": round(judged(row, self.run(name, SEEDS[0], r)["validation"]), 4) for r in RATES},
+            "rates": {f"{rate:g}": round(found, 4) for rate, found in self.tried(name).items()},
             "epochs": epochs,
             "pictures": epochs * images,
             "cost": round(self.cost(row), 3),
