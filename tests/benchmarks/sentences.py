@@ -1,0 +1,219 @@
+"""What the training tables say, in words that are computed from them.
+
+    python tests/benchmarks/sentences.py          prints them; render_readme.py puts them where they are read
+
+A comparison of two rows at a size: better or worse where the mean test accuracies of the seeds differ by more than
+half a point and the ranges of the seeds do not meet; equal otherwise.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+
+RESULTS = Path(__file__).parent / "results"
+LEAST = 0.005  # of accuracy: smaller differences are called equal
+
+
+class Table:
+    """A results file of `protocol.py`."""
+
+    def __init__(self, results: dict):
+        self.results, self.rows = results, {row["row"]: row for row in results["rows"]}
+
+    @classmethod
+    def read(cls, name: str) -> "Table":
+        return cls(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+    def has(self, *rows: str) -> bool:
+        return all(row in self.rows for row in rows)
+
+    def labels(self, row: str) -> list[str]:
+        return list(self.rows[row]["test"])
+
+    def mean(self, row: str, label: str) -> float:
+        return statistics.mean(self.rows[row]["test"][label])
+
+    def average(self, row: str, part: str = "test") -> float:
+        """Over all sizes of a row and all seeds."""
+        return statistics.mean(value for values in self.rows[row][part].values() for value in values)
+
+    def compare(self, one: str, other: str, label: str) -> tuple[str, float]:
+        """`better`, `worse` or `equal`, the first row against the second at a size, and the difference of the means.
+
+        A row that measures one size alone is compared at that.
+        """
+        tests = self.rows[other]["test"]
+        a, b = self.rows[one]["test"][label], tests.get(label) or next(iter(tests.values()))
+        difference = statistics.mean(a) - statistics.mean(b)
+        if abs(difference) <= LEAST or max(min(a), min(b)) <= min(max(a), max(b)):
+            return "equal", difference
+        return "better" if difference > 0 else "worse", difference
+
+    def against(self, one: str, other: str) -> str:
+        """Over all sizes of a row, such as: better at 3 of 4 by 0.6 to 2.1 points, equal at 1 of 4."""
+        return counted([self.compare(one, other, label) for label in self.labels(one)])
+
+
+def counted(pairs: list[tuple[str, float]]) -> str:
+    """Verdicts with their differences, in words."""
+    parts = []
+    for word in ("better", "equal", "worse"):
+        found = [100 * abs(difference) for verdict, difference in pairs if verdict == word]
+        if not found:
+            continue
+        of = "all" if len(found) == len(pairs) else f"{len(found)} of {len(pairs)}"
+        spread = f" by {between(found)} points" if word != "equal" else ""
+        parts.append(f"{word} at {of}{spread}")
+    return ", ".join(parts)
+
+
+def between(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def with_range(values: list[float]) -> str:
+    """Mean, and least and most where they differ: 78.4 (78.2-78.5)."""
+    low, high = points(min(values)), points(max(values))
+    return points(statistics.mean(values)) + ("" if low == high else f" ({low}-{high})")
+
+
+def protocol(table: Table) -> list[str]:
+    shown, teacher = table.results["protocol"], table.results["teacher"]
+    images = shown["images"]
+    row = next(iter(table.rows.values()))
+    said = (
+        f"{images['set']}: {images['train']:,} images train, {images['validation']:,} choose, {images['test']:,} are "
+        f"reported; {len(shown['seeds'])} seeds; the dense network trains for {shown['epochs of the dense network']} "
+        f"epochs; learning rates from {', '.join(f'{rate:g}' for rate in shown['rates'])} on, until the best is inside "
+        f"the list. {row['hardware']}, torch {row['versions']['torch'].partition('+')[0]}."
+    )
+    if teacher:
+        said += (
+            f" The teacher ({points(teacher['test'])} %) takes {100 * teacher['share']:.0f} % of the MACs of the dense "
+            "network's training; they are counted in every row."
+        )
+    return [said]
+
+
+WORDS = {"better": "above", "worse": "below", "equal": "equal to"}
+
+
+def decomposition() -> list[str]:
+    table = Table.read("decomposition_fashion")
+    said, every = protocol(table), table.labels("simultaneous")
+    first, last = every[0], every[-1]
+    (dense,) = table.rows["dense"]["test"].values()
+    elastic, incremental = best_of(table, "elastic"), best_of(table, "incremental")
+    for name in ("simultaneous", incremental, elastic):
+        tests = table.rows[name]["test"]
+        said.append(
+            f"`{name}`: {with_range(tests[last])} with all components, {WORDS[table.compare(name, 'dense', last)[0]]} the "
+            f"dense network ({with_range(dense)}), and {with_range(tests[first])} with one."
+        )
+    said.append(
+        f"At equal cost the single run that is best on the validation part (`{elastic}`) against the best incremental "
+        f"one (`{incremental}`): {table.against(elastic, incremental)} prefixes."
+    )
+    pairs = [
+        ("incremental, outside frozen", "incremental", "Freezing what lies outside the blocks after the first phase"),
+        ("incremental, degree weight 1", "incremental", "A degree weight of 1 in incremental training"),
+        ("elastic, degree weight 1", "elastic", "A degree weight of 1 in a single run"),
+        ("simultaneous, degree weight 1", "simultaneous", "A degree weight of 1 in simultaneous training"),
+        ("incremental, paper", "incremental", "The paper's coefficients in incremental training"),
+        ("simultaneous, paper", "simultaneous", "The paper's coefficients in simultaneous training"),
+        ("elastic, sandwich, degree weight 1", "elastic, degree weight 1", "Two networks a step instead of one"),
+    ]
+    said += [f"{what}: {table.against(one, other)} prefixes." for one, other, what in pairs if table.has(one, other)]
+    return said
+
+
+def best_of(table: Table, schedule: str) -> str:
+    """The row of a schedule with the best mean validation accuracy over the prefixes."""
+    rows = [name for name in table.rows if name.partition(",")[0] == schedule]
+    return max(rows, key=lambda name: table.average(name, "validation"))
+
+
+def elastic() -> list[str]:
+    table = Table.read("elastic_fashion")
+    said, one, sizes = protocol(table), table.rows["one"], table.labels("one")
+    twins = {label: "dense" if label in table.labels("dense") else f"alone, {label}" for label in sizes}
+    long = {label: f"alone, long, {label}" for label in sizes if table.has(f"alone, long, {label}")}
+
+    def beside(name: str, others: dict[str, str]) -> str:
+        return counted([table.compare(name, other, label) for label, other in others.items()])
+
+    together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
+    said += [
+        f"The bundle (`one`: one network a step) costs {one['cost']:.2f} trainings of the largest network and sees "
+        f"{one['pictures'] / seen:.1f} times the pictures of each size alone; the {len(sizes)} sizes alone cost "
+        f"{together:.2f} together.",
+        f"Against each size alone, trained for the largest one's epochs, the bundle is {beside('one', twins)} sizes.",
+    ]
+    if long:
+        cost = sum(table.rows[name]["cost"] for name in long.values())
+        numbers = [
+            f"{label}: {with_range(one['test'][label])} against {with_range(table.rows[name]['test'][label])}"
+            for label, name in long.items()
+        ]
+        said.append(
+            f"Against {len(long)} sizes alone that see as many pictures as the bundle, which cost {cost:.2f} trainings of "
+            f"the largest, the bundle is {beside('one', long)} sizes. {'; '.join(numbers)}."
+        )
+    if table.has(CHEAP):
+        said.append(f"At the cost of the largest network alone the bundle is {beside(CHEAP, twins)} sizes.")
+    others = sorted(
+        (name for name in table.rows if name in SAMPLINGS), key=lambda name: -table.average(name, "validation")
+    )
+    ranked = [f"`{name}` {points(table.average(name, 'validation'))}" for name in others]
+    said.append(f"Mean over the sizes on the validation part, at equal cost: {', '.join(ranked)}.")
+    said += [f"`{name}` against `one`: {table.against(name, 'one')} sizes." for name in others if name != "one"]
+    return said
+
+
+CHEAP = "one, at the dense network's cost"
+SAMPLINGS = (
+    "one",
+    "one, full share 0.5",
+    "sandwich",
+    "scala's networks",
+    "scala as published",
+    "scala as published, depths drawn",
+    "one, isolated activation",
+    "one, prefixes",
+    "one, from a trained bundle",
+)
+
+
+def downstream() -> list[str]:
+    table = Table.read("downstream")
+    tuned = {start: [name for name in table.rows if name.startswith(start)] for start in ("free", "constrained")}
+
+    def beside(names: list[str], other: str) -> str:
+        pairs = []
+        for name in names:
+            (size,) = table.labels(name)
+            twin = f"{other}, {size}" if table.has(f"{other}, {size}") else "dense"
+            pairs.append(table.compare(name, twin, size))
+        return counted(pairs)
+
+    return [
+        *protocol(table),
+        f"Tuned freely against scratch: {beside(tuned['free'], 'scratch')} sizes.",
+        f"Tuned with the constraint against scratch: {beside(tuned['constrained'], 'scratch')} sizes.",
+        f"With the constraint against without: {beside(tuned['constrained'], 'free')} sizes.",
+    ]
+
+
+SENTENCES = {"decomposition": decomposition, "elastic": elastic, "downstream": downstream}
+
+
+if __name__ == "__main__":
+    for name, sentences in SENTENCES.items():
+        print(name, *(f"* {said}" for said in sentences()), sep="\n")
