@@ -37,9 +37,11 @@ def quickstart(tmp_path_factory):
 def test_tables_are_rendered_from_the_measured_files():
     """A number typed by hand, or left from an older measurement, would mislead whoever chooses by it."""
     sys.path.insert(0, str(README.parent / "tests" / "benchmarks"))
-    from render_readme import render
+    from render_readme import NOTES, NOTES_FILE, render
 
     assert render(TEXT) == TEXT
+    notes = NOTES_FILE.read_text(encoding="utf-8")
+    assert render(notes, NOTES, {}) == notes  # sentences, too
 
 
 def test_what_is_said_of_the_released_bundle_is_in_its_sizes():
@@ -79,7 +81,7 @@ def test_commands_parse():
             arguments = build_parser(words[0]).parse_args(words)
             if words[0] == "decompose" and arguments.data and not arguments.init:
                 recipe = asked_recipe(arguments)
-                recipe.decomposition.check(LinGeneConfig(**recipe.model.shape()))
+                recipe.decomposition.check(LinGeneConfig(**recipe.model.shape(recipe.decomposition)))
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -1,17 +1,22 @@
-"""Fill the tables of README.md from the measured files in `results/`.
+"""Fill the tables of README.md, and the sentences of this folder's README.md, from the measured files in `results/`.
 
 python tests/benchmarks/render_readme.py
 """
 
+import functools
 import json
 import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+
+from sentences import SENTENCES, Table, points, with_range
 
 from modeling_lingene.measuring.tables import size_table
 
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[2] / "README.md"
+README, NOTES_FILE = Path(__file__).parents[2] / "README.md", Path(__file__).parent / "README.md"
 
 
 def quickstart_table() -> str:
@@ -29,23 +34,28 @@ def loading_table() -> str:
     return "\n".join([*lines, "", f"{results['hardware']}, {versions}."])
 
 
-SHOWN = ("dense", "simultaneous", "incremental, paper", "incremental", "elastic, sandwich", "elastic")
-SHOWN += (
-    "elastic, degree weight 1",
-    "elastic, degree weight 1, half the epochs",
-    "elastic, degree weight 1, depths drawn",
-)
+DECOMPOSITION = {
+    "dense": "dense, no components",
+    "simultaneous": "simultaneous",
+    "incremental, paper": "incremental, as in the paper",
+    "incremental, outside frozen": "incremental, what is outside the blocks frozen",
+    "elastic, degree weight 1": "elastic, the default",
+}
 
 
 def decomposition_table() -> str:
-    rows = json.loads((RESULTS / "decomposition_fashion.json").read_text())["rows"]
-    rows = sorted((row for row in rows if row["row"] in SHOWN), key=lambda row: SHOWN.index(row["row"]))
-    labels = [label for label in next(r for r in rows if r["row"] == "incremental")["accuracy"] if "at" not in label]
-    lines = [f"| training | {' | '.join(f'{label} comp.' for label in labels)} |", "|---|" + "---:|" * len(labels)]
-    for row in rows:
-        dense = f"{100 * row['accuracy']['model']:.1f}" if row["row"] == "dense" else ""
-        cells = [f"{100 * row['accuracy'][label]:.1f}" if label in row["accuracy"] else "" for label in labels]
-        lines.append(f"| {row['row']} | {' | '.join([*cells[:-1], dense or cells[-1]])} |")
+    table = Table.read("decomposition_fashion")
+    labels = table.labels("simultaneous")
+    lines = [f"| training | cost | {' | '.join(f'{label} comp.' for label in labels)} |"]
+    lines.append("|---|---:|" + "---:|" * len(labels))
+    for name, shown in DECOMPOSITION.items():
+        if not table.has(name):
+            continue
+        row = table.rows[name]
+        cells = [with_range(row["test"][label]) if label in row["test"] else "" for label in labels]
+        if name == "dense":
+            cells[-1] = with_range(*row["test"].values())
+        lines.append(f"| {shown} | {row['cost']:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -81,47 +91,67 @@ def conversion_source() -> str:
 
 
 ELASTIC = {
-    "scratch": "each size trained alone",
-    "elastic, share 0.3": "one network a step, the default",
-    "elastic, warm start, share 0.3": "the same, from a trained bundle",
-    "elastic, scala": "four networks a step, depths drawn",
-    "scala": "four networks a step (Scala), depth fixed",
-    "not trained for it": "slices of a bundle not trained for it",
+    "alone": "each size alone",
+    "alone, long": "alone, as many pictures as the bundle",
+    "one": "one network a step, the default",
+    "scala as published, depths drawn": "Scala's scheme, depths drawn",
+    "scala as published": "Scala's scheme, depth fixed",
+    "not trained for it": "a bundle not trained for it",
 }
 
 
 def elastic_table() -> str:
-    results = json.loads((RESULTS / "elastic_fashion.json").read_text())
-    found = {row["row"]: row["accuracy"] for row in results["rows"]}
-    alone = {label: one for name, row in found.items() if name.startswith("scratch") for label, one in row.items()}
-    depths, widths = results["depths"], results["widths"]
-    lines = [f"| training | {' | '.join(f'width {width}' for width in widths)} |", "|---|" + "---:|" * len(widths)]
-    for row, name in ELASTIC.items():
-        accuracy = alone if row == "scratch" else found[row]
-        cells = [" / ".join(f"{100 * accuracy[f'{depth} {width}']:.1f}" for depth in depths) for width in widths]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    table = Table.read("elastic_fashion")
+    sizes = table.labels("one")
+    depths, widths = (list(dict.fromkeys(label.split(", ")[place] for label in sizes)) for place in (0, 1))
+    lines = [f"| training | cost | {' | '.join(widths)} |", "|---|---:|" + "---:|" * len(widths)]
+    for row, shown in ELASTIC.items():
+        found = {f"{depth}, {width}": _row_of(table, row, f"{depth}, {width}") for depth in depths for width in widths}
+        names = {name for name in found.values() if name}
+        if not names:
+            continue
+        cells = []
+        for width in widths:
+            means = [(name, f"{depth}, {width}") for depth in depths if (name := found[f"{depth}, {width}"])]
+            cells.append(" / ".join(points(table.mean(name, label)) for name, label in means))
+        cost = sum(table.rows[name]["cost"] for name in names)
+        lines.append(f"| {shown} | {cost:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _row_of(table: Table, row: str, label: str) -> str:
+    """The row that measured a size; empty where none did."""
+    if table.has(row):
+        return row
+    name = "dense" if row == "alone" and label in table.labels("dense") else f"{row}, {label}"
+    return name if table.has(name) else ""
+
+
+def bullets(sentences: Callable[[], list[str]]) -> str:
+    return "\n".join(textwrap.fill(said, 118, initial_indent="* ", subsequent_indent="  ") for said in sentences())
 
 
 TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}
 TABLES |= {"conversion": conversion_table, "elastic": elastic_table}
 NUMBERS = {"source": conversion_source}
+NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 
 
-def render(text: str) -> str:
-    """The README's text with every table between its markers made anew."""
-    for name, table in TABLES.items():
+def render(text: str, tables: dict = TABLES, numbers: dict = NUMBERS) -> str:
+    """A text with every table between its markers made anew."""
+    for name, table in tables.items():
         block = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
         if count != 1:
-            raise ValueError(f"README.md must have the markers of {name} once, has them {count} times.")
-    for name, number in NUMBERS.items():
+            raise ValueError(f"The text must have the markers of {name} once, has them {count} times.")
+    for name, number in numbers.items():
         block = f"<!-- {name} -->{number()}<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text)  # noqa: B023
         if count != 1:
-            raise ValueError(f"README.md must have the markers of {name} once, has them {count} times.")
+            raise ValueError(f"The text must have the markers of {name} once, has them {count} times.")
     return text
 
 
 if __name__ == "__main__":
     README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    NOTES_FILE.write_text(render(NOTES_FILE.read_text(encoding="utf-8"), NOTES, {}), encoding="utf-8")
