@@ -222,19 +222,17 @@ def conversion() -> list[str]:
     for count in counts:
         row = rows["matched", count]
         said.append(
-            f"{count} components of {results['depth']} layers, the default fit (`matched`): {points(row['untrained'])} "
-            f"untrained, {points(row['1 epochs'])} after one epoch, {points(row['3 epochs'])} after three."
+            f"{count} components, the default fit (`matched`): {points(row['untrained'])} untrained, "
+            f"{points(row['1 epochs'])} after one epoch, {points(row['3 epochs'])} after three."
         )
-    for stage in ("untrained", "3 epochs"):
-        ahead = {count: _ahead(rows, count, stage) for count in counts}
-        shown = [f"{', '.join(names) or 'none'} at {count} components" for count, names in ahead.items()]
-        said.append(
-            f"More than 2 points behind `matched`, {stage.replace('3 epochs', 'after three epochs')}: {'; '.join(shown)}."
-        )
+    for stage, when in (("untrained", "untrained"), ("3 epochs", "after three epochs")):
+        behind = {count: _behind(rows, count, stage) for count in counts}
+        shown = [f"{', '.join(names) or 'none'} at {count} components" for count, names in behind.items()]
+        said.append(f"At least 2 points behind `matched`, {when}: {'; '.join(shown)}.")
     return said
 
 
-def _ahead(rows: dict, count: int, stage: str) -> list[str]:
+def _behind(rows: dict, count: int, stage: str) -> list[str]:
     """The starts that are at least 2 points behind the default fit."""
     others = [row for (start, number), row in rows.items() if number == count and start != "matched" and row[stage]]
     return [f"`{row['start']}`" for row in others if rows["matched", count][stage] - row[stage] >= 0.02]
@@ -244,16 +242,16 @@ def loading() -> list[str]:
     results = json.loads((RESULTS / "loading.json").read_text(encoding="utf-8"))
     said = []
     for table, where in (("time", "alone"), ("time_with_one_busy_process", "beside one busy process")):
-        limited = {name: row for name, row in results[table].items() if row["limit"]}
-        shown = [
-            f"{name} {row['ratio']:.2f} (aim {row['limit']:.2f}, {'met' if row['ratio'] <= row['limit'] else 'not met'})"
-            for name, row in limited.items()
-        ]
+        shown = []
+        for name, row in results[table].items():
+            if row["limit"]:
+                met = "met" if row["ratio"] <= row["limit"] else "not met"
+                shown.append(f"{name} {row['ratio']:.2f} (aim {row['limit']:.2f}, {met})")
         said.append(f"Times stock loading, {where}: {', '.join(shown)}.")
     plain, checked = (results["time"][f"12 of 12 components{end}"]["seconds"] for end in ("", ", verified"))
     said.append(
-        f"`verify=True` reads every file once more and hashes it: {checked:.2f} s in place of {plain:.2f} s for 12 of 12 "
-        "components of a ViT-Base."
+        f"`verify=True` reads every file once more and hashes it: {checked:.2f} s in place of {plain:.2f} s for 12 of "
+        "12 components of a ViT-Base."
     )
     return said
 
