@@ -8,7 +8,8 @@ Cost: MACs of forward and backward passes (three forward passes) and of the teac
 dense network's training (its teacher counted too); beside it, how many pictures were seen.
 Accuracy: of stock models through `from_pretrained`, over `SEEDS`: mean, least, most.
 
-A run that is done in the work folder is not run again, one that was stopped goes on.
+A run that is done in the work folder is not run again, one that was stopped goes on (SIGTERM asks it to stop); a row
+that stands in the file of `--known`, measured under the same protocol, is taken from there.
 """
 
 import argparse
@@ -173,10 +174,20 @@ class Protocol:
         scale: name.
         rows: by name; `dense` among them.
         bundle: folder that rows with another start than `scratch` begin with.
+        known: a results file whose rows are not run again.
+
+    Raises:
+        ValueError: `known` was measured under another protocol.
     """
 
     def __init__(
-        self, data: str, work: Path, scale: str, rows: Callable[[Scale], dict[str, Row]], bundle: Path | None = None
+        self,
+        data: str,
+        work: Path,
+        scale: str,
+        rows: Callable[[Scale], dict[str, Row]],
+        bundle: Path | None = None,
+        known: Path | None = None,
     ):
         self.scale, self.name, self.work, self.rows = SCALES[scale], scale, work, rows(SCALES[scale])
         self.data, self.bundle = str(work / "data"), bundle
@@ -185,6 +196,12 @@ class Protocol:
         self.teacher = work / "teacher" / "model" if self.scale.teacher else None
         if self.teacher:
             make_teacher(self.data, self.scale, work / "teacher")
+        self.known: dict[str, dict] = {}
+        if known is not None:
+            results = json.loads(known.read_text(encoding="utf-8"))
+            if results["protocol"] != self.described():
+                raise ValueError(f"{known} was measured under another protocol: {results['protocol']}.")
+            self.known = {row["row"]: row for row in results["rows"]}
 
     @functools.cached_property
     def parts(self) -> dict[str, LabelledImages]:
@@ -317,6 +334,8 @@ class Protocol:
 
     def choose(self, name: str) -> float:
         """The learning rate of a row's runs."""
+        if name in self.known:
+            return self.known[name]["rate"]
         return lowest_good(self.tried(name))
 
     def tried(self, name: str) -> dict[float, float]:
@@ -335,6 +354,8 @@ class Protocol:
     def finish(self, name: str) -> dict:
         """All runs of a row, the test part read by the chosen ones, as an entry of the results."""
         row, file = self.rows[name], self.work / slug(name) / "row.json"
+        if name in self.known:
+            return self.known[name]
         if file.is_file():
             return json.loads(file.read_text())
         rate = self.choose(name)
@@ -362,19 +383,25 @@ class Protocol:
 
     def collect(self, command: str) -> dict:
         """What is done, as a results file."""
-        done = [self.work / slug(name) / "row.json" for name in self.rows]
+        files = {name: self.work / slug(name) / "row.json" for name in self.rows}
+        done = [name for name in self.rows if name in self.known or files[name].is_file()]
         teacher = {}
         if self.teacher:
             teacher = json.loads((self.work / "teacher" / "results.json").read_text())
             teacher |= {"macs": self.teacher_macs, "share": self.teacher_share}
-        shown = {"seeds": SEEDS, "rates": RATES, "images": json.loads((Path(self.data) / "parts.json").read_text())}
-        shown |= {"epochs of the dense network": self.scale.training.epochs}
         return {
             "command": f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name}",
-            "protocol": shown,
+            "protocol": self.described(),
             "teacher": teacher,
-            "rows": [json.loads(file.read_text()) for file in done if file.is_file()],
+            "rows": [self.finish(name) for name in done],
         }
+
+    def described(self) -> dict:
+        """What rows must have in common to stand in one table."""
+        said = {"scale": self.name, "seeds": SEEDS, "rates": RATES, "noise": NOISE}
+        said |= {"images": json.loads((Path(self.data) / "parts.json").read_text(encoding="utf-8"))}
+        said |= {"epochs of the dense network": self.scale.training.epochs, "teacher": self.scale.teacher}
+        return json.loads(json.dumps(said))
 
     @property
     def teacher_share(self) -> float:
@@ -467,9 +494,10 @@ def main(rows: Callable[[Scale], dict[str, Row]], script: str, about: str, scale
     parser.add_argument("--scale", choices=SCALES, default=scale)
     parser.add_argument("--rows", help="separated by semicolons; default all")
     parser.add_argument("--bundle", type=Path, help="folder, for rows that tune its sizes")
+    parser.add_argument("--known", type=Path, help="results file whose rows are not run again")
     parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
     arguments = parser.parse_args()
-    protocol = Protocol(arguments.data, arguments.work, arguments.scale, rows, arguments.bundle)
+    protocol = Protocol(arguments.data, arguments.work, arguments.scale, rows, arguments.bundle, known=arguments.known)
     if arguments.collect:
         return write_json(arguments.collect, protocol.collect(script))
     for name in arguments.rows.split(";") if arguments.rows else protocol.rows:
