@@ -91,13 +91,13 @@ SCALES = {
         32,
         (90_000, 10_000),
         ModelSettings(192, 6, patch_size=4, depth=12),
-        TrainingSettings(epochs=60, batch_size=512, precision="bf16", evaluate_every=0),
+        TrainingSettings(epochs=10, batch_size=512, precision="bf16", evaluate_every=0),
         Augmentation(crop_padding=4, flip=True, erasing=0.25, mixup=0.8, cutmix=1.0),
         totals=(1, 2, 4, 8, 12),
         depths=(6, 9, 12),
         widths=("1/3", "1/2", "2/3", "1"),
         teacher={"embedding_size": 64, "hidden_sizes": [128, 256, 512], "depths": [2, 2, 2]},
-        teacher_epochs=100,
+        teacher_epochs=20,
     ),
     "cifar": Scale(  # CPU
         32,
@@ -389,11 +389,12 @@ class Protocol:
         if self.teacher:
             teacher = json.loads((self.work / "teacher" / "results.json").read_text())
             teacher |= {"macs": self.teacher_macs, "share": self.teacher_share}
+        line = f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name}"
         return {
-            "command": f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name}",
+            "command": line,
             "protocol": self.described(),
             "teacher": teacher,
-            "rows": [self.finish(name) for name in done],
+            "rows": [self.finish(name) | {"command": f"{line} --rows '{name}'"} for name in done],
         }
 
     def described(self) -> dict:
