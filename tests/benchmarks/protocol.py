@@ -60,6 +60,8 @@ class Scale:
         training: its epochs are those of the dense network.
         totals, depths, widths: numbers of components, layers, shares of the width that are measured; the last is all.
         teacher: of a residual network; empty: labels alone.
+        rates: the list begins with; one alone is taken as it is, from another table.
+        seeds: of a row; differences under 2 points need three.
     """
 
     image_size: int
@@ -72,6 +74,8 @@ class Scale:
     widths: tuple[str, ...]
     teacher: dict
     teacher_epochs: int = 0
+    rates: tuple[float, ...] = RATES
+    seeds: tuple[int, ...] = SEEDS
 
 
 SCALES = {
@@ -110,6 +114,8 @@ SCALES = {
         widths=("1/2", "3/4", "1"),
         teacher={"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
         teacher_epochs=12,
+        rates=(2e-3,),
+        seeds=(0,),
     ),
 }
 SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
@@ -343,10 +349,10 @@ class Protocol:
         row = self.rows[name]
 
         def found(rate: float) -> float:
-            return judged(row, self.run(name, SEEDS[0], rate)["validation"])
+            return judged(row, self.run(name, self.scale.seeds[0], rate)["validation"])
 
-        rates = {rate: found(rate) for rate in RATES}
-        while (rate := lowest_good(rates)) in (min(rates), max(rates)):
+        rates = {rate: found(rate) for rate in self.scale.rates}
+        while len(rates) > 1 and (rate := lowest_good(rates)) in (min(rates), max(rates)):
             further = rate / 2 if rate == min(rates) else 2 * rate
             rates[further] = found(further)
         return dict(sorted(rates.items()))
@@ -359,8 +365,8 @@ class Protocol:
         if file.is_file():
             return json.loads(file.read_text())
         rate = self.choose(name)
-        runs = [self.run(name, seed, rate) for seed in SEEDS]
-        folders = [self.work / slug(name) / f"{seed}-{rate:g}" for seed in SEEDS]
+        runs = [self.run(name, seed, rate) for seed in self.scale.seeds]
+        folders = [self.work / slug(name) / f"{seed}-{rate:g}" for seed in self.scale.seeds]
         tests = [self.accuracies(row, folder, "test") for folder in folders]
         epochs, images = runs[0]["epochs"], len(load_images(self.data, "train"))
         entry = {
@@ -399,7 +405,7 @@ class Protocol:
 
     def described(self) -> dict:
         """What rows must have in common to stand in one table."""
-        said = {"scale": self.name, "seeds": SEEDS, "rates": RATES, "noise": NOISE}
+        said = {"scale": self.name, "seeds": self.scale.seeds, "rates": self.scale.rates, "noise": NOISE}
         said |= {"images": json.loads((Path(self.data) / "parts.json").read_text(encoding="utf-8"))}
         said |= {"epochs of the dense network": self.scale.training.epochs, "teacher": self.scale.teacher}
         return json.loads(json.dumps(said))
