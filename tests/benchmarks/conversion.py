@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from decomposition import accuracy_of, fit_plain, held_out
+from protocol import accuracy_of, fit_plain
 from transformers import ViTForImageClassification
 
 from modeling_lingene.conversion.convert import convert
@@ -23,7 +23,8 @@ from modeling_lingene.conversion.fitting import FITS
 from modeling_lingene.conversion.report import learning_rate
 from modeling_lingene.folders import publish_model, write_json
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import load_images
+from modeling_lingene.images.data import image_processor, load_images
+from modeling_lingene.images.loaders import training_images
 from modeling_lingene.measuring.metrics import device_name
 from modeling_lingene.modeling_lingene import LinGeneForImageClassification
 from modeling_lingene.training.decomposition import DecompositionSettings
@@ -44,12 +45,17 @@ def make_source(data: str, folder: Path) -> None:
         return
     torch.manual_seed(0)
     recipe = Recipe(data=data, model=MODEL, training=TRAINING, augmentation=VARIED)
-    config = MODEL.config(load_images(data, "train"), ())
+    config = MODEL.config(load_images(data, "train"), DecompositionSettings("simultaneous"))
     model = ViTForImageClassification(config.vit_config(config.size()))
-    history = fit_plain(model, recipe, folder, recipe.identity())
+    history = fit_plain(model, recipe, folder, recipe.identity(), config.image_size)
     accuracy = accuracy_of(folder / "model", held_out(data, model.device))
     seconds = round(sum(row["seconds"] for row in history), 1)
     write_json(folder / "row.json", {"accuracy": accuracy, "epochs": TRAINING.epochs, "training_seconds": seconds})
+
+
+def held_out(data: str, device) -> object:
+    test = load_images(data, "test")
+    return training_images(test, image_processor(test.images[0].size[1]), Augmentation(), device)
 
 
 def start_of(start: str, count: int, data: str, source: Path, work: Path) -> tuple[Path | None, float]:
