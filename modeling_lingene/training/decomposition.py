@@ -52,12 +52,12 @@ class DecompositionSettings:
         ValueError: an unknown word, totals that do not increase, a share outside [0, 1].
     """
 
-    schedule: str = "elastic"  # better at every prefix, see tests/benchmarks/results/decomposition_fashion.json
+    schedule: str = "elastic"  # this and the two below: tests/benchmarks/README.md, tests/test_evidence.py
     totals: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     widths: tuple[str, ...] = ()
     sampling: str = "one"
-    full_share: float = -1.0  # tests/benchmarks/results/elastic_fashion.json: with 0.3 every width gains, none loses
+    full_share: float = -1.0
     full_first: float = 0.0
     isolated_activation: bool = False
     new_components: str = "zero"

@@ -75,7 +75,7 @@ class ModelSettings:
     basis: str = "chebyshev"
     nodes: str = ""
     start_degree: int = -1
-    degree_weight: float = -1.0  # tests/benchmarks/results/decomposition_fashion.json: it costs the other schedules
+    degree_weight: float = -1.0  # tests/benchmarks/README.md, tests/test_evidence.py
     depth_map: str = ""
     dropout: float = 0.0
 
@@ -182,12 +182,11 @@ RECIPES = {
         data="digits",
         model=ModelSettings(64, 4, intermediate_size=128, depth=6),
         training=TrainingSettings(device="cpu", evaluate_every=0),
-        # Frozen: smaller prefixes would lose several points while later phases train what is outside.
+        # Frozen: smaller prefixes would lose while later phases train what is outside (tests/benchmarks/README.md).
         decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6), freeze_outside=True),
         augmentation=Augmentation(**AUGMENTATIONS["shift"]),
     ),
-    # Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/results/decomposition_fashion.json has it
-    # with a teacher.
+    # Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/README.md has a shorter one with a teacher.
     "fashion_mnist": Recipe(
         data="zalando-datasets/fashion_mnist",
         model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
@@ -195,8 +194,8 @@ RECIPES = {
         decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
-    # Half an hour on one CPU core; one run, four widths at three depths. With a teacher 83 to 89 %, every size above
-    # the same one trained alone: tests/benchmarks/results/elastic_fashion.json.
+    # Half an hour on one CPU core; one run, four widths at three depths. tests/benchmarks/README.md has a shorter one
+    # with a teacher, beside each size trained alone.
     "fashion_mnist_sizes": Recipe(
         data="zalando-datasets/fashion_mnist",
         model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
