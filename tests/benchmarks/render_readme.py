@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from sentences import SENTENCES, Table, best_of, points, with_range
+from protocol import SCALES, label
+from sentences import SENTENCES, Table, points, with_range
 
 from modeling_lingene.measuring.tables import size_table
 
@@ -34,25 +35,23 @@ def loading_table() -> str:
     return "\n".join([*lines, "", f"{results['hardware']}, {versions}."])
 
 
+SHOWN = ("dense", "simultaneous", "incremental, paper", "incremental", "elastic, sandwich", "elastic")
+SHOWN += (
+    "elastic, degree weight 1",
+    "elastic, degree weight 1, half the epochs",
+    "elastic, degree weight 1, depths drawn",
+)
+
+
 def decomposition_table() -> str:
-    table = Table.read("decomposition_fashion")
-    labels = table.labels("simultaneous")
-    best = best_of(table, "incremental")
-    shown = {
-        "dense": "dense, no components",
-        "simultaneous": "simultaneous",
-        "incremental, paper": "incremental, as published",
-        best: f"incremental, the best ({best.partition(', ')[2] or 'stable coefficients'})",
-        "elastic, degree weight 1": "elastic, the default",
-    }
-    lines = [f"| training | cost | {' | '.join(f'{label} comp.' for label in labels)} |"]
-    lines.append("|---|---:|" + "---:|" * len(labels))
-    for name, text in shown.items():
-        row = table.rows[name]
-        cells = [with_range(row["test"][label]) if label in row["test"] else "" for label in labels]
-        if name == "dense":
-            cells[-1] = with_range(*row["test"].values())
-        lines.append(f"| {text} | {row['cost']:.2f} | {' | '.join(cells)} |")
+    rows = json.loads((RESULTS / "decomposition_fashion.json").read_text())["rows"]
+    rows = sorted((row for row in rows if row["row"] in SHOWN), key=lambda row: SHOWN.index(row["row"]))
+    labels = [label for label in next(r for r in rows if r["row"] == "incremental")["accuracy"] if "at" not in label]
+    lines = [f"| training | {' | '.join(f'{label} comp.' for label in labels)} |", "|---|" + "---:|" * len(labels)]
+    for row in rows:
+        dense = f"{100 * row['accuracy']['model']:.1f}" if row["row"] == "dense" else ""
+        cells = [f"{100 * row['accuracy'][label]:.1f}" if label in row["accuracy"] else "" for label in labels]
+        lines.append(f"| {row['row']} | {' | '.join([*cells[:-1], dense or cells[-1]])} |")
     return "\n".join(lines)
 
 
@@ -88,39 +87,65 @@ def conversion_source() -> str:
 
 
 ELASTIC = {
-    "alone": "each size alone",
-    "alone, long": "alone, as many pictures as the bundle",
-    "one": "one network a step, the default",
-    "scala as published, depths drawn": "Scala's scheme, depths drawn",
-    "scala as published": "Scala's scheme, depth fixed",
-    "not trained for it": "a bundle not trained for it",
+    "scratch": "each size trained alone",
+    "elastic, share 0.3": "one network a step, the default",
+    "elastic, warm start, share 0.3": "the same, from a trained bundle",
+    "elastic, scala": "four networks a step, depths drawn",
+    "scala": "four networks a step (Scala), depth fixed",
+    "not trained for it": "slices of a bundle not trained for it",
 }
 
 
 def elastic_table() -> str:
-    table = Table.read("elastic_fashion")
-    sizes = table.labels("one")
-    depths, widths = (list(dict.fromkeys(label.split(", ")[place] for label in sizes)) for place in (0, 1))
-    lines = [f"| training | cost | {' | '.join(widths)} |", "|---|---:|" + "---:|" * len(widths)]
-    for row, shown in ELASTIC.items():
-        found = {f"{depth}, {width}": _row_of(table, row, f"{depth}, {width}") for depth in depths for width in widths}
-        names = {name for name in found.values() if name}
-        if not names:
-            continue
-        cells = []
-        for width in widths:
-            means = [(name, f"{depth}, {width}") for depth in depths if (name := found[f"{depth}, {width}"])]
-            cells.append(" / ".join(points(table.mean(name, label)) for name, label in means))
-        cost = sum(table.rows[name]["cost"] for name in names)
-        lines.append(f"| {shown} | {cost:.1f} | {' | '.join(cells)} |")
+    results = json.loads((RESULTS / "elastic_fashion.json").read_text())
+    found = {row["row"]: row["accuracy"] for row in results["rows"]}
+    alone = {label: one for name, row in found.items() if name.startswith("scratch") for label, one in row.items()}
+    depths, widths = results["depths"], results["widths"]
+    lines = [f"| training | {' | '.join(f'width {width}' for width in widths)} |", "|---|" + "---:|" * len(widths)]
+    for row, name in ELASTIC.items():
+        accuracy = alone if row == "scratch" else found[row]
+        cells = [" / ".join(f"{100 * accuracy[f'{depth} {width}']:.1f}" for depth in depths) for width in widths]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _row_of(table: Table, row: str, label: str) -> str:
+def schedules_table() -> str:
+    """Every row of the schedules that is measured."""
+    table = Table.read("schedules_fashion")
+    labels = [str(count) for count in SCALES["fashion"].totals]
+    lines = [f"| training | rate | cost | {' | '.join(f'{label} comp.' for label in labels)} |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(labels))
+    for name, row in table.rows.items():
+        cells = [with_range(row["test"][label]) if label in row["test"] else "" for label in labels]
+        if len(row["test"]) == 1:
+            cells[-1] = with_range(*row["test"].values())
+        lines.append(f"| {name} | {row['rate']:g} | {row['cost']:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sizes_table() -> str:
+    """Every row of the sizes that is measured; what is trained alone, in one line."""
+    table, scale = Table.read("sizes_fashion"), SCALES["fashion"]
+    lines = [f"| training | cost | {' | '.join(f'width {width}' for width in scale.widths)} |"]
+    lines.append("|---|---:|" + "---:|" * len(scale.widths))
+    bundles = [name for name in table.rows if name != "dense" and not name.startswith("alone")]
+    for row in ("alone", "alone, long", *bundles):
+        cells, names = [], set()
+        for width in scale.widths:
+            found = [(_row_of(table, row, label(depth, width)), label(depth, width)) for depth in scale.depths]
+            names |= {name for name, _ in found if name}
+            cells.append(" / ".join(points(table.mean(name, size)) if name else "-" for name, size in found))
+        if names:
+            cost = sum(table.rows[name]["cost"] for name in names)
+            lines.append(f"| {row} | {cost:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _row_of(table: Table, row: str, size: str) -> str:
     """The row that measured a size; empty where none did."""
     if table.has(row):
         return row
-    name = "dense" if row == "alone" and label in table.labels("dense") else f"{row}, {label}"
+    name = "dense" if row == "alone" and size in table.labels("dense") else f"{row}, {size}"
     return name if table.has(name) else ""
 
 
@@ -132,6 +157,7 @@ TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, 
 TABLES |= {"conversion": conversion_table, "elastic": elastic_table}
 NUMBERS = {"source": conversion_source}
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
+NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
 
 
 def render(text: str, tables: dict = TABLES, numbers: dict = NUMBERS) -> str:

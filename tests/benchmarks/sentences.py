@@ -103,9 +103,11 @@ def protocol(table: Table) -> list[str]:
 WORDS = {"better": "above", "worse": "below", "equal": "equal to"}
 
 
-def decomposition() -> list[str]:
-    table = Table.read("decomposition_fashion")
+def schedules() -> list[str]:
+    table = Table.read("schedules_fashion")
     said, every = protocol(table), table.labels("simultaneous")
+    if not table.has("incremental", "elastic, degree weight 1"):
+        return said
     first, last = every[0], every[-1]
     (dense,) = table.rows["dense"]["test"].values()
     elastic, incremental = best_of(table, "elastic"), best_of(table, "incremental")
@@ -139,9 +141,12 @@ def best_of(table: Table, schedule: str) -> str:
     return max(rows, key=lambda name: table.average(name, "validation"))
 
 
-def elastic() -> list[str]:
-    table = Table.read("elastic_fashion")
-    said, one, sizes = protocol(table), table.rows["one"], table.labels("one")
+def sizes() -> list[str]:
+    table = Table.read("sizes_fashion")
+    said = protocol(table)
+    if not table.has("one"):
+        return said
+    one, sizes = table.rows["one"], table.labels("one")
     twins = {label: "dense" if label in table.labels("dense") else f"alone, {label}" for label in sizes}
     long = {label: f"alone, long, {label}" for label in sizes if table.has(f"alone, long, {label}")}
 
@@ -190,8 +195,8 @@ SAMPLINGS = (
 )
 
 
-def downstream() -> list[str]:
-    table = Table.read("downstream")
+def tuning() -> list[str]:
+    table = Table.read("tuning")
     tuned = {start: [name for name in table.rows if name.startswith(start)] for start in ("free", "constrained")}
 
     def beside(names: list[str], other: str) -> str:
@@ -256,13 +261,7 @@ def loading() -> list[str]:
     return said
 
 
-SENTENCES = {
-    "loading": loading,
-    "conversion": conversion,
-    "decomposition": decomposition,
-    "elastic": elastic,
-    "downstream": downstream,
-}
+SENTENCES = {"loading": loading, "conversion": conversion, "schedules": schedules, "sizes": sizes}
 
 
 if __name__ == "__main__":
