@@ -18,9 +18,13 @@ from transformers import (
     AutoModelForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
+    Dinov2Backbone,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -53,6 +57,12 @@ HEADLESS = {
     "mae": (ViTMAEForPreTraining, ViTMAEConfig(**MLP, **DECODER)),
     "msn": (ViTMSNModel, ViTMSNConfig(**MLP)),
     "dinov2": (Dinov2Model, Dinov2Config(**SHAPE, mlp_ratio=2, layerscale_value=0.3)),
+    "dinov2 without mask token": (Dinov2Model, Dinov2Config(**SHAPE, mlp_ratio=2, use_mask_token=False)),
+    "dinov2 as backbone": (Dinov2Backbone, Dinov2Config(**SHAPE, out_features=["stage2"], apply_layernorm=False)),
+    "dinov2 with registers": (
+        Dinov2WithRegistersModel,
+        Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=2, layerscale_value=0.3, num_register_tokens=2),
+    ),
 }
 CLASSIFIERS = {
     "vit": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7)),
@@ -63,9 +73,15 @@ CLASSIFIERS = {
     ),
     "vit, one channel": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7, num_channels=1)),
     "msn": (ViTMSNForImageClassification, ViTMSNConfig(**MLP, num_labels=7)),
+    "dinov2": (Dinov2ForImageClassification, Dinov2Config(**SHAPE, num_labels=7, layerscale_value=0.3)),
+    "dinov2 with registers": (
+        Dinov2WithRegistersForImageClassification,
+        Dinov2WithRegistersConfig(**SHAPE, num_labels=7, layerscale_value=0.3),
+    ),
 }
-# Of deit3 and DINOv2 with LayerScale; deit3 adds no position to the class token.
+# Of deit3 and DINOv2 with LayerScale; deit3 adds no position to the class token, nor does DINOv2 with registers.
 TIMM = ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_dinov2"]
+TIMM += ["vit_small_patch14_reg4_dinov2"]
 
 
 def changed(model, seed=0, noise=0.05):
@@ -106,7 +122,8 @@ def test_a_classifier_comes_through_to_the_same_logits(tmp_path, kind):
     values = pixels(config)
     expected = model(values).logits
     back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle")
-    assert type(back) is ViTForImageClassification and back.config.id2label == config.id2label
+    own = ViTForImageClassification if "dinov2" not in kind else model_class
+    assert type(back) is own and back.config.id2label == config.id2label
     assert relative(back.eval()(values).logits, expected) < 1e-5
     constrained = LinGeneForImageClassification.from_pretrained(tmp_path / "bundle", constrained=True).eval()
     assert relative(constrained(values).logits, expected) < 1e-5
@@ -122,7 +139,12 @@ def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
     model, folder = source(tmp_path, model_class, config)
     report = convert(str(folder), tmp_path / "bundle")
     back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
-    assert type(back) is ViTModel and back.pooler is None
+    if "dinov2" in kind:
+        assert back.config.model_type == config.model_type and back.config.layerscale_value == 1
+        assert back.config.apply_layernorm == config.apply_layernorm
+        model = AutoModel.from_pretrained(folder).eval()  # of a backbone the encoder
+    else:
+        assert type(back) is ViTModel and back.pooler is None
     values = pixels(config)
     if kind == "mae":
         model.vit.config.mask_ratio = 0.0
@@ -135,8 +157,8 @@ def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
         assert all(key.startswith("decoder.") for key in report["left_out"]) and len(report["left_out"]) > 10
     else:
         assert relative(back(values).last_hidden_state, model(values).last_hidden_state) < 1e-5
-        extra = {"vit with pooler": {"pooler.dense.weight", "pooler.dense.bias"}, "dinov2": {"embeddings.mask_token"}}
-        assert report["left_out"].keys() == extra.get(kind, extra["vit with pooler"] if "vit" in kind else set())
+        extra = {"pooler.dense.weight", "pooler.dense.bias"} if type(model) is ViTModel else set()
+        assert report["left_out"].keys() == extra
 
 
 def timm_source(tmp_path, name, file="weights.safetensors", **options):
@@ -334,7 +356,7 @@ def edit(folder, **changes):
     ("changes", "named"),
     [
         ({"model_type": "deit"}, "distillation token"),
-        ({"model_type": "dinov2_with_registers"}, "register"),
+        ({"model_type": "dinov3_vit"}, "rotary positions"),
         ({"model_type": "beit"}, "relative positions"),
         ({"model_type": "resnet"}, "`model_type` 'resnet'"),
         ({"qk_norm": True}, "`qk_norm`"),
@@ -395,7 +417,7 @@ def test_every_tensor_is_accounted_for(tmp_path, change, named):
     [
         ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
         ("vit_base_patch16_clip_224", "norm_pre.*a norm before the blocks"),
-        ("vit_small_patch14_reg4_dinov2", "`reg_tokens`.*register"),
+        ("vit_medium_patch16_reg4_gap_256", "average pooling"),
         ("vit_giant_patch14_dinov2", "mlp"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_base_patch16_siglip_224", "attn_pool.*attention pooling"),
