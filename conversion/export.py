@@ -31,7 +31,7 @@ from ..measuring.metrics import height_and_width
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
 from .any_size import any_size
-from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV
+from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
 from .from_transformers import read_transformers
 from .sources import Source
 
@@ -234,7 +234,7 @@ def _timm_arguments(source: Source) -> dict[str, Any]:
         ratio = math.nextafter(ratio, math.inf)
     family, arguments = config.stands_for, {}
     if family.interpolates:  # timm, unlike stock DINOv2, takes averages always
-        arguments |= {"init_values": None, "dynamic_img_size": family.antialias}
+        arguments["dynamic_img_size"] = family.antialias
     if family.registers:
         arguments |= {"reg_tokens": config.num_register_tokens, "no_embed_class": True}
     return arguments | {
@@ -277,6 +277,8 @@ def timm_state(source: Source) -> dict[str, torch.Tensor]:
             if (QKV[0], kind) in kinds:
                 parts = [source.block(f"{part}.{kind}", layer) for part in QKV]
                 state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+        for part in source.config.stands_for.scales:
+            state[f"blocks.{layer}.{SCALES[part]}"] = torch.ones(source.config.hidden_size)
     if source.head:
         state |= {f"head.{kind}": source.outside[f"classifier.{kind}"] for kind in ("weight", "bias")}
     return {key: tensor.clone() for key, tensor in state.items()}

@@ -42,6 +42,7 @@ from modeling_lingene.conversion.closed_form import check_condition, condition, 
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
+from modeling_lingene.loading_lingene import stock_vit
 from modeling_lingene.measuring.metrics import evaluate_model
 
 
@@ -182,13 +183,39 @@ def test_a_timm_model_comes_through(tmp_path, name):
     report = convert(f"timm:{name}", tmp_path / "bundle", weights=str(path))
     if "dinov2" in name:
         back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+        assert type(back) is (Dinov2WithRegistersModel if "reg4" in name else Dinov2Model)
         assert relative(back(values).last_hidden_state, model.forward_features(values)) < 1e-5
+        assert relative(back(values).pooler_output, model(values)) < 1e-5
     else:
         back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
         assert relative(back(values).logits, model(values)) < 1e-5
     assert report["relative_logit_error"] < 1e-5
     mean = json.loads((tmp_path / "bundle" / "preprocessor_config.json").read_text())["image_mean"]
     assert mean == pytest.approx(list(model.pretrained_cfg["mean"]))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("positions", ["of patches", "of all tokens"])
+@torch.no_grad()
+def test_a_timm_classifier_on_the_class_token_is_half_of_a_head(tmp_path, name, positions):
+    """DINOv2's head in transformers reads the patches too: by nothing. Positions of registers are part of them."""
+    timm = pytest.importorskip("timm")
+    from modeling_lingene.conversion import from_timm
+
+    options = {"num_classes": 7, "img_size": 42, "no_embed_class": positions == "of patches"}
+    model = changed(timm.create_model(name, **options))
+    tensors = model.state_dict()
+    config = from_timm._bundle_config(model)
+    outside = from_timm._outside(tensors, model, config)
+    shapes = config.shared_shapes() | config.head_shapes()
+    assert {key: tuple(tensor.shape) for key, tensor in outside.items()} == shapes
+    layers = {
+        part: [from_timm._block(tensors, model.embed_dim, part, layer) for layer in range(12)]
+        for part in config.component_shapes()
+    }
+    back = stock_vit(outside, layers, config.vit_config(config.size()), True, dtype=torch.float32).eval()
+    values = torch.randn(3, 3, 42, 42, generator=torch.Generator().manual_seed(1))
+    assert relative(back(values).logits, model(values)) < 1e-5
 
 
 @torch.no_grad()
@@ -329,13 +356,10 @@ def test_fewer_layers_are_selected(tmp_path):
 
 
 def test_the_encoder_alone_may_be_asked_for(tmp_path):
-    """Also where the classifier could not be expressed: DINOv2's sees the mean of the patches too."""
-    config = Dinov2Config(**SHAPE, num_labels=7)
-    _, folder = source(tmp_path, Dinov2ForImageClassification, config)
-    with pytest.raises(ValueError, match="`classifier`.*--headless"):
-        convert(str(folder), tmp_path / "bundle")
+    """The classifier is then named among what was left out."""
+    _, folder = source(tmp_path, *CLASSIFIERS["dinov2"])
     report = convert(str(folder), tmp_path / "bundle", headless=True)
-    assert {"classifier.weight", "classifier.bias"} <= report["left_out"].keys()
+    assert {"classifier.weight", "classifier.bias"} == report["left_out"].keys()
     assert LinGeneModel.from_pretrained(tmp_path / "bundle").config.num_hidden_layers == 6
 
 
@@ -417,7 +441,7 @@ def test_every_tensor_is_accounted_for(tmp_path, change, named):
     [
         ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
         ("vit_base_patch16_clip_224", "norm_pre.*a norm before the blocks"),
-        ("vit_medium_patch16_reg4_gap_256", "average pooling"),
+        ("vit_medium_patch16_reg4_gap_256", "`norm`.*after pooling"),
         ("vit_giant_patch14_dinov2", "mlp"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_base_patch16_siglip_224", "attn_pool.*attention pooling"),
