@@ -100,7 +100,9 @@ def branch(added: torch.Tensor, settings: BlockSettings) -> torch.Tensor:
     added = functional.dropout(added, settings.hidden_dropout)
     if settings.drop_path == 0:
         return added
-    kept = torch.rand((added.shape[0], 1, 1), dtype=added.dtype, device=added.device).add(1 - settings.drop_path).floor()
+    kept = (
+        torch.rand((added.shape[0], 1, 1), dtype=added.dtype, device=added.device).add(1 - settings.drop_path).floor()
+    )
     return added / (1 - settings.drop_path) * kept
 
 
