@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..bundle_lingene import component_file
 from ..configuration_lingene import LinGeneConfig, check_count
@@ -153,7 +153,28 @@ def choose_images(source: Source, calibrate: str | None, images: int, seed: int)
         return None
     require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
     processor = source.processor or image_processor(source.config.image_size, source.config.num_channels)
-    return calibration_images(calibrate, processor, images, seed)
+    pixel_values = calibration_images(calibrate, processor, images, seed)
+    check_calibration(source, tuple(pixel_values.shape[-2:]))
+    return pixel_values
+
+
+def check_calibration(source: Source, size: tuple[int, int]) -> None:
+    """Refuse images, (height, width), that the source does not take as its preprocessing makes them."""
+    own, patch = (
+        (one, one) if isinstance(one, int) else tuple(one)
+        for one in (source.config.image_size, source.config.patch_size)
+    )
+    if not source.config.stands_for.interpolates and size != own:
+        raise ValueError(
+            f"`calibrate`: the preprocessing of {source.name} makes images of {size[0]}x{size[1]}, and its positions "
+            f"are for {own[0]}x{own[1]}; a {source.config.family} takes no others: set `size` in its "
+            f"{IMAGE_PROCESSOR_NAME} to that."
+        )
+    if size[0] < patch[0] or size[1] < patch[1]:
+        raise ValueError(
+            f"`calibrate`: the preprocessing of {source.name} makes images of {size[0]}x{size[1]}, smaller than a "
+            f"patch of {patch[0]}x{patch[1]}; set `size` in its {IMAGE_PROCESSOR_NAME} to at least that."
+        )
 
 
 def ask(source: Source) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,11 +24,14 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
+from ..families_lingene import FAMILIES
 from ..folders import check_empty, complete_or_absent, publish_model, read_config, read_processor, write_json
 from ..images.data import require
+from ..measuring.metrics import height_and_width
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
-from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV
+from .any_size import any_size
+from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
 from .from_transformers import read_transformers
 from .sources import Source
 
@@ -39,12 +42,18 @@ WEIGHTS = ("float32", "float16", "int8")
 # 8-bit weights, sums cut off at 16 bits leave 0.07 to 0.38.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
 EXPORT_FILE, ONNX_FILE, PROGRAM_FILE = "export.json", "model.onnx", "model.pt2"
-TIMM_NAME, TIMM_EPS = "vit_base_patch16_224", 1e-6
+TIMM_NAMES = {
+    "vit": "vit_base_patch16_224",
+    "dinov2": "vit_base_patch14_dinov2",
+    "dinov2_with_registers": "vit_base_patch14_reg4_dinov2",
+}
+TIMM_EPS = 1e-6
 TIMM_LOAD = (
-    f"norm = functools.partial(timm.layers.LayerNorm, eps={{eps}}); "
-    f"model = timm.create_model({TIMM_NAME!r}, **arguments, norm_layer=norm); "
+    "norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
+    "model = timm.create_model({name!r}, **arguments, norm_layer=norm); "
     f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
 )
+SMALL, WIDE = (2, 3), (5, 3)  # patches down and across, at which models that take images of any size are compared
 ONNX_LIMIT = 1.8e9  # bytes of weights in one file
 # Without VNNI, AVX2 and AVX-512 add two products of unsigned activations and signed weights in 16 bits, and what does
 # not fit is cut off (onnxruntime's "Data type selection"). 2 x 255 x 64 fits: such weights give the same everywhere.
@@ -98,7 +107,8 @@ def export(
         }[to](model, bundle, folder, hub)
         report = {"bundle": str(bundle), "format": to, "weights": weights, "size": _described(model)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
-        report |= {**found.get("facts", {}), **_differences(model, found["loaded"], limit)}
+        report |= {"family": model.config.model_type, **found.get("facts", {})}
+        report |= _differences(model, found["loaded"], limit, found["any_shape"])
         if not report["relative_difference"] <= limit:
             raise RuntimeError(
                 f"The exported logits differ from the bundle's by up to {report['largest_difference']:.3g}, "
@@ -137,19 +147,23 @@ class _Outputs(nn.Module):
         return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-def _images(model: PreTrainedModel, count: int) -> torch.Tensor:
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+def _images(model: PreTrainedModel, count: int, patches: tuple[int, int] | None = None) -> torch.Tensor:
+    """Random images of the model's own size, or of so many patches."""
+    height, width = height_and_width(model.config)
+    if patches is not None:
+        height, width = (count * model.config.patch_size for count in patches)
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, model.config.num_channels, height, width, generator=generator)
 
 
 @torch.no_grad()
-def _differences(model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float) -> dict:
-    """The largest difference over batches of one and of three random images."""
+def _differences(
+    model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float, any_shape: bool
+) -> dict:
+    """The largest difference over batches of one and of three random images; also of other sizes, if it takes any."""
     differences, sizes = [], []
-    for count in (1, 3):
-        values = _images(model, count)
+    for count, patches in ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ())):
+        values = _images(model, count, patches)
         expected = _Outputs(model)(values)
         differences.append((loaded(values) - expected).abs().max())
         sizes.append(expected.abs().max())
@@ -171,14 +185,15 @@ def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
 def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
     folder.rmdir()
     publish_model(model, bundle, folder, **hub)
-    options = {} if hasattr(model, "classifier") else {"add_pooling_layer": False}
+    family = FAMILIES[model.config.model_type]
+    options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return {"loaded": _Outputs(again)}
+    return {"loaded": _Outputs(again), "any_shape": family.interpolates}
 
 
 def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
-    timm = require("timm")
+    timm, name = require("timm"), TIMM_NAMES[model.config.model_type]
     plain = folder / "plain"
     publish_model(model, bundle, plain, **hub)
     source = read_transformers(str(plain))
@@ -187,7 +202,7 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     shutil.rmtree(plain)
     eps = source.config.layer_norm_eps
     if eps == TIMM_EPS:
-        built = timm.create_model(TIMM_NAME, **arguments)
+        built = timm.create_model(name, **arguments)
         built.load_state_dict(state, strict=True)
         _say_preprocessing(built, _keep_processor(bundle, folder, hub))
         if source.head:
@@ -200,12 +215,13 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         _keep_processor(bundle, folder, hub)
         save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         norm = functools.partial(timm.layers.LayerNorm, eps=eps)
-        again = timm.create_model(TIMM_NAME, **arguments, norm_layer=norm)
+        again = timm.create_model(name, **arguments, norm_layer=norm)
         again.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=True)
-        load = TIMM_LOAD.format(eps=eps)
+        load = TIMM_LOAD.format(name=name, eps=eps)
     again = again.eval()
-    facts = {"name": TIMM_NAME, "arguments": arguments, "load": load}
-    return {"loaded": again if source.head else again.forward_features, "facts": facts}
+    facts = {"name": name, "arguments": arguments, "load": load}
+    loaded = again if source.head else again.forward_features
+    return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
 
 
 def _timm_arguments(source: Source) -> dict[str, Any]:
@@ -216,7 +232,12 @@ def _timm_arguments(source: Source) -> dict[str, Any]:
     ratio = config.intermediate_size / config.hidden_size
     if int(config.hidden_size * ratio) < config.intermediate_size:  # timm rounds the product down
         ratio = math.nextafter(ratio, math.inf)
-    return {
+    family, arguments = config.stands_for, {}
+    if family.interpolates:  # timm, unlike stock DINOv2, takes averages always
+        arguments["dynamic_img_size"] = family.antialias
+    if family.registers:
+        arguments |= {"reg_tokens": config.num_register_tokens, "no_embed_class": True}
+    return arguments | {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
         "in_chans": config.num_channels,
@@ -231,9 +252,22 @@ def _timm_arguments(source: Source) -> dict[str, Any]:
 
 
 def timm_state(source: Source) -> dict[str, torch.Tensor]:
-    """A source's tensors in timm's names, queries, keys and values in one matrix."""
+    """A source's tensors in timm's names, queries, keys and values in one matrix.
+
+    Raises:
+        ValueError: a head that timm has not.
+    """
+    if source.head and source.outside.get("classifier.patch_weight", torch.zeros(1)).any():
+        raise ValueError(
+            f"`classifier` of family {source.config.family} reads the mean of the patches beside the class token, "
+            "which no head of timm does; export to another format."
+        )
     state = {theirs: source.outside[own] for own, theirs in OUTSIDE.items()}
     state["pos_embed"] = source.outside["embeddings.position_embeddings"]
+    if source.config.stands_for.registers:  # timm's class token has no position where there are registers
+        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+        state["pos_embed"] = state["pos_embed"][:, 1:]
+        state["reg_token"] = source.outside["embeddings.register_tokens"]
     kinds = {name.rpartition(".")[::2] for name in source.config.component_shapes()}
     for layer in range(source.depth):
         for part, theirs in PARTS.items():
@@ -243,6 +277,8 @@ def timm_state(source: Source) -> dict[str, torch.Tensor]:
             if (QKV[0], kind) in kinds:
                 parts = [source.block(f"{part}.{kind}", layer) for part in QKV]
                 state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+        for part in source.config.stands_for.scales:
+            state[f"blocks.{layer}.{SCALES[part]}"] = torch.ones(source.config.hidden_size)
     if source.head:
         state |= {f"head.{kind}": source.outside[f"classifier.{kind}"] for kind in ("weight", "bias")}
     return {key: tensor.clone() for key, tensor in state.items()}
@@ -263,17 +299,19 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     runtime = require("onnxruntime")
     path = folder / ONNX_FILE
     name = "logits" if hasattr(model, "classifier") else "last_hidden_state"
-    torch.onnx.export(
-        _Outputs(model).eval(),
-        (_images(model, 2),),
-        str(path),
-        input_names=["pixel_values"],
-        output_names=[name],
-        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        external_data=4 * sum(parameter.numel() for parameter in model.parameters()) > ONNX_LIMIT,
-        verbose=False,
-    )
+    example, dynamic = _example(model)
+    with any_size(model):
+        torch.onnx.export(
+            _Outputs(model).eval(),
+            (example,),
+            str(path),
+            input_names=["pixel_values"],
+            output_names=[name],
+            dynamic_shapes={"pixel_values": dynamic},
+            dynamo=True,
+            external_data=4 * sum(parameter.numel() for parameter in model.parameters()) > ONNX_LIMIT,
+            verbose=False,
+        )
     if weights != "float32":
         _smaller(path, weights)
     _keep_processor(bundle, folder, hub)
@@ -282,7 +320,19 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     def loaded(values: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
-    return {"loaded": loaded, "facts": {"file": ONNX_FILE, "output": name}}
+    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": {"file": ONNX_FILE, "output": name}}
+
+
+def _example(model: PreTrainedModel) -> tuple[torch.Tensor, dict]:
+    """Images for a graph, and which of their dimensions it takes in any size: the batch, and where the family
+    interpolates height and width, from two patches on.
+    """
+    batch = {0: torch.export.Dim("batch")}
+    if not FAMILIES[model.config.model_type].interpolates:
+        return _images(model, 2), batch
+    least = 2 * model.config.patch_size
+    sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}
+    return _images(model, 2, WIDE), batch | sides
 
 
 def _smaller(path: Path, weights: str) -> None:
@@ -322,13 +372,13 @@ def _check_products(path: Path) -> None:
 
 
 def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(
-        _Outputs(model).eval(), (_images(model, 2),), dynamic_shapes={"pixel_values": {0: batch}}
-    )
+    example, dynamic = _example(model)
+    with any_size(model):
+        program = torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": dynamic})
     content = io.BytesIO()  # where a disk is full, torch's own writer of files ends the process
     torch.export.save(program, content)
     (folder / PROGRAM_FILE).write_bytes(content.getbuffer())
     _keep_processor(bundle, folder, hub)
     facts = {"file": PROGRAM_FILE, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
-    return {"loaded": torch.export.load(folder / PROGRAM_FILE).module(), "facts": facts}
+    loaded = torch.export.load(folder / PROGRAM_FILE).module()
+    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}

@@ -1,4 +1,5 @@
-"""Checkpoints of timm's Vision Transformers: `vit_*`, `deit_*`, `deit3_*`, whatever they were trained by.
+"""Checkpoints of timm's Vision Transformers: `vit_*`, `deit_*`, `deit3_*`, whatever they were trained by; those with
+register tokens become bundles of DINOv2's family with registers, `*_dinov2` of DINOv2's.
 
 The named model is built without memory and walked: every module, and every option that is no module, must stand on the
 lists here, or is refused by name. What is only of use in training (dropout, stochastic depth) changes nothing.
@@ -134,11 +135,12 @@ def read_timm(name: str, weights: str | None = None, prefix: str | None = None, 
     if unknown:
         raise ValueError(f"{shown(unknown)} of {weights or name} is not of {architecture}, or cannot be expressed.")
     check_tensors(tensors, expected, str(weights or name))
+    config = _bundle_config(model)
     return Source(
         name=name,
-        config=_bundle_config(model),
+        config=config,
         head=model.num_classes > 0,
-        outside=_outside(tensors, model),
+        outside=_outside(tensors, model, config),
         block=partial(_block, tensors, model.embed_dim),
         left_out={**left_out, **dropped},
         reference=partial(_reference, architecture, options, tensors),
@@ -171,7 +173,6 @@ def check_model(name: str, model: nn.Module, head_matters: bool) -> None:
             raise ValueError(f"{named} is {kind}{why}, which a bundle cannot express.")
     refused = {
         "class_token": (not model.has_class_token, "a model without a class token"),
-        "reg_tokens": (model.num_reg_tokens > 0, "register tokens"),
         "pos_embed": (model.pos_embed is None, "no learned position embeddings"),
         "global_pool": (
             head_matters and model.global_pool != "token",
@@ -221,7 +222,7 @@ def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | N
 
 def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[int, int]]:
     """The image size that the positions are for, where it is not the one that the name stands for."""
-    count = positions - (0 if model.no_embed_class else 1)
+    count = positions - (0 if model.no_embed_class else model.num_prefix_tokens)
     if count == model.patch_embed.num_patches:
         return {}
     side = math.isqrt(max(count, 0))
@@ -229,6 +230,13 @@ def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[
         raise ValueError(f"`pos_embed` of {name} holds {count} positions of patches, which are no square.")
     height, width = model.patch_embed.patch_size
     return {"img_size": (side * height, side * width)}
+
+
+def family_of(model: nn.Module) -> str:
+    """The family whose stock classes give what a timm model gives."""
+    if model.num_reg_tokens:
+        return "dinov2_with_registers"
+    return "dinov2" if "dinov2" in str(model.pretrained_cfg.get("architecture")) else "vit"
 
 
 def _bundle_config(model: nn.Module) -> LinGeneConfig:
@@ -245,20 +253,30 @@ def _bundle_config(model: nn.Module) -> LinGeneConfig:
         patch_size=patch_height if patch_height == patch_width else [patch_height, patch_width],
         num_channels=model.patch_embed.proj.in_channels,
         qkv_bias=block.attn.qkv.bias is not None,
+        family=family_of(model),
+        num_register_tokens=model.num_reg_tokens,
         depth=len(model.blocks),
         **labels,
     )
 
 
-def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module, config: LinGeneConfig) -> dict[str, torch.Tensor]:
+    """What lies outside the blocks; zero what timm has not: a mask token, what a head would read of the patches."""
     own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
     positions = tensors["pos_embed"]
     if model.no_embed_class:  # nothing is added to the class token
         positions = functional.pad(positions, (0, 0, 1, 0))
+    if model.num_reg_tokens:
+        own["embeddings.register_tokens"] = tensors["reg_token"]
+    if model.num_reg_tokens and not model.no_embed_class:  # registers have positions, which bundles add to them
+        class_position, registers, patches = positions.tensor_split((1, 1 + model.num_reg_tokens), dim=1)
+        own["embeddings.register_tokens"] = own["embeddings.register_tokens"] + registers
+        positions = torch.cat((class_position, patches), dim=1)
     own["embeddings.position_embeddings"] = positions
     if model.num_classes:
         own |= {f"classifier.{kind}": tensors[f"head.{kind}"] for kind in ("weight", "bias")}
-    return own
+    shapes = config.shared_shapes() | (config.head_shapes() if model.num_classes else {})
+    return own | {key: torch.zeros(shape) for key, shape in shapes.items() if key not in own}
 
 
 def _block(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: int) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Checkpoints of transformers: ViT (DeiT and DINO are stored as such), MSN, the encoders of MAE, DINOv2.
+"""Checkpoints of transformers: ViT (DeiT and DINO are stored as such), MSN, the encoders of MAE, DINOv2 with and
+without registers.
 
 Acceptance is by list: a field, a tensor or a kind of model that does not stand here is refused by name. Names on disk
 are the long-standing ones, which transformers keeps writing whatever its modules are called.
@@ -23,8 +24,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
+from ..families_lingene import FAMILIES, Family, own_fields, own_shapes
 from ..folders import read_processor
-from ..loading_lingene import VIT_NAMES
 from ..progress import quiet_loading
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 
@@ -34,61 +35,52 @@ POOLER = "a bundle has no pooler, and classifiers do not use it"
 NEUTRAL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "_commit_hash", "model_type"}
 NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels"}
 NEUTRAL |= {"materialised_from"}  # where a size of a bundle came from
-VIT_PARTS = {name: VIT_NAMES[name] for name in VIT_NAMES if not name.startswith("embeddings.")}
+BACKBONE = frozenset(
+    "mlp_ratio layerscale_value use_mask_token out_features out_indices _out_features _out_indices stage_names".split()
+)
+SWIGLU = {"use_swiglu_ffn": (False, "SwiGLU in place of the MLP")}
 
 
 @dataclass(frozen=True)
-class Family:
-    """What one kind of model may have.
+class Kind:
+    """What one kind of checkpoint, by its `model_type`, may have.
 
     Args:
-        prefix: of the encoder's tensors in a model with a head.
-        parts: bundle's name of a block's part -> its name on disk, below `encoder.layer.{l}.`.
-        scales: bundle's name of a part -> the LayerScale on its output.
-        neutral: fields that change nothing of the encoder.
+        family: of the bundle that it becomes: whose names its tensors have, too.
+        neutral: fields that change nothing of the encoder, or that its shape says already.
         only: fields that must have one value -> that value, and what another would mean.
         left_out: patterns of tensors with no place in a bundle -> why that changes nothing.
-        classifier: whether its classifier is a linear map of the class token.
+        absent: tensors that may be missing and then are zero.
     """
 
-    prefix: str = "vit."
-    parts: Mapping[str, str] = field(default_factory=lambda: VIT_PARTS)
-    scales: Mapping[str, str] = field(default_factory=dict)
+    family: str = "vit"
     neutral: frozenset[str] = frozenset()
     only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    classifier: bool = True
+    absent: frozenset[str] = frozenset()
+
+    @property
+    def row(self) -> Family:
+        return FAMILIES[self.family]
 
 
-DINOV2_PARTS = {**VIT_PARTS, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-FAMILIES = {
-    "vit": Family(
+KINDS = {
+    "vit": Kind(
         neutral=frozenset({"encoder_stride", "pooler_output_size", "pooler_act"}),
         left_out={r"pooler\..*": POOLER, r"embeddings\.mask_token": MASKS, r"decoder\..*": MASKS},
     ),
-    "vit_msn": Family(left_out={r"embeddings\.mask_token": MASKS}),
-    "vit_mae": Family(
+    "vit_msn": Kind(left_out={r"embeddings\.mask_token": MASKS}),
+    "vit_mae": Kind(
         neutral=frozenset({"mask_ratio", "norm_pix_loss"})
         | {f"decoder_{part}" for part in ("num_attention_heads", "hidden_size", "num_hidden_layers")}
         | {"decoder_intermediate_size"},
         left_out={r"decoder\..*": MASKS},
     ),
-    "dinov2": Family(
-        prefix="dinov2.",
-        parts=DINOV2_PARTS,
-        scales={"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"},
-        neutral=frozenset(
-            "mlp_ratio layerscale_value drop_path_rate use_mask_token apply_layernorm reshape_hidden_states "
-            "out_features out_indices _out_features _out_indices stage_names".split()
-        ),
-        only={"use_swiglu_ffn": (False, "SwiGLU in place of the MLP")},
-        left_out={r"embeddings\.mask_token": MASKS},
-        classifier=False,
-    ),
+    "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({"embeddings.mask_token"})),
+    "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
 }
 REFUSED = {
     "deit": "its distillation token",
-    "dinov2_with_registers": "register tokens",
     "dinov3_vit": "rotary positions and register tokens",
     "beit": "relative positions",
     "data2vec-vision": "relative positions",
@@ -112,19 +104,15 @@ def read_transformers(name: str, headless: bool = False) -> Source:
         OSError: nothing is there.
     """
     raw, _ = PretrainedConfig.get_config_dict(name)
-    family = _family(name, raw)
+    kind = _kind(name, raw)
     foreign = AutoConfig.from_pretrained(name)
     architecture = (raw.get("architectures") or [""])[0]
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
-    if classifies and not headless and not family.classifier:
-        raise ValueError(
-            f"`classifier` of {name} sees more than the class token, which a bundle cannot express; give --headless "
-            "to convert the encoder alone."
-        )
     head = classifies and not headless
-    config = _bundle_config(foreign, raw)
-    tensors, left_out = _named(name, _read(name), family, head)
-    outside, blocks = _shapes(config, family, head)
+    config = _bundle_config(foreign, raw, kind)
+    tensors, left_out = _named(name, _read(name), kind, head)
+    outside, blocks = _shapes(config, head)
+    tensors |= {key: torch.zeros(outside[key]) for key in kind.absent - tensors.keys()}
     expected = {**outside, **blocks}
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
@@ -154,55 +142,50 @@ def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return tensor.double() * (factor[:, None] if tensor.dim() == 2 else factor)
 
 
-def _family(name: str, raw: dict) -> Family:
+def _kind(name: str, raw: dict) -> Kind:
     """The list that this kind of model is held against; refuses fields that are not on it and are not empty."""
-    kind = raw.get("model_type")
-    if kind not in FAMILIES:
-        why = f": {REFUSED[kind]} cannot be expressed" if kind in REFUSED else ""
+    model_type = raw.get("model_type")
+    if model_type not in KINDS:
+        why = f": {REFUSED[model_type]} cannot be expressed" if model_type in REFUSED else ""
         raise ValueError(
-            f"`model_type` {kind!r} of {name} is not one that converts{why}; known are {', '.join(FAMILIES)}, and "
+            f"`model_type` {model_type!r} of {name} is not one that converts{why}; known are {', '.join(KINDS)}, and "
             "timm:NAME with --weights FILE."
         )
     if raw.get("auto_map"):
         raise ValueError(f"`auto_map` of {name}: a model with code of its own cannot be converted.")
-    family = FAMILIES[kind]
-    for key, (value, meaning) in family.only.items():
+    kind = KINDS[model_type]
+    for key, (value, meaning) in kind.only.items():
         if raw.get(key, value) != value:
             raise ValueError(f"`{key}` {raw[key]!r} of {name}: {meaning} cannot be expressed by a bundle.")
-    known = {*VIT_FIELDS, *NEUTRAL, *family.neutral, *family.only, *vars(PretrainedConfig())}
+    known = {*VIT_FIELDS, *NEUTRAL, *kind.row.fields, *kind.neutral, *kind.only, *vars(PretrainedConfig())}
     unknown = sorted(key for key, value in raw.items() if key not in known and value)
     if unknown:
         raise ValueError(
-            f"{shown(unknown)} in config.json of {name} is no field of a {kind} that this code knows; if it changes "
-            "nothing, take it out."
+            f"{shown(unknown)} in config.json of {name} is no field of a {model_type} that this code knows; if it "
+            "changes nothing, take it out."
         )
     if raw.get("pruned_heads"):
         raise ValueError(f"`pruned_heads` of {name} cannot be expressed by a bundle.")
     act = raw.get("hidden_act", "gelu")
     if act not in ACT2FN:
         raise ValueError(f"`hidden_act` {act!r} of {name} is not an activation of transformers.")
-    return family
+    return kind
 
 
-def _shapes(config: LinGeneConfig, family: Family, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
+def _shapes(config: LinGeneConfig, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """Of the tensors outside the blocks, and of those in every block, LayerScales included, by the bundle's names."""
-    outside = dict(config.shared_shapes())
-    if head:
-        outside["classifier.weight"] = (config.num_labels, config.hidden_size)
-        outside["classifier.bias"] = (config.num_labels,)
-    block = config.component_shapes() | {f"{part}.scale": (config.hidden_size,) for part in family.scales}
+    outside = config.shared_shapes() | (config.head_shapes() if head else {})
+    block = config.component_shapes() | {f"{part}.scale": (config.hidden_size,) for part in config.stands_for.scales}
     layers = range(config.reference_depth)
     return outside, {f"blocks.{layer}.{part}": shape for layer in layers for part, shape in block.items()}
 
 
-def _bundle_config(foreign: PretrainedConfig, raw: dict) -> LinGeneConfig:
-    fields = {key: getattr(foreign, key) for key in VIT_FIELDS if hasattr(foreign, key)}
-    if "intermediate_size" not in fields:
-        fields["intermediate_size"] = int(foreign.hidden_size * foreign.mlp_ratio)
+def _bundle_config(foreign: PretrainedConfig, raw: dict, kind: Kind) -> LinGeneConfig:
+    fields = own_fields(kind.family, foreign, tuple(VIT_FIELDS))
     labels = {"id2label": foreign.id2label, "label2id": foreign.label2id}
     if raw.get("problem_type"):
         labels["problem_type"] = raw["problem_type"]
-    return LinGeneConfig(**fields, **labels, depth=foreign.num_hidden_layers)
+    return LinGeneConfig(**fields, **labels, family=kind.family, depth=foreign.num_hidden_layers)
 
 
 def _read(name: str) -> dict[str, torch.Tensor]:
@@ -217,15 +200,14 @@ def _read(name: str) -> dict[str, torch.Tensor]:
     raise ValueError(f"`source` {name} has no {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}.")
 
 
-def _named(name: str, tensors: Mapping[str, torch.Tensor], family: Family, head: bool) -> tuple[dict, dict[str, str]]:
+def _named(name: str, tensors: Mapping[str, torch.Tensor], kind: Kind, head: bool) -> tuple[dict, dict[str, str]]:
     """Tensors by the bundle's names, blocks as `blocks.{l}.{part}`; and those left out, with the reason."""
-    parts = {disk: own for own, disk in family.parts.items()} | {
-        disk: f"{own}.scale" for own, disk in family.scales.items()
-    }
+    row = kind.row
+    parts = {disk: own for own, disk in row.parts.items()} | {disk: f"{own}.scale" for own, disk in row.scales.items()}
     found, left_out = {}, {}
     for key, tensor in tensors.items():
-        bare = key.removeprefix(family.prefix)
-        reason = next((why for pattern, why in family.left_out.items() if re.fullmatch(pattern, bare)), None)
+        bare = key.removeprefix(row.prefix)
+        reason = next((why for pattern, why in kind.left_out.items() if re.fullmatch(pattern, bare)), None)
         if bare.startswith("classifier.") and not head:
             reason = "the classifier was not asked for"
         if reason is not None:
@@ -233,9 +215,9 @@ def _named(name: str, tensors: Mapping[str, torch.Tensor], family: Family, head:
             continue
         own = _own_name(bare, parts)
         if own in found:
-            raise ValueError(f"`{key}` of {name} stands there twice, with and without `{family.prefix}`.")
+            raise ValueError(f"`{key}` of {name} stands there twice, with and without `{row.prefix}`.")
         found[own] = tensor
-    return found, left_out
+    return own_shapes(kind.family, found), left_out
 
 
 def _own_name(bare: str, parts: Mapping[str, str]) -> str:

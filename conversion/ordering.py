@@ -74,7 +74,7 @@ def axes(name: str) -> dict[int, str]:
     if name.startswith("embeddings."):
         return {0: "channels"} if "patch_embeddings" in name else {2: "channels"}
     if name.startswith("classifier."):
-        return {1: "channels"} if kind == "weight" else {}
+        return {} if kind == "bias" else {1: "channels"}
     if part in ("query", "key", "value", "fc1"):
         out = "units" if part == "fc1" else "rows"
         return {0: out, 1: "channels"} if kind == "weight" else {0: out}

@@ -22,7 +22,7 @@ class Source:
     Args:
         name: for messages.
         config: of a bundle with as many components as layers, basis not yet chosen.
-        head: whether it has a classifier on the class token.
+        head: whether it has a classifier.
         outside: the tensors outside the blocks, keys as in a bundle.
         block: (block tensor such as `attention.query.weight`, layer from 0) -> that tensor, LayerScale folded in.
         left_out: names of tensors that a bundle has no place for -> why that changes nothing.
@@ -49,7 +49,7 @@ class Source:
         return [self.block(name, layer) for layer in range(self.depth)]
 
     def stock(self) -> nn.Module:
-        """The same function as a stock transformers ViT in float32, for what has to look inside."""
+        """The same function as a stock model of its family in float32, for what has to look inside."""
         layers = {name: self.layers(name) for name in self.config.component_shapes()}
         return stock_vit(
             dict(self.outside), layers, self.config.vit_config(self.config.size()), self.head, dtype=torch.float32

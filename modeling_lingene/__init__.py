@@ -4,15 +4,16 @@ Importing this package registers the bundle's classes with transformers' Auto cl
 `AutoModelForImageClassification.from_pretrained(bundle, depth=6)` works without `trust_remote_code`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .configuration_lingene import LinGeneConfig, Size
-from .modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
+from .modeling_lingene import LinGeneBackbone, LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from .recompose_lingene import coefficients, recompose
 
 
 __version__ = "0.1.0"
 __all__ = [
+    "LinGeneBackbone",
     "LinGeneConfig",
     "LinGeneForImageClassification",
     "LinGeneModel",
@@ -25,6 +26,7 @@ __all__ = [
 AutoConfig.register(LinGeneConfig.model_type, LinGeneConfig, exist_ok=True)
 AutoModel.register(LinGeneConfig, LinGeneModel, exist_ok=True)
 AutoModelForImageClassification.register(LinGeneConfig, LinGeneForImageClassification, exist_ok=True)
+AutoBackbone.register(LinGeneConfig, LinGeneBackbone, exist_ok=True)
 
 
 def _write_card(folder, repo_id: str) -> None:

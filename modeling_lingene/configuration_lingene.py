@@ -10,10 +10,11 @@ from math import isfinite, prod
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig, ViTConfig
+from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import CONFIG_NAME
 
+from .families_lingene import FAMILIES, FAMILY_FIELDS, Family, stock_config
 from .reading_lingene import (
     FLAG,
     OBJECT,
@@ -22,6 +23,7 @@ from .reading_lingene import (
     either,
     integer,
     is_integer,
+    is_number,
     items,
     number,
     one_of,
@@ -60,6 +62,8 @@ SETTINGS = (
     "reference_components basis nodes start_degree degree_weight gain_offset coefficient_matrix "
     "trained_width_ratios isolated_activation"
 ).split() + FREE_SETTINGS
+# Settings that a bundle's identity holds only where they are not these, since bundles were saved before they existed.
+LATER_SETTINGS = {"family": "vit", "num_register_tokens": 0}
 MOST_LAYERS, MOST_UNITS, MOST_PIXELS = 1024, 1 << 20, 1 << 16
 
 
@@ -81,6 +85,10 @@ FIELDS = {
     "hidden_act": one_of(*ACT2FN),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"), _SHARE),
     "initializer_range": number(0, 1e3),
+    "family": one_of(*FAMILIES),
+    "num_register_tokens": integer(0, MOST_LAYERS),
+    "drop_path_rate": (lambda value: is_number(value, 0, 1) and value < 1, "a number from 0 to below 1"),
+    **dict.fromkeys(("apply_layernorm", "reshape_hidden_states"), FLAG),
     **dict.fromkeys(("image_size", "patch_size"), _SIDES),
     **dict.fromkeys(("qkv_bias", "scale_residual", "isolated_activation"), FLAG),
     **dict.fromkeys(("reference_depth", "reference_components"), optional(_LAYERS)),
@@ -124,6 +132,9 @@ class LinGeneConfig(PretrainedConfig):
 
     Args:
         hidden_size, num_attention_heads, intermediate_size, image_size, ...: the ViT at full width, as in `ViTConfig`.
+        family: whose models this bundle gives and behaves as, see `families_lingene`.
+        num_register_tokens, drop_path_rate, apply_layernorm, reshape_hidden_states: as in the configuration of a
+            family that has them.
         bundle_format: version of the layout on disk; a newer one is refused.
         reference_depth: number of layers the components were made for; a new config takes it from `depth`.
         reference_components: number of components stored; a new config takes it from `num_components`.
@@ -159,6 +170,12 @@ class LinGeneConfig(PretrainedConfig):
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
     qkv_bias: bool = True
+
+    family: str = "vit"
+    num_register_tokens: int = 0
+    drop_path_rate: float = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
 
     bundle_format: int = BUNDLE_FORMAT
     reference_depth: int | None = None
@@ -232,6 +249,7 @@ class LinGeneConfig(PretrainedConfig):
                 f"`hidden_size` {self.hidden_size} is not a multiple of `num_attention_heads` "
                 f"{self.num_attention_heads}."
             )
+        self._check_family()
         if (self.coefficient_matrix is not None) != (self.basis == "learned"):
             raise ValueError("`coefficient_matrix` belongs to the basis 'learned': give both or neither.")
         if self.coefficient_matrix is not None:
@@ -245,6 +263,31 @@ class LinGeneConfig(PretrainedConfig):
             if ratio not in legal:
                 raise ValueError(f"`trained_width_ratios` {ratio} leaves no whole heads; use of {_listed(legal)}.")
         self.trained_width_ratios = [str(ratio) for ratio in trained]
+
+    def _check_family(self):
+        if self.family not in FAMILIES:
+            raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
+        family = self.stands_for
+        for name, none in FAMILY_FIELDS.items():
+            if name not in family.fields and getattr(self, name) != none:
+                raise ValueError(f"`{name}` {getattr(self, name)!r} is no setting of the family {self.family}.")
+        if family.registers and self.num_register_tokens < 1:
+            raise ValueError(
+                f"`num_register_tokens` of the family {self.family} must be at least 1, got "
+                f"{self.num_register_tokens!r}; dinov2 is the family without register tokens."
+            )
+        if family.mlp_ratio and self.intermediate_size % self.hidden_size:
+            raise ValueError(
+                f"`intermediate_size` of the family {self.family} must be a whole multiple of `hidden_size`: "
+                f"{self.intermediate_size} of {self.hidden_size} cannot be expressed; family vit takes any."
+            )
+        for name in ("image_size", "patch_size") if family.interpolates else ():
+            height, width = _pair(getattr(self, name))
+            if height != width:
+                raise ValueError(
+                    f"`{name}` of the family {self.family} must be square, since it interpolates a square of "
+                    f"positions; got {height}x{width}. Its images may have any shape."
+                )
 
     def _check_matrix(self):
         matrix = self.coefficient_matrix if isinstance(self.coefficient_matrix, (list, tuple)) else []
@@ -342,12 +385,17 @@ class LinGeneConfig(PretrainedConfig):
         grown = self.scale_residual and size.depth > self.reference_depth
         return self.reference_depth / size.depth if grown and name.rpartition(".")[0] in RESIDUAL_OUTPUTS else 1.0
 
+    @property
+    def stands_for(self) -> Family:
+        """The row of the bundle's family."""
+        return FAMILIES[self.family]
+
     def stored_params(self, size: Size, head: bool = True) -> int:
         """Parameters that have to be downloaded for a size: what is shared, and the slices of its components."""
         shared = self.sliced(self.shared_shapes(), size).values()
         component = self.sliced(self.component_shapes(), size).values()
-        classifier = (int(self.hidden_size * size.width_ratio) + 1) * self.num_labels if head else 0
-        return sum(map(prod, shared)) + size.num_components * sum(map(prod, component)) + classifier
+        classifier = self.sliced(self.head_shapes(), size).values() if head else ()
+        return sum(map(prod, (*shared, *classifier))) + size.num_components * sum(map(prod, component))
 
     def component_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of one component, by its name within the block, at full width."""
@@ -364,16 +412,26 @@ class LinGeneConfig(PretrainedConfig):
 
     def shared_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor outside the blocks and the head, by its key in the bundle, at full width."""
-        d, (patch_height, patch_width) = self.hidden_size, _pair(self.patch_size)
-        tokens = prod(self.patch_grid) + 1
-        return {
-            "embeddings.cls_token": (1, 1, d),
-            "embeddings.position_embeddings": (1, tokens, d),
-            "embeddings.patch_embeddings.weight": (d, self.num_channels, patch_height, patch_width),
+        d, family = self.hidden_size, self.stands_for
+        shapes = {"embeddings.cls_token": (1, 1, d)}
+        if family.mask_token:
+            shapes["embeddings.mask_token"] = (1, 1, d)
+        if family.registers:
+            shapes["embeddings.register_tokens"] = (1, self.num_register_tokens, d)
+        return shapes | {
+            "embeddings.position_embeddings": (1, prod(self.patch_grid) + 1, d),
+            "embeddings.patch_embeddings.weight": (d, self.num_channels, *_pair(self.patch_size)),
             "embeddings.patch_embeddings.bias": (d,),
             "layernorm.weight": (d,),
             "layernorm.bias": (d,),
         }
+
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of the classifier, by its key in the bundle, at full width."""
+        shapes = {"classifier.weight": (self.num_labels, self.hidden_size), "classifier.bias": (self.num_labels,)}
+        if self.stands_for.reads_patches:
+            shapes["classifier.patch_weight"] = shapes["classifier.weight"]
+        return shapes
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -381,12 +439,12 @@ class LinGeneConfig(PretrainedConfig):
         sizes, steps = _pair(self.image_size), _pair(self.patch_size)
         return sizes[0] // steps[0], sizes[1] // steps[1]
 
-    def vit_config(self, size: Size) -> ViTConfig:
-        """The configuration of the stock ViT that this size materialises to."""
-        fields = {name: getattr(self, name) for name in VIT_FIELDS}
+    def vit_config(self, size: Size, **fields) -> PretrainedConfig:
+        """The family's own configuration of the model that this size materialises to; `fields` are more of its own."""
+        fields |= {name: getattr(self, name) for name in (*VIT_FIELDS, *self.stands_for.fields)}
         for name in ("hidden_size", "num_attention_heads", "intermediate_size"):
             fields[name] = int(fields[name] * size.width_ratio)
-        config = ViTConfig(**fields, num_hidden_layers=size.depth, **self._label_fields())
+        config = stock_config(self.family, {**fields, "num_hidden_layers": size.depth, **self._label_fields()})
         config._attn_implementation = self._attn_implementation
         config._output_attentions = self._output_attentions
         config.output_hidden_states, config.return_dict = self.output_hidden_states, self.return_dict

@@ -168,6 +168,7 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
     facts = {
         "bundle": str(bundle),
         "weights_id": config.weights_id,
+        "family": config.family,
         "depth": config.reference_depth,
         "trained_depths": list(config.trained_depths),
         "num_components": config.reference_components,

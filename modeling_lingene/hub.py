@@ -95,6 +95,7 @@ def render_card(
         head=head,
         example=", ".join(f"{key}={value!r}" for key, value in (where | _example(config, rows, converted)).items()),
         config=config,
+        family=config.stands_for,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
         pictures=[picture for picture in SIZE_PICTURES if rows and (folder / picture).is_file()],

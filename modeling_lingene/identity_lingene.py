@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from .configuration_lingene import FREE_SETTINGS, SETTINGS, LinGeneConfig
+from .configuration_lingene import FREE_SETTINGS, LATER_SETTINGS, SETTINGS, LinGeneConfig
 from .reading_lingene import shown
 
 
@@ -40,7 +40,9 @@ def weights_id_of(digests: Mapping[str, str], settings: Mapping | None) -> str:
 
 def settings_of(config: LinGeneConfig) -> dict:
     """The fields of a configuration that the function of a size depends on, as JSON gives them back."""
-    return json.loads(json.dumps({field: getattr(config, field) for field in SETTINGS}))
+    settings = {field: getattr(config, field) for field in (*SETTINGS, *LATER_SETTINGS)}
+    kept = {key: value for key, value in settings.items() if key in SETTINGS or value != LATER_SETTINGS[key]}
+    return json.loads(json.dumps(kept))
 
 
 def check_settings(name: str, stored: LinGeneConfig, saved: Mapping | None) -> None:
@@ -51,8 +53,9 @@ def check_settings(name: str, stored: LinGeneConfig, saved: Mapping | None) -> N
         stored: the configuration as config.json has it.
         saved: the settings in the index; None in bundles saved before they stood there.
     """
-    own = settings_of(stored)
-    for field in SETTINGS if saved is not None else ():
+    own = {**LATER_SETTINGS, **settings_of(stored)}
+    saved = {**LATER_SETTINGS, **saved} if saved is not None else None
+    for field in own if saved is not None else ():
         if field not in saved or saved[field] != own[field]:
             raise ValueError(
                 f"`{field}` in config.json of {name} is {shown(own[field])}, and the weights were saved with "
@@ -66,8 +69,8 @@ def check_keywords(name: str, stored: LinGeneConfig, asked: LinGeneConfig) -> No
     Args:
         asked: `stored` with the caller's keywords, or a configuration of the caller's own.
     """
-    was, wanted = settings_of(stored), settings_of(asked)
-    for field in SETTINGS:
+    was, wanted = ({**LATER_SETTINGS, **settings_of(config)} for config in (stored, asked))
+    for field in was:
         if field not in FREE_SETTINGS and was[field] != wanted[field]:
             raise ValueError(
                 f"`{field}` {shown(wanted[field])} contradicts the weights of {name}, made with "

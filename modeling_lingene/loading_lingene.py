@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import PretrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
@@ -27,6 +27,7 @@ except ImportError:  # a version that saves its modules' own names
 from .budget_lingene import BUDGETS, choose_size
 from .bundle_lingene import CLS_TOKEN, HUB_KWARGS, Bundle
 from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .families_lingene import FAMILIES, stock_class, stock_weights
 from .identity_lingene import settings_of
 from .reading_lingene import read_json, shown
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
@@ -39,6 +40,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_lingene.LinGeneConfig",
     "AutoModel": "modeling_lingene.LinGeneModel",
     "AutoModelForImageClassification": "modeling_lingene.LinGeneForImageClassification",
+    "AutoBackbone": "modeling_lingene.LinGeneBackbone",
 }
 # What Auto classes pass on and stock loading of weights in memory does not take.
 AUTO_KWARGS = ("trust_remote_code", "_from_auto", "code_revision", "_commit_hash", "adapter_kwargs", "use_safetensors")
@@ -53,18 +55,6 @@ OWN_KEYWORDS = (
     "num_hidden_layers",
 )
 PUSH_KWARGS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
-# The names stock ViT checkpoints have always had: transformers maps them to its modules' names of the day and back.
-VIT_NAMES = {
-    "embeddings.patch_embeddings": "embeddings.patch_embeddings.projection",
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attention.query": "attention.attention.query",
-    "attention.key": "attention.attention.key",
-    "attention.value": "attention.attention.value",
-    "attention.output": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
 
 
 class BundleMixin:
@@ -91,7 +81,7 @@ class BundleMixin:
         verify: bool = False,
         **kwargs,
     ):
-        """One size of a bundle, as a stock ViT or, with `constrained`, as components.
+        """One size of a bundle, as a stock model of its family or, with `constrained`, as components.
 
         Args:
             pretrained_model_name_or_path: a bundle, by folder or by name on the Hub.
@@ -108,7 +98,8 @@ class BundleMixin:
                 quantization_config, output_loading_info, revision, token, cache_dir, local_files_only, ...
 
         Returns:
-            `ViTForImageClassification` or this class; from `LinGeneModel` a `ViTModel` without pooler.
+            The family's classifier, for a ViT `ViTForImageClassification`, or this class; from `LinGeneModel` the
+            family's encoder, for a ViT `ViTModel` without pooler.
 
         Raises:
             ValueError: an argument that cannot be met, named with the way out; a damaged or contradictory bundle.
@@ -325,29 +316,24 @@ def pinned(name: str, hub: dict) -> dict:
     return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
 
 
-def stock_vit(outside: dict, layers: dict[str, list], config: ViTConfig, head: bool, **kwargs):
-    """A stock ViT from recomposed weights, through transformers' own loading with all it offers.
+def stock_vit(
+    outside: dict, layers: dict[str, list], config: PretrainedConfig, head: bool, backbone: bool = False, **kwargs
+):
+    """A stock model of a family from recomposed weights, through transformers' own loading with all it offers.
 
     Args:
         outside: the tensors outside the blocks, by key of the bundle.
         layers: per block tensor the list of its layers' weights.
-        config: of the sized ViT.
-        head: `ViTForImageClassification`; without, `ViTModel` with no pooler.
+        config: of the sized model, the family's own.
+        head: the family's classifier; without, its encoder, for a ViT with no pooler.
+        backbone: its backbone instead.
         kwargs: for stock `from_pretrained`.
     """
-    prefix, weights = "vit." if head else "", {}
-    for key, tensor in outside.items():
-        part, _, kind = key.rpartition(".")
-        name = f"{VIT_NAMES.get(part, part)}.{kind}"
-        weights[name if part == "classifier" else prefix + name] = tensor
-    for name, rows in layers.items():
-        part, _, kind = name.rpartition(".")
-        for layer, tensor in enumerate(rows):
-            weights[f"{prefix}encoder.layer.{layer}.{VIT_NAMES[part]}.{kind}"] = tensor
-    if not head:
-        kwargs["add_pooling_layer"] = False
-    vit_class = ViTForImageClassification if head else ViTModel
-    result = vit_class.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+    family, kind = config.model_type, "backbone" if backbone else "classifier" if head else "encoder"
+    weights = stock_weights(family, outside, layers, head)
+    if kind == "encoder":
+        kwargs |= FAMILIES[family].options
+    result = stock_class(family, kind).from_pretrained(None, config=config, state_dict=weights, **kwargs)
     (result[0] if isinstance(result, tuple) else result).register_load_state_dict_pre_hook(take_saved_names)
     return result
 

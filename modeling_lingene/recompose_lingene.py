@@ -222,7 +222,7 @@ def sliced_dims(key: str) -> tuple[int, ...]:
     if key.startswith("embeddings."):
         return (0,) if "patch_embeddings" in key else (2,)
     if key.startswith("classifier."):
-        return (1,) if key.endswith("weight") else ()
+        return () if key.endswith("bias") else (1,)
     return (0, 1) if key.endswith("weight") and "norm" not in key else (0,)
 
 

@@ -1,7 +1,8 @@
 """The Vision Transformer as pure functions of (hidden states, weights): embeddings, one pre-norm block, attention.
 
 Weights come in as a dictionary of tensors named as in a bundle, so the same block serves every depth and width. The
-network is that of `transformers.ViTModel`: pre-norm blocks, final LayerNorm, class token.
+network is that of `transformers.ViTModel`: pre-norm blocks, final LayerNorm, class token; what the families differ in
+is asked for by argument, or by the tensors that are there.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ class BlockSettings:
     attention_dropout: float
     attend: Callable  # one of transformers' attention functions
     module: nn.Module  # the model they are called for: they read `training`, `is_causal` and `config` from it
+    drop_path: float = 0.0  # probability that a branch is left out, per image
 
 
 def eager_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=1.0, **kwargs):
@@ -87,62 +89,113 @@ def block(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: B
     """
     normed = layer_norm(hidden, weights, "norm1", settings.layer_norm_eps)
     mixed, probabilities = attention(normed, weights, settings)
-    hidden = hidden + functional.dropout(mixed, settings.hidden_dropout)
+    hidden = hidden + branch(mixed, settings)
     normed = layer_norm(hidden, weights, "norm2", settings.layer_norm_eps)
     units = settings.activation(linear(normed, weights, "mlp.fc1"))
-    return hidden + functional.dropout(linear(units, weights, "mlp.fc2"), settings.hidden_dropout), probabilities
+    return hidden + branch(linear(units, weights, "mlp.fc2"), settings), probabilities
 
 
-def interpolated_positions(positions: torch.Tensor, grid: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """Position embeddings at another number of patches, bicubic as in transformers' ViT; the class token's stays.
+def branch(added: torch.Tensor, settings: BlockSettings) -> torch.Tensor:
+    """What a branch adds to the residual stream (b, t, d), after dropout and stochastic depth."""
+    added = functional.dropout(added, settings.hidden_dropout)
+    if settings.drop_path == 0:
+        return added
+    kept = (
+        torch.rand((added.shape[0], 1, 1), dtype=added.dtype, device=added.device).add(1 - settings.drop_path).floor()
+    )
+    return added / (1 - settings.drop_path) * kept
+
+
+def interpolated_positions(
+    positions: torch.Tensor, grid: tuple[int, int], target: tuple[int, int], antialias: bool = False
+) -> torch.Tensor:
+    """Position embeddings at another number of patches, bicubic as in transformers; the class token's stays.
 
     Args:
         positions: (1, 1 + grid[0] * grid[1], d).
+        antialias: whether fewer positions are averages of more.
 
     Returns:
-        (1, 1 + target[0] * target[1], d).
+        (1, 1 + target[0] * target[1], d), computed in at least float32.
     """
     class_position, patches = positions[:, :1], positions[:, 1:]
-    size = patches.shape[-1]
-    patches = patches.reshape(1, *grid, size).permute(0, 3, 1, 2)
-    patches = functional.interpolate(patches, size=target, mode="bicubic", align_corners=False)
-    return torch.cat((class_position, patches.permute(0, 2, 3, 1).reshape(1, -1, size)), dim=1)
+    size, wide = patches.shape[-1], torch.promote_types(patches.dtype, torch.float32)
+    patches = patches.to(wide).reshape(1, *grid, size).permute(0, 3, 1, 2)
+    patches = functional.interpolate(patches, size=target, mode="bicubic", align_corners=False, antialias=antialias)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, -1, size).to(positions.dtype)
+    return torch.cat((class_position, patches), dim=1)
 
 
 def embed(
     pixel_values: torch.Tensor,
     weights: Mapping[str, torch.Tensor],
     image_size: tuple[int, int],
-    interpolate_pos_encoding: bool = False,
+    interpolate: bool = False,
+    antialias: bool = False,
+    masked: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Patches, class token and positions.
+    """Patches, class token, positions, and register tokens where there are any.
 
     Args:
         pixel_values: (b, channels, height, width).
         weights: the `embeddings.*` tensors of a bundle.
         image_size: (height, width) that the position embeddings are for.
-        interpolate_pos_encoding: accept images of another size.
+        interpolate: accept images of another size.
+        antialias: see `interpolated_positions`.
+        masked: (b, patches) bool; the mask token stands in for these.
 
     Returns:
         (b, t, d).
 
     Raises:
-        ValueError: another number of channels, or another image size without interpolation.
+        ValueError: another number of channels, images smaller than a patch, another image size without interpolation;
+            masked patches where there is no mask token.
     """
     kernel = weights["embeddings.patch_embeddings.weight"]
+    size, patch = tuple(pixel_values.shape[-2:]), tuple(kernel.shape[-2:])
+    check_pixels(pixel_values, kernel, image_size, interpolate)
+    patches = functional.conv2d(pixel_values, kernel, weights["embeddings.patch_embeddings.bias"], stride=patch)
+    hidden = patches.flatten(2).transpose(1, 2)
+    if masked is not None:
+        hidden = with_masked(hidden, weights.get("embeddings.mask_token"), masked)
+    positions = weights["embeddings.position_embeddings"]
+    grid, target = (tuple(pixels // step for pixels, step in zip(sizes, patch)) for sizes in (image_size, size))
+    if grid != target:
+        positions = interpolated_positions(positions, grid, target, antialias)
+    class_token = weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1)
+    hidden = torch.cat((class_token, hidden), dim=1) + positions
+    registers = weights.get("embeddings.register_tokens")
+    if registers is not None:
+        hidden = torch.cat((hidden[:, :1], registers.expand(hidden.shape[0], -1, -1), hidden[:, 1:]), dim=1)
+    return hidden
+
+
+def check_pixels(
+    pixel_values: torch.Tensor, kernel: torch.Tensor, image_size: tuple[int, int], interpolate: bool
+) -> None:
+    """Refuse images that these patches and positions are not for; arguments and errors as for `embed`."""
     size, patch = tuple(pixel_values.shape[-2:]), kernel.shape[-2:]
     if pixel_values.shape[1] != kernel.shape[1]:
         raise ValueError(f"`pixel_values` must have {kernel.shape[1]} channels, got {pixel_values.shape[1]}.")
-    if not interpolate_pos_encoding and size != image_size:
+    if not interpolate and size != image_size:
         raise ValueError(
             f"`pixel_values` must be images of {image_size[0]}x{image_size[1]}, got {size[0]}x{size[1]}; resize them, "
             "or pass interpolate_pos_encoding=True."
         )
-    patches = functional.conv2d(pixel_values, kernel, weights["embeddings.patch_embeddings.bias"], stride=patch)
-    hidden = patches.flatten(2).transpose(1, 2)
-    class_token = weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1)
-    positions = weights["embeddings.position_embeddings"]
-    if interpolate_pos_encoding and size != image_size:
-        grid, target = ([pixels // step for pixels, step in zip(sizes, patch)] for sizes in (image_size, size))
-        positions = interpolated_positions(positions, tuple(grid), tuple(target))
-    return torch.cat((class_token, hidden), dim=1) + positions
+    if size[0] < patch[0] or size[1] < patch[1]:
+        raise ValueError(
+            f"`pixel_values` must be images of at least one patch, {patch[0]}x{patch[1]}, got {size[0]}x{size[1]}; "
+            "resize them."
+        )
+
+
+def with_masked(patches: torch.Tensor, token: torch.Tensor | None, masked: torch.Tensor) -> torch.Tensor:
+    """Patches (b, patches, d) with the mask token (1, 1, d) in place of those masked, (b, patches) bool."""
+    if token is None:
+        raise ValueError("`bool_masked_pos` needs a mask token, and models of this family have none; leave it out.")
+    if masked.shape != patches.shape[:2]:
+        raise ValueError(
+            f"`bool_masked_pos` must be of shape {tuple(patches.shape[:2])}, images and patches, got "
+            f"{tuple(masked.shape)}."
+        )
+    return torch.where(masked.bool().unsqueeze(-1), token.to(patches.dtype), patches)

@@ -43,7 +43,7 @@ def first_use(sizes: list[dict], small: dict, work: str) -> dict[str, Any]:
 
     sys.modules["modeling_lingene"] = None  # where it is not importable anyway this changes nothing
     import torch
-    from transformers import AutoModel, AutoModelForImageClassification, pipeline
+    from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, pipeline
 
     pixels = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
     load, found = AutoModelForImageClassification.from_pretrained, {"refusals": []}
@@ -71,6 +71,16 @@ def first_use(sizes: list[dict], small: dict, work: str) -> dict[str, Any]:
     )
     load("org/cached-elsewhere", **trusted, num_components=1, cache_dir=f"{work}/cache")
     found["cached"] = sorted(path.name for path in Path(work, "cache").rglob("*.safetensors"))
+
+    backbone = AutoBackbone.from_pretrained("org/dinov2", **trusted, depth=2, out_indices=[1, 2]).eval()
+    found["backbone"] = f"{type(backbone).__module__}.{type(backbone).__name__}"
+    found["maps"] = [one.tolist() for one in backbone(pixels[..., :12]).feature_maps]
+    held = AutoModel.from_pretrained("org/dinov2", **trusted, constrained=True).eval()
+    found["pooled"] = held(pixels[..., :12], depth=2).pooler_output.tolist()
+    try:
+        AutoBackbone.from_pretrained("org/bundle", **trusted)
+    except ValueError as error:
+        found["no backbone"] = str(error)
 
     classify = pipeline("image-classification", model="org/bundle", model_kwargs={"depth": 4}, **trusted)
     found["scores"] = {row["label"]: row["score"] for row in classify(os.environ["PIXELS"], top_k=7)}
@@ -165,6 +175,8 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     bundles = {"A": helpers.bundle(folder / "A"), "B": helpers.bundle(folder / "B", seed=1)}
     bundles["C"] = helpers.bundle(folder / "C", helpers.tiny_config(preset="paper"), seed=2)
     environment = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1", "PIXELS": str(folder / "image.png")}
+    dinov2 = helpers.tiny_config(family="dinov2_with_registers", num_register_tokens=2)
+    bundles["dinov2"] = helpers.bundle(folder / "dinov2", dinov2)
     image_processor(16).save_pretrained(bundles["A"])
     pixels = (PIXELS[0].permute(1, 2, 0) * 127.5 + 127.5).round().byte().numpy()
     pytest.importorskip("PIL.Image").fromarray(pixels).save(folder / "image.png")
@@ -177,6 +189,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         environment["COMMIT"] = publish(hub, "org/bundle", bundles["B"])
         publish(hub, "org/bundle", bundles["A"], others={"sizes.json": sizes})
         publish(hub, "org/bundle", bundles["B"], branch="other")
+        publish(hub, "org/dinov2", bundles["dinov2"])
         for name in ("org/few", "org/few-headless", "org/cached-elsewhere"):
             publish(hub, name, bundles["A"])
         others = {"README.md": "# Mine\n", "sizes.json": sizes, "notes.md": "kept", "model.safetensors": "stale"}
@@ -211,6 +224,20 @@ def local(trip: SimpleNamespace, name: str = "A", **size) -> torch.Tensor:
 
 def equal(found: list, expected: torch.Tensor):
     torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_another_family_comes_with_its_backbone(trip):
+    """`AutoBackbone` leads to the family's stock class, of the size asked for; a ViT has none and says so."""
+    assert trip.first["backbone"].startswith("transformers.models.dinov2_with_registers.")
+    assert trip.first["backbone"].endswith(".Dinov2WithRegistersBackbone")
+    whole = AutoModel.from_pretrained(trip.bundles["dinov2"], depth=2).eval()
+    output = whole(PIXELS[..., :12], output_hidden_states=True)
+    maps = [whole.layernorm(one)[:, 3:].transpose(1, 2).reshape(1, 48, 4, 3) for one in output.hidden_states[1:]]
+    for found, expected in zip(trip.first["maps"], maps, strict=True):
+        assert torch.allclose(torch.tensor(found), expected, atol=1e-5)
+    assert torch.allclose(torch.tensor(trip.first["pooled"]), output.pooler_output, atol=1e-5)
+    assert "`family` vit of org/bundle has no backbone" in trip.first["no backbone"]
 
 
 def test_code_from_the_hub_is_refused_without_trust(trip):

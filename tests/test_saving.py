@@ -111,6 +111,7 @@ def test_the_configuration_names_the_classes_for_every_auto_class(bundle):
     """Without `AutoModel` in it, the encoder alone could not be loaded from the Hub."""
     config = json.loads((bundle / "config.json").read_text())
     assert config["auto_map"] == {
+        "AutoBackbone": "modeling_lingene.LinGeneBackbone",
         "AutoConfig": "configuration_lingene.LinGeneConfig",
         "AutoModel": "modeling_lingene.LinGeneModel",
         "AutoModelForImageClassification": "modeling_lingene.LinGeneForImageClassification",

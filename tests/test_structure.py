@@ -30,15 +30,17 @@ MODULES = {
 TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
 # From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
 FLOORS = """
-writing_lingene recompose_lingene reading_lingene  configuration_lingene  vit_lingene budget_lingene identity_lingene
+writing_lingene recompose_lingene reading_lingene families_lingene  configuration_lingene
+    vit_lingene budget_lingene identity_lingene
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
 folders progress
 images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 markdown  hub
-conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
-    conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering
+conversion.sources conversion.moments conversion.any_size
+    conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
+    conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers  training.loop training.elastic  training.decomposition
     training.warm_start  training.recipes  training.options

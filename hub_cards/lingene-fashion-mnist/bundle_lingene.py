@@ -31,7 +31,7 @@ SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
 FETCH = "fetch it or save it again."
 CLS_TOKEN, POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
-HEAD = ("classifier.weight", "classifier.bias")
+CLASSIFIER = "classifier.weight"  # of every bundle with a head
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
 PIECE_ELEMENTS = 1 << 18  # of one component, for one thread to combine
@@ -73,6 +73,7 @@ class Bundle:
         self.stored = LinGeneConfig.from_dict(read_json(cached_file(self.name, CONFIG_NAME, **self.hub), self.name))
         check_keywords(self.name, self.stored, config)
         self.block_shapes, self.shared_shapes = self.stored.component_shapes(), self.stored.shared_shapes()
+        self.head_shapes = self.stored.head_shapes()
         self._read_index()
         self._check_keys()
 
@@ -127,7 +128,7 @@ class Bundle:
     def _check_keys(self):
         """The index must list exactly what the configuration promises: nothing may be random, nothing cut off."""
         expected = [*self.shared_shapes, *self._component_keys(self.stored.reference_components)]
-        expected += HEAD if any(key in self.weight_map for key in HEAD) else ()
+        expected += self.head_shapes if any(key in self.weight_map for key in self.head_shapes) else ()
         for key in expected:
             if key not in self.weight_map:
                 raise ValueError(
@@ -143,7 +144,7 @@ class Bundle:
 
     @property
     def has_head(self) -> bool:
-        return HEAD[0] in self.weight_map
+        return CLASSIFIER in self.weight_map
 
     def stored_size(self) -> dict:
         """The size fields as config.json has them, before any keyword of the caller's."""
@@ -184,7 +185,7 @@ class Bundle:
         return {key: paths[file] for key, file in files.items()}
 
     def shared_keys(self, head: bool) -> list[str]:
-        return [*self.shared_shapes, *(HEAD if head and self.has_head else ())]
+        return [*self.shared_shapes, *(self.head_shapes if head and self.has_head else ())]
 
     def keys(self, size: Size, head: bool) -> list[str]:
         """The tensors that a size is read from."""
@@ -265,9 +266,8 @@ class Bundle:
         """Interpolate the positions to the image size that is asked for, where that is not the stored one."""
         grid, target = self.stored.patch_grid, self.config.patch_grid
         if grid != target:
-            wide = torch.promote_types(tensors[POSITIONS].dtype, torch.float32)
-            positions = interpolated_positions(tensors[POSITIONS].to(wide), grid, target)
-            tensors[POSITIONS] = positions.to(tensors[POSITIONS].dtype)
+            antialias = self.config.stands_for.antialias
+            tensors[POSITIONS] = interpolated_positions(tensors[POSITIONS], grid, target, antialias)
 
     def _take(self, key: str, tensor, size: Size, check: bool = True) -> torch.Tensor:
         """The part of one stored tensor that a width keeps, a view of the mapped file."""
@@ -286,9 +286,7 @@ class Bundle:
     def _stored_shape(self, key: str) -> tuple[int, ...]:
         if key.startswith("components."):
             return self.block_shapes[key.split(".", 2)[2]]
-        if key in HEAD:
-            return (self.stored.num_labels, self.stored.hidden_size)[: 2 if key.endswith("weight") else 1]
-        return self.shared_shapes[key]
+        return self.head_shapes[key] if key in self.head_shapes else self.shared_shapes[key]
 
 
 def in_memory(stored: torch.Tensor, dtype: torch.dtype | str | None) -> torch.dtype:

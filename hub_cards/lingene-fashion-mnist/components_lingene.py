@@ -42,15 +42,31 @@ class Component(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Class token, positions and patch projection, stored once for all sizes."""
+    """Tokens, positions and patch projection, stored once for all sizes."""
 
     def __init__(self, config: LinGeneConfig):
         super().__init__()
         shapes = config.shared_shapes()
-        self.cls_token = nn.Parameter(torch.empty(shapes["embeddings.cls_token"]))
-        self.position_embeddings = nn.Parameter(torch.empty(shapes["embeddings.position_embeddings"]))
+        for key, shape in shapes.items():
+            place, _, name = key.rpartition(".")
+            if place == "embeddings":
+                setattr(self, name, nn.Parameter(torch.empty(shape)))
         patch = shapes["embeddings.patch_embeddings.weight"][2:]
         self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+
+class Classifier(nn.Linear):
+    """A linear map of what a family's head reads: the class token and, by `patch_weight`, the mean of the patches.
+
+    Args:
+        config: of the bundle.
+        num_labels: default the configuration's.
+    """
+
+    def __init__(self, config: LinGeneConfig, num_labels: int | None = None):
+        super().__init__(config.hidden_size, config.num_labels if num_labels is None else num_labels)
+        # A parameter only where the family has it, so that it is in no other bundle.
+        self.patch_weight = nn.Parameter(torch.zeros_like(self.weight)) if config.stands_for.reads_patches else None
 
 
 class CheckpointedBlock(GradientCheckpointingLayer):

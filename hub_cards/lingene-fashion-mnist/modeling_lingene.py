@@ -1,8 +1,8 @@
-"""The models: constrained (components are the parameters), and how a stock ViT of any size comes out of a bundle.
+"""The models: constrained (components are the parameters), and how a stock model of any size comes out of a bundle.
 
-`from_pretrained` gives a plain transformers ViT; with `constrained=True` it gives one of the classes here, whose
-forward pass recomposes the layers from the components (LinDec, Eq. 1) and may do so at another size in every call:
-`model(pixel_values, depth=6, width_ratio="1/2", num_components=4)`.
+`from_pretrained` gives a stock model of transformers, of the bundle's family; with `constrained=True` it gives one of
+the classes here, whose forward pass recomposes the layers from the components (LinDec, Eq. 1) and may do so at another
+size in every call: `model(pixel_values, depth=6, width_ratio="1/2", num_components=4)`.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
-from .components_lingene import CheckpointedBlock, Component, Embeddings, SharedWeight
+from .bundle_lingene import CLS_TOKEN
+from .components_lingene import CheckpointedBlock, Classifier, Component, Embeddings, SharedWeight
 from .configuration_lingene import LinGeneConfig, Size
 from .loading_lingene import BundleMixin, record_origin, stock_vit
 from .recompose_lingene import recompose, slice_tensor
@@ -64,6 +65,11 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         if isinstance(module, Embeddings):
             init.trunc_normal_(module.position_embeddings, std=std)
             init.trunc_normal_(module.cls_token, std=std)
+            for name in ("mask_token", "register_tokens"):
+                if hasattr(module, name):
+                    init.zeros_(getattr(module, name))
+        elif isinstance(module, Classifier) and module.patch_weight is not None:
+            init.trunc_normal_(module.patch_weight, std=std)
         elif isinstance(module, SharedWeight):
             # Matrices so that recomposed layers get the usual scale, gains so that they recompose to 1, biases 0.
             if module.weight.dim() == 1:
@@ -131,14 +137,15 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         return {key: slice_of(key, tensor, size) for key, tensor in named}
 
     def _settings(self) -> BlockSettings:
-        dropout, attention_dropout = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
+        config = self.config
         return BlockSettings(
-            head_size=self.config.hidden_size // self.config.num_attention_heads,
-            layer_norm_eps=self.config.layer_norm_eps,
+            head_size=config.hidden_size // config.num_attention_heads,
+            layer_norm_eps=config.layer_norm_eps,
             activation=self.activation,
-            hidden_dropout=dropout if self.training else 0.0,
-            attention_dropout=attention_dropout if self.training else 0.0,
-            attend=attention_function(self.config._attn_implementation),
+            hidden_dropout=config.hidden_dropout_prob if self.training and config.stands_for.inner_dropout else 0.0,
+            attention_dropout=config.attention_probs_dropout_prob if self.training else 0.0,
+            drop_path=config.drop_path_rate if self.training else 0.0,
+            attend=attention_function(config._attn_implementation),
             module=self,
         )
 
@@ -164,7 +171,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
                 hidden, probabilities = block(hidden, {name: rows[layer] for name, rows in weights.items()}, settings)
                 yield hidden, probabilities
 
-    def _encode(self, pixel_values, size, interpolate_pos_encoding, output_hidden_states, output_attentions):
+    def _encode(self, pixel_values, size, interpolate, output_hidden_states, output_attentions, masked=None):
         """Images (b, channels, height, width) -> normed hidden states (b, t, d), all hidden states, attentions."""
         if pixel_values is None:
             raise ValueError("`pixel_values` is missing.")
@@ -174,7 +181,9 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         pixel_values = pixel_values.to(weights["embeddings.patch_embeddings.weight"].dtype)
         image_size = self.config.image_size
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        hidden = embed(pixel_values, weights, image_size, bool(interpolate_pos_encoding))
+        family = self.config.stands_for
+        interpolate = family.interpolates or bool(interpolate)
+        hidden = embed(pixel_values, weights, image_size, interpolate, family.antialias, masked)
         hidden = nn.functional.dropout(hidden, self.config.hidden_dropout_prob, self.training)
         states, attentions = [hidden], []
         for after, probabilities in self._blocks(hidden, size):
@@ -189,15 +198,16 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         return hidden, states, attentions
 
     @torch.no_grad()
-    def materialise(self, depth=None, width_ratio=None, num_components=None) -> ViTForImageClassification | ViTModel:
-        """A stock ViT of one size with its own weights, from the components as they are now.
+    def materialise(self, depth=None, width_ratio=None, num_components=None) -> PreTrainedModel:
+        """A stock model of the bundle's family, of one size with its own weights, from the components as they are now.
 
         Args:
             depth, width_ratio, num_components: the size; default that of the model's own configuration.
 
         Returns:
-            `ViTForImageClassification`, or `ViTModel` without pooler from a `LinGeneModel` (reload a saved one with
-            `add_pooling_layer=False`), on the same device, in the same dtype and mode.
+            The family's classifier, or from a `LinGeneModel` its encoder, on the same device, in the same dtype and
+            mode. For a ViT these are `ViTForImageClassification` and `ViTModel` without pooler (reload a saved one
+            with `add_pooling_layer=False`).
 
         Raises:
             ValueError: a size that the bundle does not have.
@@ -215,12 +225,19 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         named = [(f"classifier.{name}", tensor) for name, tensor in self.classifier.named_parameters()]
         return {key: slice_of(key, tensor, size) for key, tensor in named}
 
+    def _head_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the family's head reads of the normed tokens (b, t, d): (b, d), or (b, 2 d) with the patches' mean."""
+        if not self.config.stands_for.reads_patches:
+            return hidden[:, 0]
+        patches = hidden[:, 1 + self.config.num_register_tokens :]
+        return torch.cat((hidden[:, 0], patches.mean(dim=1)), dim=1)
+
     def add_adapter(self, *args, **kwargs):
         raise ValueError(NO_ADAPTERS)
 
 
 class LinGeneModel(LinGenePreTrainedModel):
-    """The encoder without a head; its materialised form is a `ViTModel` without pooler."""
+    """The encoder without a head; its materialised form is the family's encoder, a `ViTModel` without pooler."""
 
     def __init__(self, config: LinGeneConfig):
         super().__init__(config)
@@ -233,6 +250,7 @@ class LinGeneModel(LinGenePreTrainedModel):
         width_ratio: float | str | None = None,
         num_components: int | None = None,
         interpolate_pos_encoding: bool | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -243,9 +261,12 @@ class LinGeneModel(LinGenePreTrainedModel):
         Args:
             pixel_values: (b, channels, height, width).
             depth, width_ratio, num_components: the size of this call; default the configuration's.
+            interpolate_pos_encoding: take images of another size; some families always do.
+            bool_masked_pos: (b, patches) bool, for families with a mask token, which stands in for these.
 
         Returns:
-            `last_hidden_state` (b, t, d); `hidden_states` and `attentions` (b, h, t, t) on request.
+            `last_hidden_state` (b, t, d); `pooler_output` (b, d) where the family has one; `hidden_states` and
+            `attentions` (b, h, t, t) on request.
         """
         config = self.config
         hidden, states, attentions = self._encode(
@@ -254,20 +275,22 @@ class LinGeneModel(LinGenePreTrainedModel):
             interpolate_pos_encoding,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             config.output_attentions if output_attentions is None else output_attentions,
+            bool_masked_pos,
         )
-        output = BaseModelOutputWithPooling(last_hidden_state=hidden, hidden_states=states, attentions=attentions)
+        pooled = hidden[:, 0] if config.stands_for.pools else None
+        output = BaseModelOutputWithPooling(hidden, pooled, hidden_states=states, attentions=attentions)
         return output if _as_dict(config, return_dict) else output.to_tuple()
 
 
 class LinGeneForImageClassification(LinGenePreTrainedModel):
-    """The encoder and a linear classifier on the class token; its materialised form is `ViTForImageClassification`."""
+    """The encoder and a linear classifier on the tokens that the family's reads; materialises to the family's."""
 
     has_head = True
 
     def __init__(self, config: LinGeneConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = Classifier(config) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 
     def forward(
@@ -302,13 +325,46 @@ class LinGeneForImageClassification(LinGenePreTrainedModel):
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             config.output_attentions if output_attentions is None else output_attentions,
         )
-        logits = hidden[:, 0]
-        if config.num_labels > 0:
-            head = self._head(size)
-            logits = nn.functional.linear(logits, head["classifier.weight"], head["classifier.bias"])
+        logits, head = self._head_input(hidden), self._head(size)
+        if head:
+            halves = [head[key] for key in ("classifier.weight", "classifier.patch_weight") if key in head]
+            logits = nn.functional.linear(logits, torch.cat(halves, dim=1), head["classifier.bias"])
         loss = None if labels is None else self.loss_function(labels, logits, config, **kwargs)
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=states, attentions=attentions)
         return output if _as_dict(config, return_dict) else output.to_tuple()
+
+
+class LinGeneBackbone(LinGenePreTrainedModel):
+    """Where `AutoBackbone` leads: `from_pretrained` gives the backbone of the bundle's family, which is no constrained
+    model. Feature maps are of the layers that a size has.
+    """
+
+    def __init__(self, config: LinGeneConfig):
+        raise ValueError("A backbone comes from a bundle's weights: use `from_pretrained`.")
+
+    @classmethod
+    def _load_stock(cls, bundle, size, dtype, *model_args, out_features=None, out_indices=None, **kwargs):
+        if bundle.config.stands_for.backbone is None:
+            raise ValueError(
+                f"`family` {bundle.config.family} of {bundle.name} has no backbone in transformers; use AutoModel "
+                "with output_hidden_states=True."
+            )
+        asked = {"out_features": out_features, "out_indices": out_indices}
+        asked = {name: list(stages) for name, stages in asked.items() if stages is not None}
+        try:
+            config = bundle.config.vit_config(size, **asked)
+        except ValueError as error:
+            if not asked:
+                raise
+            said = f"`{next(iter(asked))}`: {error}; this size has the stages stem and stage1 to stage{size.depth}."
+            raise ValueError(said) from None
+        outside, layers = bundle.read(size, False, dtype)
+        kwargs["dtype"] = outside[CLS_TOKEN].dtype
+        return stock_vit(outside, layers, config, False, backbone=True, **kwargs)
+
+    @classmethod
+    def _load_constrained(cls, bundle, *args, **kwargs):
+        raise ValueError("`constrained` is for AutoModel and AutoModelForImageClassification; a backbone is stock.")
 
 
 def slice_of(key: str, tensor: torch.Tensor, size: Size) -> torch.Tensor:
@@ -343,3 +399,4 @@ def _as_dict(config: LinGeneConfig, return_dict: bool | None) -> bool:
 LinGeneConfig.register_for_auto_class()
 LinGeneModel.register_for_auto_class("AutoModel")
 LinGeneForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+LinGeneBackbone.register_for_auto_class("AutoBackbone")

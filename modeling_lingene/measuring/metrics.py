@@ -1,6 +1,6 @@
 """What a size costs and what it is worth: parameters, multiply-accumulates, accuracy, latency; a row of `sizes.json`.
 
-Everything is measured on the model that a user gets, the stock `ViTForImageClassification`; nothing is typed in.
+Everything is measured on the model that a user gets, the stock classifier of its family; nothing is typed in.
 
 Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m MLP width.
 """
@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 
 from ..budget_lingene import device_name
 from ..configuration_lingene import LinGeneConfig
+from ..families_lingene import FAMILIES
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
@@ -29,12 +30,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(config: ViTConfig) -> int:
-    """The multiply-accumulates of one image through the stock `ViTForImageClassification` of this config.
+def count_macs(config: PretrainedConfig) -> int:
+    """The multiply-accumulates of one image through the stock classifier of this config.
 
     Counts every matrix product, those of attention, the patch embedding and the head included, with torch's FLOP
     counter on a model without memory. With p x p patches of C channels, P of them, t = P + 1 tokens, l layers:
-    P C p^2 d + l (4 t d^2 + 2 t^2 d + 2 t d m) + d classes. ViT-Base/16 at 224 pixels: 17.56 G.
+    P C p^2 d + l (4 t d^2 + 2 t^2 d + 2 t d m) + d classes. ViT-Base/16 at 224 pixels: 17.56 G. Register tokens count
+    among the t, and a head that reads the mean of the patches has 2 d classes.
 
     Args:
         config: of the model; its attention implementation does not matter.
@@ -153,7 +155,7 @@ def measure(
     """One row of `sizes.json`.
 
     Args:
-        model: the materialised size, a stock `ViTForImageClassification`.
+        model: the materialised size, a stock classifier.
         batches: as for `accuracy`.
         depth, width_ratio, num_components: the size that was asked for.
         split, dataset: what `batches` holds.
@@ -169,7 +171,7 @@ def measure(
         ValueError: the model is not a stock ViT of that depth, or `batches` is empty.
     """
     config = model.config
-    if config.model_type != "vit" or config.num_hidden_layers != depth:
+    if config.model_type not in FAMILIES or config.num_hidden_layers != depth:
         raise ValueError(
             f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
             f"{config.num_hidden_layers}. Materialise the size first."
@@ -255,7 +257,7 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def height_and_width(config: ViTConfig) -> tuple[int, int]:
+def height_and_width(config: PretrainedConfig) -> tuple[int, int]:
     """Of its images, in pixels."""
     size = config.image_size
     return (size, size) if isinstance(size, int) else tuple(size)

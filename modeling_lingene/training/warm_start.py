@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..components_lingene import Classifier
 from ..folders import read_config, read_processor
 from ..images.data import LabelledImages, image_processor
 from ..modeling_lingene import LinGeneForImageClassification
@@ -73,8 +74,10 @@ def fit_to(model: LinGeneForImageClassification, images: LabelledImages, setting
     """
     config, names = model.config, images.class_names
     if not isinstance(model.classifier, nn.Linear) or model.classifier.out_features != len(names):
-        model.classifier = nn.Linear(config.hidden_size, len(names))
-        nn.init.trunc_normal_(model.classifier.weight, std=config.initializer_range)
+        model.classifier = Classifier(config, len(names))
+        for parameter in model.classifier.parameters():
+            if parameter.dim() == 2:
+                nn.init.trunc_normal_(parameter, std=config.initializer_range)
         nn.init.zeros_(model.classifier.bias)
         model.num_labels = len(names)
     config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}

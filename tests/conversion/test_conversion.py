@@ -18,9 +18,13 @@ from transformers import (
     AutoModelForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
+    Dinov2Backbone,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -38,6 +42,7 @@ from modeling_lingene.conversion.closed_form import check_condition, condition, 
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
+from modeling_lingene.loading_lingene import stock_vit
 from modeling_lingene.measuring.metrics import evaluate_model
 
 
@@ -53,6 +58,12 @@ HEADLESS = {
     "mae": (ViTMAEForPreTraining, ViTMAEConfig(**MLP, **DECODER)),
     "msn": (ViTMSNModel, ViTMSNConfig(**MLP)),
     "dinov2": (Dinov2Model, Dinov2Config(**SHAPE, mlp_ratio=2, layerscale_value=0.3)),
+    "dinov2 without mask token": (Dinov2Model, Dinov2Config(**SHAPE, mlp_ratio=2, use_mask_token=False)),
+    "dinov2 as backbone": (Dinov2Backbone, Dinov2Config(**SHAPE, out_features=["stage2"], apply_layernorm=False)),
+    "dinov2 with registers": (
+        Dinov2WithRegistersModel,
+        Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=2, layerscale_value=0.3, num_register_tokens=2),
+    ),
 }
 CLASSIFIERS = {
     "vit": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7)),
@@ -63,9 +74,15 @@ CLASSIFIERS = {
     ),
     "vit, one channel": (ViTForImageClassification, ViTConfig(**MLP, num_labels=7, num_channels=1)),
     "msn": (ViTMSNForImageClassification, ViTMSNConfig(**MLP, num_labels=7)),
+    "dinov2": (Dinov2ForImageClassification, Dinov2Config(**SHAPE, num_labels=7, layerscale_value=0.3)),
+    "dinov2 with registers": (
+        Dinov2WithRegistersForImageClassification,
+        Dinov2WithRegistersConfig(**SHAPE, num_labels=7, layerscale_value=0.3),
+    ),
 }
-# Of deit3 and DINOv2 with LayerScale; deit3 adds no position to the class token.
+# Of deit3 and DINOv2 with LayerScale; deit3 adds no position to the class token, nor does DINOv2 with registers.
 TIMM = ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_dinov2"]
+TIMM += ["vit_small_patch14_reg4_dinov2"]
 
 
 def changed(model, seed=0, noise=0.05):
@@ -106,7 +123,8 @@ def test_a_classifier_comes_through_to_the_same_logits(tmp_path, kind):
     values = pixels(config)
     expected = model(values).logits
     back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle")
-    assert type(back) is ViTForImageClassification and back.config.id2label == config.id2label
+    own = ViTForImageClassification if "dinov2" not in kind else model_class
+    assert type(back) is own and back.config.id2label == config.id2label
     assert relative(back.eval()(values).logits, expected) < 1e-5
     constrained = LinGeneForImageClassification.from_pretrained(tmp_path / "bundle", constrained=True).eval()
     assert relative(constrained(values).logits, expected) < 1e-5
@@ -122,7 +140,12 @@ def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
     model, folder = source(tmp_path, model_class, config)
     report = convert(str(folder), tmp_path / "bundle")
     back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
-    assert type(back) is ViTModel and back.pooler is None
+    if "dinov2" in kind:
+        assert back.config.model_type == config.model_type and back.config.layerscale_value == 1
+        assert back.config.apply_layernorm == config.apply_layernorm
+        model = AutoModel.from_pretrained(folder).eval()  # of a backbone the encoder
+    else:
+        assert type(back) is ViTModel and back.pooler is None
     values = pixels(config)
     if kind == "mae":
         model.vit.config.mask_ratio = 0.0
@@ -135,8 +158,8 @@ def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
         assert all(key.startswith("decoder.") for key in report["left_out"]) and len(report["left_out"]) > 10
     else:
         assert relative(back(values).last_hidden_state, model(values).last_hidden_state) < 1e-5
-        extra = {"vit with pooler": {"pooler.dense.weight", "pooler.dense.bias"}, "dinov2": {"embeddings.mask_token"}}
-        assert report["left_out"].keys() == extra.get(kind, extra["vit with pooler"] if "vit" in kind else set())
+        extra = {"pooler.dense.weight", "pooler.dense.bias"} if type(model) is ViTModel else set()
+        assert report["left_out"].keys() == extra
 
 
 def timm_source(tmp_path, name, file="weights.safetensors", **options):
@@ -160,13 +183,39 @@ def test_a_timm_model_comes_through(tmp_path, name):
     report = convert(f"timm:{name}", tmp_path / "bundle", weights=str(path))
     if "dinov2" in name:
         back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+        assert type(back) is (Dinov2WithRegistersModel if "reg4" in name else Dinov2Model)
         assert relative(back(values).last_hidden_state, model.forward_features(values)) < 1e-5
+        assert relative(back(values).pooler_output, model(values)) < 1e-5
     else:
         back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
         assert relative(back(values).logits, model(values)) < 1e-5
     assert report["relative_logit_error"] < 1e-5
     mean = json.loads((tmp_path / "bundle" / "preprocessor_config.json").read_text())["image_mean"]
     assert mean == pytest.approx(list(model.pretrained_cfg["mean"]))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("positions", ["of patches", "of all tokens"])
+@torch.no_grad()
+def test_a_timm_classifier_on_the_class_token_is_half_of_a_head(tmp_path, name, positions):
+    """DINOv2's head in transformers reads the patches too: by nothing. Positions of registers are part of them."""
+    timm = pytest.importorskip("timm")
+    from modeling_lingene.conversion import from_timm
+
+    options = {"num_classes": 7, "img_size": 42, "no_embed_class": positions == "of patches"}
+    model = changed(timm.create_model(name, **options))
+    tensors = model.state_dict()
+    config = from_timm._bundle_config(model)
+    outside = from_timm._outside(tensors, model, config)
+    shapes = config.shared_shapes() | config.head_shapes()
+    assert {key: tuple(tensor.shape) for key, tensor in outside.items()} == shapes
+    layers = {
+        part: [from_timm._block(tensors, model.embed_dim, part, layer) for layer in range(12)]
+        for part in config.component_shapes()
+    }
+    back = stock_vit(outside, layers, config.vit_config(config.size()), True, dtype=torch.float32).eval()
+    values = torch.randn(3, 3, 42, 42, generator=torch.Generator().manual_seed(1))
+    assert relative(back(values).logits, model(values)) < 1e-5
 
 
 @torch.no_grad()
@@ -307,13 +356,10 @@ def test_fewer_layers_are_selected(tmp_path):
 
 
 def test_the_encoder_alone_may_be_asked_for(tmp_path):
-    """Also where the classifier could not be expressed: DINOv2's sees the mean of the patches too."""
-    config = Dinov2Config(**SHAPE, num_labels=7)
-    _, folder = source(tmp_path, Dinov2ForImageClassification, config)
-    with pytest.raises(ValueError, match="`classifier`.*--headless"):
-        convert(str(folder), tmp_path / "bundle")
+    """The classifier is then named among what was left out."""
+    _, folder = source(tmp_path, *CLASSIFIERS["dinov2"])
     report = convert(str(folder), tmp_path / "bundle", headless=True)
-    assert {"classifier.weight", "classifier.bias"} <= report["left_out"].keys()
+    assert {"classifier.weight", "classifier.bias"} == report["left_out"].keys()
     assert LinGeneModel.from_pretrained(tmp_path / "bundle").config.num_hidden_layers == 6
 
 
@@ -334,7 +380,7 @@ def edit(folder, **changes):
     ("changes", "named"),
     [
         ({"model_type": "deit"}, "distillation token"),
-        ({"model_type": "dinov2_with_registers"}, "register"),
+        ({"model_type": "dinov3_vit"}, "rotary positions"),
         ({"model_type": "beit"}, "relative positions"),
         ({"model_type": "resnet"}, "`model_type` 'resnet'"),
         ({"qk_norm": True}, "`qk_norm`"),
@@ -395,7 +441,7 @@ def test_every_tensor_is_accounted_for(tmp_path, change, named):
     [
         ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
         ("vit_base_patch16_clip_224", "norm_pre.*a norm before the blocks"),
-        ("vit_small_patch14_reg4_dinov2", "`reg_tokens`.*register"),
+        ("vit_medium_patch16_reg4_gap_256", "`norm`.*after pooling"),
         ("vit_giant_patch14_dinov2", "mlp"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_base_patch16_siglip_224", "attn_pool.*attention pooling"),

@@ -1,0 +1,70 @@
+"""Interpolated positions as plain products, so that one exported graph takes images of every size.
+
+Stock models skip interpolation at their own image size, a branch that a graph fixes for good, and antialiasing reads
+sizes that exporters take for constants. A bicubic resize is a product with one matrix per axis; here these are
+computed within the graph, by torch's formulas (`aten/src/ATen/native/UpSample.h`, and `_upsample_bicubic2d_aa`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..families_lingene import FAMILIES
+
+
+def cubic(distance: torch.Tensor, a: float) -> torch.Tensor:
+    """Keys' kernel, zero from a distance of 2 on; `a` is its slope at 1."""
+    x = distance.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def resize_matrix(old: int, new: int, antialias: bool) -> torch.Tensor:
+    """What takes `old` values along an axis to `new` ones, (new, old) float32, as `interpolate(mode="bicubic")`."""
+    ratio = old / torch.full((1, 1), new, dtype=torch.float32)
+    centre = (torch.arange(new, dtype=torch.float32)[:, None] + 0.5) * ratio
+    places = torch.arange(old, dtype=torch.float32)[None, :]
+    if antialias:
+        weights = cubic((places + 0.5 - centre) / ratio.clamp(min=1), -0.5)
+        return weights / weights.sum(1, keepdim=True)
+    below = (centre - 0.5).floor()
+    weights = torch.zeros_like(centre * places)
+    for step in range(-1, 3):  # four neighbours; beyond the border stands the outermost value
+        taken = (below + step).clamp(0, old - 1) == places
+        weights = weights + cubic(centre - 0.5 - below - step, -0.75) * taken
+    return weights
+
+
+def positions_at(
+    embeddings: nn.Module, antialias: bool, hidden: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """(1, 1 + patches, d) for images of height x width pixels; in place of a stock `interpolate_pos_encoding`."""
+    positions, patch = embeddings.position_embeddings, embeddings.patch_embeddings.projection.kernel_size
+    side = round((positions.shape[1] - 1) ** 0.5)
+    patches = positions[:, 1:].float().reshape(side, -1)
+    down, across = (
+        resize_matrix(side, pixels // step, antialias).to(patches.device)
+        for pixels, step in zip((height, width), patch)
+    )
+    patches = across @ (down @ patches).reshape(height // patch[0], side, -1)
+    patches = patches.reshape(1, (height // patch[0]) * (width // patch[1]), -1)
+    return torch.cat((positions[:, :1], patches.to(positions.dtype)), dim=1)
+
+
+@contextmanager
+def any_size(model: nn.Module) -> Iterator[None]:
+    """Inside, a stock model whose family interpolates does so by products."""
+    family = FAMILIES[model.config.model_type]
+    if not family.interpolates:
+        yield
+        return
+    embeddings = next(module for module in model.modules() if hasattr(module, "interpolate_pos_encoding"))
+    embeddings.interpolate_pos_encoding = partial(positions_at, embeddings, family.antialias)
+    try:
+        yield
+    finally:
+        del embeddings.interpolate_pos_encoding

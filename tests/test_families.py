@@ -1,0 +1,362 @@
+"""Laws of the families: a bundle gives what its source gives, in the source's own classes, whatever the image size.
+
+Against stock models of transformers, every parameter changed: LayerScales, mask and register tokens, positions.
+
+    pytest tests/test_families.py
+"""
+
+import json
+import shutil
+
+import numpy
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, BitImageProcessor, pipeline
+
+from modeling_lingene import LinGeneBackbone, LinGeneConfig, LinGeneForImageClassification, LinGeneModel
+from modeling_lingene.conversion.convert import convert
+from modeling_lingene.families_lingene import FAMILIES, stock_class
+from modeling_lingene.folders import describe
+from modeling_lingene.hub import render_card
+from modeling_lingene.measuring.metrics import count_macs
+from modeling_lingene.vit_lingene import embed
+
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
+SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=4, image_size=42, patch_size=7, num_labels=5)
+OWN = {
+    "vit": dict(intermediate_size=96),
+    "dinov2": dict(mlp_ratio=2, layerscale_value=0.5),
+    "dinov2_with_registers": dict(mlp_ratio=2, layerscale_value=0.5, num_register_tokens=3),
+}
+# The native one; smaller; larger, not square and no multiple of the patch; as many patches in another arrangement.
+IMAGE_SIZES = [(42, 42), (28, 28), (52, 66), (63, 28)]
+DINOV2 = [name for name in FAMILIES if name != "vit"]
+CLASSES = {"encoder": (AutoModel, LinGeneModel)}
+CLASSES["classifier"] = (AutoModelForImageClassification, LinGeneForImageClassification)
+
+
+def stock(family: str, kind: str = "encoder", **fields):
+    """A stock model with every parameter drawn anew."""
+    made = stock_class(family, kind)(getattr(transformers, FAMILIES[family].config)(**SHAPE, **OWN[family], **fields))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.dim() == 1) * 0.5)
+    return made.eval()
+
+
+def pixels(size=(42, 42), batch=3):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def asked(family: str, size=None) -> dict:
+    """How a stock model of that family is asked for images of another size."""
+    return {} if FAMILIES[family].interpolates or size == (42, 42) else {"interpolate_pos_encoding": True}
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).detach().norm() / expected.detach().norm())
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """By family and kind: the stock model and the bundle made of it; read only."""
+    folder, made = tmp_path_factory.mktemp("families"), {}
+
+    def give(family: str, kind: str = "encoder"):
+        if (family, kind) not in made:
+            model, place = stock(family, kind), folder / f"{family}-{kind}"
+            convert(str(saved(model, place / "source")), place / "bundle")
+            made[family, kind] = (model, place / "bundle")
+        return made[family, kind]
+
+    return give
+
+
+def test_every_family_is_tested():
+    """A row that is added without a shape here would be a promise untested."""
+    assert OWN.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_bundle_gives_what_its_source_gives_at_every_image_size(tmp_path, converted, family, kind):
+    """Materialised, constrained, materialised from that, and both saved and loaded again: all tokens, or logits."""
+    model, bundle = converted(family, kind)
+    auto, own = CLASSES[kind]
+    plain, constrained = auto.from_pretrained(bundle), own.from_pretrained(bundle, constrained=True)
+    options = FAMILIES[family].options if kind == "encoder" else {}
+    models = {"materialised": plain, "constrained": constrained, "from constrained": constrained.materialise()}
+    models["saved"] = stock_class(family, kind).from_pretrained(saved(plain, tmp_path / "plain"), **options)
+    models["bundle saved"] = auto.from_pretrained(saved(constrained, tmp_path / "again"))
+    assert type(plain) is type(models["bundle saved"]) is stock_class(family, kind)
+    for size in IMAGE_SIZES:
+        expected = model(pixels(size), **asked(family, size))
+        for name, one in models.items():
+            found = one.eval()(pixels(size), **asked(family, size))
+            if kind == "classifier":
+                assert far(found.logits, expected.logits) < 1e-5, (name, size)
+                continue
+            assert far(found.last_hidden_state, expected.last_hidden_state) < 1e-5, (name, size)
+            assert (found.pooler_output is None) == (not FAMILIES[family].pools)
+            if FAMILIES[family].pools:
+                assert far(found.pooler_output, expected.pooler_output) < 1e-5, (name, size)
+
+
+def narrowed(model, ratio: float):
+    """The stock model whose every tensor is the leading part, of a head's two halves each its own."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    for field in ("hidden_size", "num_attention_heads", "intermediate_size"):
+        if hasattr(config, field):
+            setattr(config, field, int(getattr(config, field) * ratio))
+    small = type(model)(config).eval()
+    full, leading = model.state_dict(), {}
+    for name, target in small.state_dict().items():
+        parts = (
+            full[name].chunk(2, dim=-1) if name == "classifier.weight" and config.model_type != "vit" else [full[name]]
+        )
+        shape = (*target.shape[:-1], target.shape[-1] // len(parts)) if target.dim() else ()
+        leading[name] = torch.cat([part[tuple(map(slice, shape))] for part in parts], dim=-1)
+    small.load_state_dict(leading)
+    return small
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_width_is_the_leading_part_of_every_tensor_and_of_each_half_of_a_head(converted, family):
+    """Mask, register tokens and LayerScales too; all components, so that nothing but the slice differs."""
+    model, bundle = converted(family, "classifier")
+    expected = narrowed(model, 0.5)(pixels()).logits
+    size = {"width_ratio": "1/2", "allow_untrained": True}
+    plain = AutoModelForImageClassification.from_pretrained(bundle, **size).eval()
+    narrow = LinGeneForImageClassification.from_pretrained(bundle, constrained=True, **size).eval()
+    whole = LinGeneForImageClassification.from_pretrained(bundle, constrained=True).eval()
+    assert far(plain(pixels()).logits, expected) < 1e-5
+    assert far(narrow(pixels()).logits, expected) < 1e-5
+    assert far(whole(pixels(), width_ratio="1/2").logits, expected) < 1e-5
+    assert narrow.config.hidden_size == 24 and narrow.config.family == family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_macs_are_counted_as_they_are(converted, family):
+    """What a size downloads: the bundle's own tensors; what it computes: the stock model of that configuration."""
+    model, bundle = converted(family, "classifier")
+    constrained = LinGeneForImageClassification.from_pretrained(bundle, constrained=True)
+    config = constrained.config
+    assert config.stored_params(config.size()) == sum(one.numel() for one in constrained.parameters())
+    assert count_macs(config.vit_config(config.size())) == count_macs(model.config)
+
+
+@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_masked_patches_are_the_mask_token(converted, family):
+    """Training without labels hides patches from the student, as the family does."""
+    model, bundle = converted(family)
+    masked = torch.rand(3, 36, generator=torch.Generator().manual_seed(2)) < 0.5
+    expected = model(pixels(), bool_masked_pos=masked).last_hidden_state
+    constrained = LinGeneModel.from_pretrained(bundle, constrained=True).eval()
+    for one in (constrained, AutoModel.from_pretrained(bundle).eval()):
+        assert far(one(pixels(), bool_masked_pos=masked).last_hidden_state, expected) < 1e-5
+    assert far(constrained(pixels()).last_hidden_state, expected) > 1e-2
+    with pytest.raises(ValueError, match=r"`bool_masked_pos` must be of shape \(3, 36\)"):
+        constrained(pixels(), bool_masked_pos=masked[:, 1:])
+
+
+def test_a_family_without_a_mask_token_refuses_masked_patches(converted):
+    """Silence would train on the whole picture."""
+    model = LinGeneModel.from_pretrained(converted("vit")[1], constrained=True)
+    with pytest.raises(ValueError, match="`bool_masked_pos` needs a mask token"):
+        model(pixels(), bool_masked_pos=torch.ones(3, 36, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("family", DINOV2)
+def test_branches_are_dropped_per_image_as_in_stock(tmp_path, family):
+    """Stochastic depth is the family's: with the same seed the same branches are left out, in training only."""
+    model = stock(family, drop_path_rate=0.4)
+    convert(str(saved(model, tmp_path / "source")), tmp_path / "bundle")
+    constrained = LinGeneModel.from_pretrained(tmp_path / "bundle", constrained=True)
+    plain = AutoModel.from_pretrained(tmp_path / "bundle")
+    assert plain.config.drop_path_rate == 0.4
+    found = []
+    for one in (model, constrained, plain):
+        torch.manual_seed(0)
+        found.append(one.train()(pixels()).last_hidden_state)
+    assert far(found[1], found[0]) < 1e-5 and far(found[2], found[0]) < 1e-5
+    assert far(found[0], model.eval()(pixels()).last_hidden_state) > 1e-2
+
+
+@pytest.mark.parametrize("family", DINOV2)
+def test_hidden_states_attentions_and_gradients_are_the_stock_ones(converted, family):
+    """The constrained forward is a path of its own; with checkpointing its gradients are the same once more."""
+    model, bundle = converted(family, "classifier")
+    constrained = LinGeneForImageClassification.from_pretrained(
+        bundle, constrained=True, attn_implementation="eager", output_hidden_states=True, output_attentions=True
+    ).eval()
+    model.config._attn_implementation = "eager"
+    expected = model(pixels((28, 35)), output_hidden_states=True, output_attentions=True)
+    found = constrained(pixels((28, 35)))
+    for states in ("hidden_states", "attentions"):
+        pairs = list(zip(found[states], expected[states], strict=True))
+        assert len(pairs) > 3 and all(far(*pair) < 1e-5 for pair in pairs), states
+    gradients = []
+    for checkpointing in (False, True):
+        constrained.zero_grad()
+        if checkpointing:
+            constrained.gradient_checkpointing_enable()
+        constrained.train()(pixels(), labels=torch.tensor([0, 1, 4])).loss.backward()
+        gradients.append(
+            {name: one.grad.clone() for name, one in constrained.named_parameters() if one.grad is not None}
+        )
+    unread = {"embeddings.mask_token"}
+    assert gradients[0].keys() == gradients[1].keys() == dict(constrained.named_parameters()).keys() - unread
+    assert all(far(gradients[1][name], one) < 1e-4 for name, one in gradients[0].items())
+    assert all(one.any() for one in gradients[0].values())
+
+
+@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_a_stored_grid_for_another_image_size_gives_the_same_there(converted, family):
+    """`image_size` resizes the grid once, at loading, by the family's interpolation."""
+    model, bundle = converted(family)
+    resized = AutoModel.from_pretrained(bundle, image_size=28).eval()
+    assert resized.embeddings.position_embeddings.shape == (1, 17, 48)
+    expected = model(pixels((28, 28))).last_hidden_state
+    assert far(resized(pixels((28, 28))).last_hidden_state, expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_half_precision_interpolates_in_full(converted, family):
+    """Bicubic weights in bfloat16 would shift the positions by more than their rounding."""
+    model, bundle = converted(family)
+    constrained = LinGeneModel.from_pretrained(bundle, constrained=True, dtype=torch.bfloat16).eval()
+    plain = AutoModel.from_pretrained(bundle, dtype=torch.bfloat16).eval()
+    values = pixels((28, 35)).bfloat16()
+    weights = {f"embeddings.{name}": tensor for name, tensor in constrained.embeddings.named_parameters()}
+    found = embed(values, weights, (42, 42), True, FAMILIES[family].antialias)
+    assert torch.equal(found, plain.embeddings(values))
+    assert far(constrained(values).last_hidden_state.float(), model(pixels((28, 35))).last_hidden_state) < 0.05
+
+
+@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_a_backbone_gives_the_feature_maps_of_its_size(converted, family, monkeypatch):
+    """`AutoBackbone` of a bundle is the stock backbone; stages are those of the layers that the size has."""
+    model, bundle = converted(family)
+    backbone = stock_class(family, "backbone")
+    whole = LinGeneBackbone.from_pretrained(bundle, out_indices=(1, 3)).eval()
+    source = backbone(type(model.config)(**SHAPE, **OWN[family], out_features=["stage1", "stage3"]))
+    source.load_state_dict(model.state_dict())
+    assert type(whole) is backbone and whole.out_features == ["stage1", "stage3"]
+    values = pixels((28, 35))
+    for found, expected in zip(whole(values).feature_maps, source.eval()(values).feature_maps, strict=True):
+        assert found.shape == (3, 48, 4, 5) and far(found, expected) < 1e-5
+    # transformers asks the Hub before it looks at a folder, and takes no path for a name
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_exists", lambda *_, **__: True)
+    small = AutoBackbone.from_pretrained(bundle, depth=2, out_features=["stage2"], apply_layernorm=False).eval()
+    states = AutoModel.from_pretrained(bundle, depth=2).eval()(values, output_hidden_states=True).hidden_states
+    patches = states[-1][:, -20:].transpose(1, 2).reshape(3, 48, 4, 5)
+    assert type(small) is backbone and far(small(values).feature_maps[0], patches) < 1e-5
+    again = backbone.from_pretrained(saved(small, bundle.parent / "backbone"))
+    assert far(again.eval()(values).feature_maps[0], patches) < 1e-5
+
+
+def test_a_backbone_that_cannot_be_is_refused_before_weights_are_read(converted, tmp_path):
+    """By the argument's name, with the way out."""
+    bundle = shutil.copytree(converted("dinov2")[1], tmp_path / "bundle")
+    for weights in bundle.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match="`out_features`.*stages stem and stage1 to stage2"):
+        LinGeneBackbone.from_pretrained(bundle, depth=2, out_features=["stage3"])
+    with pytest.raises(ValueError, match="`constrained`"):
+        LinGeneBackbone.from_pretrained(bundle, constrained=True)
+    with pytest.raises(ValueError, match="`family` vit.*no backbone in transformers.*output_hidden_states"):
+        LinGeneBackbone.from_pretrained(converted("vit")[1])
+    with pytest.raises(ValueError, match="from_pretrained"):
+        AutoBackbone.from_config(LinGeneConfig.from_pretrained(bundle))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"family": "swin"}, "`family` must be one of vit, dinov2"),
+        ({"family": "vit", "drop_path_rate": 0.1}, "`drop_path_rate` 0.1 is no setting of the family vit"),
+        ({"family": "dinov2", "num_register_tokens": 4}, "`num_register_tokens` 4 is no setting of the family dinov2"),
+        ({"family": "dinov2_with_registers"}, "`num_register_tokens`.*at least 1"),
+        ({"family": "dinov2", "intermediate_size": 100}, "`intermediate_size`.*whole multiple.*100 of 48"),
+        ({"family": "dinov2", "image_size": [28, 42]}, "`image_size`.*square.*28x42"),
+        ({"family": "dinov2", "patch_size": (7, 14)}, "`patch_size`.*square.*7x14"),
+    ],
+)
+def test_what_a_family_cannot_be_is_refused(fields, named):
+    """By name, where the configuration is made: not by a stock class after weights were read."""
+    own = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96, "depth": 2}
+    with pytest.raises(ValueError, match=named):
+        LinGeneConfig(**{**own, **fields})
+
+
+@pytest.mark.parametrize("family", DINOV2)
+def test_images_smaller_than_a_patch_are_refused(converted, family):
+    """torch's words for it are about kernels."""
+    model = LinGeneModel.from_pretrained(converted(family)[1], constrained=True)
+    with pytest.raises(ValueError, match="`pixel_values`.*at least one patch, 7x7, got 6x42"):
+        model(pixels((6, 42)))
+
+
+def test_the_family_belongs_to_a_bundles_identity_and_older_bundles_keep_theirs(converted, tmp_path):
+    """Another family is another function of the same weights; a bundle that was saved before families is a ViT."""
+    vit, dinov2 = (json.loads((converted(family)[1] / "config.json").read_text()) for family in ("vit", "dinov2"))
+    index = "model.safetensors.index.json"
+    settings = json.loads((converted("vit")[1] / index).read_text())["metadata"]["settings"]
+    assert "family" not in settings and "num_register_tokens" not in settings
+    assert json.loads((converted("dinov2")[1] / index).read_text())["metadata"]["settings"]["family"] == "dinov2"
+    older = shutil.copytree(converted("vit")[1], tmp_path / "older")
+    later = {"family", "num_register_tokens", "drop_path_rate", "apply_layernorm", "reshape_hidden_states"}
+    (older / "config.json").write_text(json.dumps({key: value for key, value in vit.items() if key not in later}))
+    model = AutoModel.from_pretrained(older, verify=True)
+    assert type(model) is transformers.ViTModel
+    changed = shutil.copytree(converted("dinov2")[1], tmp_path / "changed")
+    (changed / "config.json").write_text(json.dumps({**dinov2, "family": "vit"}))
+    with pytest.raises(ValueError, match="`family` in config.json.*'vit'.*'dinov2'"):
+        AutoModel.from_pretrained(changed)
+    with pytest.raises(ValueError, match="`family` 'dinov2' contradicts the weights"):
+        AutoModel.from_pretrained(older, family="dinov2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_describes_a_bundle_names_its_family(converted, family):
+    """`lingene info` and the card; the card's class is the one that its example gives."""
+    for kind in CLASSES:
+        bundle = converted(family, kind)[1]
+        assert describe(bundle)[0]["family"] == family
+        card = render_card(bundle)
+        assert f"a stock `{getattr(FAMILIES[family], kind)}`" in card
+        assert ("AutoBackbone" in card) == (family != "vit")
+        assert ("add_pooling_layer=False" in card) == (family == "vit" and kind == "encoder")
+
+
+@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_a_pipeline_runs_at_the_processors_image_size(tmp_path, family):
+    """The source's own preprocessing is kept, and its size is not that of the stored grid."""
+    model = stock(family)
+    processor = BitImageProcessor(size={"shortest_edge": 35}, crop_size={"height": 28, "width": 28})
+    processor.save_pretrained(saved(model, tmp_path / "source"))
+    convert(str(tmp_path / "source"), tmp_path / "bundle")
+    picture = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype="uint8"))
+    found = pipeline("image-feature-extraction", str(tmp_path / "bundle"))(picture)
+    assert (
+        far(torch.tensor(found), torch.tensor(pipeline("image-feature-extraction", str(tmp_path / "source"))(picture)))
+        < 1e-5
+    )
+    assert numpy.array(found).shape == (1, 17 + 3 * FAMILIES[family].registers, 48)
