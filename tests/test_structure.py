@@ -34,7 +34,7 @@ writing_lingene recompose_lingene reading_lingene  configuration_lingene  vit_li
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
 folders progress
-images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
+images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 markdown  hub
 conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
