@@ -171,9 +171,11 @@ def decompose(out: Path, resume: bool, **flags) -> None:
 
 def _print_trained(rows: list[dict], out: Path) -> None:
     """The table of a run, where its files are, and code that loads its best size."""
+    from .budget_lingene import metric_of
     from .measuring.tables import size_table
 
-    best = max(rows, key=lambda row: row["accuracy"])
+    metric = metric_of(rows)
+    best = max(rows, key=lambda row: row[metric])
     size = {name: best[name] for name in ("depth", "num_components")}
     size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
     asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
