@@ -103,7 +103,7 @@ def render_card(
         metric=METRICS[metric_of(rows)],
         devices=sorted({row["device"] for row in rows if "device" in row}),
         classes=_classes(config),
-        stored=readable(config.stored_params(config.size())),
+        stored=readable(config.stored_params(config.size(), head)),
     ).content
 
 

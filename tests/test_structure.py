@@ -35,7 +35,8 @@ writing_lingene recompose_lingene reading_lingene  configuration_lingene  vit_li
     loading_lingene  modeling_lingene
 folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
-measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
+measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
+    measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.sweep
 markdown  hub
 conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
     conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering

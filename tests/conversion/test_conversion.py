@@ -38,7 +38,7 @@ from modeling_lingene.conversion.closed_form import check_condition, condition, 
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
-from modeling_lingene.measuring.metrics import evaluate_model
+from modeling_lingene.measuring.evaluation import evaluate_model
 
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")

@@ -88,7 +88,9 @@ WRONG = {
     "batches of nothing": ({"batch_size": 0}, None, ["`batch_size`", "at least 1", "got 0"]),
     "negative batches": ({"batch_size": -3}, None, ["`batch_size`", "at least 1", "got -3"]),
     "no such device": ({"device": "abacus"}, None, ["`device` abacus"]),
-    "no classifier": ({}, drop_head, ["`bundle`", "no classifier"]),
+    "no classifier": ({"metric": "accuracy"}, drop_head, ["`metric` accuracy", "no classifier", "knn, probe, cosine"]),
+    "an unknown metric": ({"metric": "knn,luck"}, None, ["`metric`", "accuracy, knn, probe, cosine", "'luck'"]),
+    "a reference of an accuracy": ({"reference": "somebody"}, None, ["`reference`", "`metric` is accuracy"]),
     "a plain model": ({}, make_plain, ["`bundle`"]),
     "weights changed on disk": ({}, change_weights, ["`weights_id`", "save the bundle again"]),
     "a file of weights missing": (
