@@ -226,7 +226,7 @@ def convert(source: str, out: Path, **options) -> None:
             print(f"depth {depth}: layers {', '.join(map(str, rows))}")
     print(f"{report['num_components']} components of {report['depth']} layers, fit: {report['fit']}")
     print(f"condition number of the coefficients {report['condition']:.4g}")
-    print(f"relative logit error on random images {report['relative_logit_error']:.2g}")
+    print(f"relative {report['compared']} error on random images {report['relative_logit_error']:.2g}")
     if report["left_out"]:
         print(f"left out: {len(report['left_out'])} tensors ({'; '.join(sorted(set(report['left_out'].values())))})")
     print(f"bundle   {out}\nnumbers  {out / 'conversion.json'}")
@@ -357,8 +357,8 @@ def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> No
     grid("the measured sizes"),
 )
 def profile(bundle: str, batch_size: int, **options) -> None:
-    from .measuring.sweep import profile as run
-    from .measuring.sweep import profile_table
+    from .measuring.profiling import profile as run
+    from .measuring.profiling import profile_table
 
     rows = run(bundle, batch_size=batch_size, **options)
     print(f"\n{profile_table(rows)}\n\none image, and {batch_size} at once, on {rows[0]['device']}")

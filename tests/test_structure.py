@@ -36,7 +36,7 @@ writing_lingene recompose_lingene reading_lingene  configuration_lingene  vit_li
 folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
-    measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.sweep
+    measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
 markdown  hub
 conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
     conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering

@@ -84,8 +84,14 @@ def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tens
 
 def agreement(values: torch.Tensor) -> dict[str, float]:
     """`cosines` of all images, (n, 2), as fields of a row: the means over images and the 5th percentiles."""
+    names = (("cosine", "cosine_p5"), ("patch_cosine", "patch_cosine_p5"))
+    fields = {}
+    for pair, column in zip(names, values.unbind(1)):
+        fields |= zip(pair, mean_and_low(column))
+    return fields
+
+
+def mean_and_low(values: torch.Tensor) -> tuple[float, float]:
+    """The mean of cosines, (n,), and their 5th percentile, to 6 digits."""
     values = values.double().clamp(-1, 1)
-    low = torch.quantile(values, LOW / 100, dim=0).tolist()
-    mean = values.mean(dim=0).tolist()
-    fields = {"cosine": mean[0], "cosine_p5": low[0], "patch_cosine": mean[1], "patch_cosine_p5": low[1]}
-    return {name: round(value, 6) for name, value in fields.items()}
+    return round(float(values.mean()), 6), round(float(torch.quantile(values, LOW / 100)), 6)

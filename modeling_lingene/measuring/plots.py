@@ -180,7 +180,7 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
 
     Args:
         rows: of a conversion's report: num_components, activation_residual, relative_logit_error and, for a
-            classifier, agreement.
+            classifier, agreement, or without one cosine and cosine_p5.
         path: of the PNG; written atomically.
         title: of the figure.
 
@@ -191,11 +191,15 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
     if not rows:
         raise ValueError("`rows` must hold at least one number of components; got none.")
     figure = _figure()
-    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": "Logits"}]
+    last = "Class token" if "cosine" in rows[0] else "Logits"
+    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": last}]
     labels = ["Relative error on the calibration images"]
     if "agreement" in rows[0]:
         panels.append({"agreement": "Agreement"})
         labels.append("Images of the same class as the source's, %")
+    if "cosine" in rows[0]:
+        panels.append({"cosine": "Mean over images", "cosine_p5": "5th percentile"})
+        labels.append("Cosine of the class token with the source's")
     counts = [row["num_components"] for row in rows]
     for panel, curves, label in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, labels, strict=True):
         for (key, name), style in zip(curves.items(), ("-", "--")):
@@ -204,7 +208,8 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
         panel.set_xlabel("Components")
         panel.set_xticks(counts)
         panel.set_ylabel(label)
-        panel.set_ylim(bottom=0)
+        if min(min(line.get_ydata()) for line in panel.lines) >= 0:  # a cosine may be below
+            panel.set_ylim(bottom=0)
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:

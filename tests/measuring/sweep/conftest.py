@@ -30,13 +30,14 @@ import helpers
 from modeling_lingene import cli, folders
 from modeling_lingene.images import data
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.measuring import sweep, yardsticks
+from modeling_lingene.measuring import profiling, sweep, yardsticks
 
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch) -> None:
     """No clock, no counter and no pictures, for tests that are not about them."""
-    monkeypatch.setattr(sweep, "latency_ms", made_up_time)
+    for module in (sweep, profiling):
+        monkeypatch.setattr(module, "latency_ms", made_up_time)
     monkeypatch.setattr(
         sweep,
         "count_macs",

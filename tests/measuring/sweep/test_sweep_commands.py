@@ -33,7 +33,7 @@ import helpers
 from modeling_lingene import LinGeneConfig, LinGeneModel, folders
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.measuring import metrics, plots, sweep
+from modeling_lingene.measuring import metrics, plots, profiling, sweep
 from test_hub import files, number, read, table
 
 
@@ -211,7 +211,7 @@ def test_the_profile_command_prints_each_shape_once_and_where_it_was_written(lin
 
 def test_a_profile_is_measured(lingene, folder, tmp_path, monkeypatch):
     """The one test with a clock: without measured sizes, on the command line, in bfloat16."""
-    monkeypatch.setattr(sweep, "latency_ms", metrics.latency_ms)
+    monkeypatch.setattr(profiling, "latency_ms", metrics.latency_ms)
     asked = {"depths": (1,), "widths": ("1/4",), "components": (1, 2), "dtype": "bfloat16", "batch_size": 2}
     told = lingene("profile", folder, *options(asked), "--out", tmp_path / "profile.json")
     assert (told.code, told.errors) == (0, [])
