@@ -1,25 +1,22 @@
 """A few hundred unlabelled images, and which layers of a bundle to keep, chosen on them."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ..images.data import LabelledImages, batches, load_images
+from ..images.data import batches, picked
+from ..images.pictures import load_pictures
 from .sources import class_outputs
-
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 
 
 def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> torch.Tensor:
     """Some images of a set, preprocessed; labels are not read.
 
     Args:
-        data: a folder of images, or whatever `load_images` takes (its split `train`).
+        data: what `load_pictures` takes; its split `train`.
         count: how many, drawn at random.
 
     Returns:
@@ -29,43 +26,11 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
         ValueError: there are none, or too many do not decode.
     """
     try:
-        images = _flat_folder(Path(data).expanduser()) or load_images(data, "train")
+        images = load_pictures(data)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-        chosen = LabelledImages(_Chosen(images.images, order), [0] * len(order), ["image"], images.name, images.split)
-        return torch.cat([batch["pixel_values"] for batch in batches(chosen, processor, 64)])
+        return torch.cat([batch["pixel_values"] for batch in batches(picked(images, order), processor, 64)])
     except ValueError as error:
         raise ValueError(str(error).replace("`data`", "`calibrate`", 1)) from None
-
-
-def _flat_folder(folder: Path) -> LabelledImages | None:
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not files:
-        return None
-    return LabelledImages(_Files(files), [0] * len(files), ["image"], folder.name, "whole")
-
-
-class _Files:
-    def __init__(self, files: list[Path]):
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Any:
-        from PIL import Image
-
-        return Image.open(self.files[index])
-
-
-class _Chosen:
-    def __init__(self, images: Any, order: list[int]):
-        self.images, self.order = images, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[self.order[index]]
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor, head: bool) -> float:

@@ -203,8 +203,13 @@ def describe(name: str, source: Source, config: LinGeneConfig, fit: str) -> dict
         "num_components": config.reference_components,
         "fit": fit,
         "condition": condition(config.coefficients(config.size())),
+        "compared": _compared(source),
         "left_out": dict(source.left_out),
     }
+
+
+def _compared(source: Source) -> str:
+    return "logit" if source.head else "class token"
 
 
 def compare(
@@ -220,8 +225,8 @@ def compare(
     found = logit_error(outputs(folder, source.head, random_images), expected)
     if fit == "exact" and not found["relative_logit_error"] <= LOSSLESS:
         raise RuntimeError(
-            f"The bundle's logits differ from those of {name} by {found['relative_logit_error']:.2g}, where "
-            f"nothing should be lost; nothing was written."
+            f"The bundle's {_compared(source)}s differ from those of {name} by {found['relative_logit_error']:.2g}, "
+            f"where nothing should be lost; nothing was written."
         )
     return found
 
@@ -233,7 +238,7 @@ def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> N
         rows = report["calibration"]["rows"]
         error = rows[-1]["relative_logit_error"]
         plot_conversion(rows, folder / CONVERSION_PICTURE, f"{Path(name).name} as a bundle")
-    report["advice"] = advice(error, teacher, out)
+    report["advice"] = advice(error, teacher, out, report["compared"])
     write_json(folder / CONVERSION_FILE, report)
     write_card(folder, title=out.resolve().name)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..measuring.judging import mean_and_low
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
 from .calibration import class_outputs_of, distance
@@ -23,6 +24,8 @@ COLUMNS = {
     "relative_logit_error": "logits",
     "divergence": "KL",
     "agreement": "agreement",
+    "cosine": "cosine",
+    "cosine_p5": "5th percentile",
 }
 
 
@@ -64,7 +67,8 @@ def measure_counts(
 
     Returns:
         Rows of num_components, activation_residual and weight_residual (relative, Frobenius norms, all maps together
-        and per part), relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1).
+        and per part), relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without
+        one cosine of the class token with the source's, mean over images and 5th percentile.
     """
     rows = []
     for count in range(1, table.shape[1] + 1):
@@ -81,6 +85,8 @@ def measure_counts(
         if head:
             row["divergence"] = distance(found, expected, head)
             row["agreement"] = float((found.argmax(-1) == expected.argmax(-1)).double().mean())
+        else:
+            row["cosine"], row["cosine_p5"] = mean_and_low(torch.cosine_similarity(found, expected, dim=-1))
         rows.append({**row, "parts": parts})
         progress()
     return rows
@@ -100,6 +106,8 @@ def _ratio(squares: torch.Tensor) -> list[float]:
 def count_table(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     columns = {key: name for key, name in COLUMNS.items() if key in rows[0]}
+    if "cosine" in columns:  # without a classifier there are no logits
+        columns["relative_logit_error"] = "class token"
     lines = [list(columns.values())]
     for row in rows:
         shown = [f"{100 * row[key]:.1f} %" if key == "agreement" else f"{row[key]:.3g}" for key in columns]
@@ -116,8 +124,12 @@ def learning_rate(error: float) -> float:
     return float(f"{math.exp((1 - share) * math.log(least) + share * math.log(most)):.1g}")
 
 
-def advice(error: float, source: str, out: Path) -> dict | None:
-    """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model."""
+def advice(error: float, source: str, out: Path, compared: str = "logit") -> dict | None:
+    """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model.
+
+    Args:
+        error: relative, of what is compared, logits or class tokens.
+    """
     if error <= GOOD:
         return None
     rate = learning_rate(error)
@@ -125,5 +137,5 @@ def advice(error: float, source: str, out: Path) -> dict | None:
         f"lingene decompose --init {out} --data DATA --teacher {source} --schedule simultaneous "
         f"--learning-rate {rate:g} --epochs 3 --out RUN"
     )
-    said = f"This bundle is a start for training, not a model: its logits are off by {100 * error:.0f} %."
+    said = f"This bundle is a start for training, not a model: its {compared}s are off by {100 * error:.0f} %."
     return {"statement": said, "learning_rate": rate, "command": command}

@@ -110,6 +110,12 @@ DATA = option("--data", required=True, help="digits, a folder of images, parquet
 SPLIT = option("--split", default="test", help="default: %(default)s")
 BATCH_SIZE = option("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
 DEVICE = option("--device", help="default: the GPU if there is one, else the CPU")
+METRIC = option(
+    "--metric",
+    help="accuracy, knn, probe or cosine; of several, with commas, the first decides (default: accuracy with a "
+    "classifier; without one knn with labels, cosine without)",
+)
+REFERENCE = option("--reference", metavar="MODEL", help="of the cosine: an encoder (default: the bundle's full size)")
 SEED = option("--seed", type=int, default=0, help="default: %(default)s")
 QUIET = option("--quiet", action="store_true", help="no progress bars")
 SIZE = group(
@@ -171,9 +177,11 @@ def decompose(out: Path, resume: bool, **flags) -> None:
 
 def _print_trained(rows: list[dict], out: Path) -> None:
     """The table of a run, where its files are, and code that loads its best size."""
+    from .budget_lingene import metric_of
     from .measuring.tables import size_table
 
-    best = max(rows, key=lambda row: row["accuracy"])
+    metric = metric_of(rows)
+    best = max(rows, key=lambda row: row[metric])
     size = {name: best[name] for name in ("depth", "num_components")}
     size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
     asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
@@ -218,7 +226,7 @@ def convert(source: str, out: Path, **options) -> None:
             print(f"depth {depth}: layers {', '.join(map(str, rows))}")
     print(f"{report['num_components']} components of {report['depth']} layers, fit: {report['fit']}")
     print(f"condition number of the coefficients {report['condition']:.4g}")
-    print(f"relative logit error on random images {report['relative_logit_error']:.2g}")
+    print(f"relative {report['compared']} error on random images {report['relative_logit_error']:.2g}")
     if report["left_out"]:
         print(f"left out: {len(report['left_out'])} tensors ({'; '.join(sorted(set(report['left_out'].values())))})")
     print(f"bundle   {out}\nnumbers  {out / 'conversion.json'}")
@@ -253,41 +261,57 @@ def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | Non
 
 @command("write one size of a bundle as a plain model folder", BUNDLE, REVISION, OUT, SIZE)
 def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
+    from .bundle_lingene import Bundle
     from .folders import check_empty, publish_model, read_config
     from .measuring.metrics import count_macs, count_parameters
     from .measuring.tables import readable
-    from .modeling_lingene import LinGeneForImageClassification
+    from .modeling_lingene import LinGeneForImageClassification, LinGeneModel
     from .progress import quiet_loading
 
     check_empty(out)
     hub = _given({"revision": revision})
-    read_config(bundle, **hub)
+    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
     with quiet_loading():
-        model = LinGeneForImageClassification.from_pretrained(bundle, **_given(size), **hub)
+        model_class = LinGeneForImageClassification if head else LinGeneModel
+        model = model_class.from_pretrained(bundle, **_given(size), **hub)
     publish_model(model, bundle, out, **hub)
-    params, macs = readable(count_parameters(model)), readable(count_macs(model.config))
+    params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head))
     print(f"{out}: ViT of {model.config.num_hidden_layers} layers, {params} parameters, {macs} MACs")
 
 
 @command(
-    "accuracy, parameters, MACs and latency of one size, or of a model",
+    "accuracy or another metric, parameters, MACs and latency of one size, or of a model",
     option("model", metavar="MODEL", help="a bundle or a plain ViT, by folder or name on the Hub"),
     DATA,
     SPLIT,
+    METRIC,
+    REFERENCE,
     BATCH_SIZE,
     DEVICE,
     OUT_FILE,
     QUIET,
     SIZE,
 )
-def evaluate(model: str, data: str, split: str, batch_size: int, device: str | None, out: Path | None, **size) -> None:
+def evaluate(
+    model: str,
+    data: str,
+    split: str,
+    metric: str | None,
+    reference: str | None,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    **size,
+) -> None:
     from .folders import write_json
-    from .images.data import load_images
-    from .measuring.metrics import evaluate_model
+    from .measuring.evaluation import evaluate_data
     from .measuring.tables import size_table
 
-    row = evaluate_model(model, _given(size), load_images(data, split), batch_size, device)
+    how = {"reference": reference, "batch_size": batch_size, "device": device}
+    row = evaluate_data(model, _given(size), data, split, metric, **how)
     print(size_table([row]))
+    if "reference" in row:
+        print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
     print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
     if out:
         write_json(out, row)
@@ -298,6 +322,8 @@ def evaluate(model: str, data: str, split: str, batch_size: int, device: str | N
     option("bundle", metavar="BUNDLE", help="folder, or name on the Hub with --out"),
     DATA,
     SPLIT,
+    METRIC,
+    REFERENCE,
     BATCH_SIZE,
     DEVICE,
     option("--allow-untrained", action="store_true", help="measure widths that were never trained, too"),
@@ -308,11 +334,10 @@ def evaluate(model: str, data: str, split: str, batch_size: int, device: str | N
     resume=AGAIN,
 )
 def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> None:
-    from .images.data import load_images
-    from .measuring.sweep import sweep as run
+    from .measuring.sweep import sweep_data
     from .measuring.tables import size_table
 
-    rows = run(bundle, load_images(data, split), out=out, **options)
+    rows = sweep_data(bundle, data, split, out=out, **options)
     if rows:  # on the main process
         folder = out or Path(bundle)
         print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
@@ -332,8 +357,8 @@ def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> No
     grid("the measured sizes"),
 )
 def profile(bundle: str, batch_size: int, **options) -> None:
-    from .measuring.sweep import profile as run
-    from .measuring.sweep import profile_table
+    from .measuring.profiling import profile as run
+    from .measuring.profiling import profile_table
 
     rows = run(bundle, batch_size=batch_size, **options)
     print(f"\n{profile_table(rows)}\n\none image, and {batch_size} at once, on {rows[0]['device']}")

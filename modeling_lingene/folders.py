@@ -165,6 +165,7 @@ def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
 def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
     """What a bundle holds, as JSON takes it, and the rows of its `sizes.json`; no weights are read or downloaded."""
     config = read_config(bundle, **hub)
+    held = Bundle(bundle, config, hub)
     facts = {
         "bundle": str(bundle),
         "weights_id": config.weights_id,
@@ -174,11 +175,11 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
         "num_components": config.reference_components,
         "trained_width_ratios": list(config.trained_width_ratios),
         "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
-        "stored_params": config.stored_params(config.size()),
+        "stored_params": config.stored_params(config.size(), held.has_head),
     }
     for field in DESCRIBED:
         facts[field] = getattr(config, field)
-    return facts, Bundle(bundle, config, hub).measured()
+    return facts, held.measured()
 
 
 @contextmanager

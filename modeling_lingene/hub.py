@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .budget_lingene import METRICS, metric_of
 from .bundle_lingene import Bundle
 from .configuration_lingene import LinGeneConfig, Size
 from .folders import (
@@ -29,7 +30,7 @@ from .folders import (
     write_text,
 )
 from .markdown import code, string, text
-from .measuring.tables import readable, size_table
+from .measuring.tables import EXPLAINED, metrics_in, readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
 
 
@@ -99,10 +100,11 @@ def render_card(
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
         pictures=[picture for picture in SIZE_PICTURES if rows and (folder / picture).is_file()],
-        measured_on=sorted({f"{row['dataset']} ({row['split']})" for row in rows}),
+        explained=_explained(rows) if rows else "",
+        metric=METRICS[metric_of(rows)],
         devices=sorted({row["device"] for row in rows if "device" in row}),
         classes=_classes(config),
-        stored=readable(config.stored_params(config.size())),
+        stored=readable(config.stored_params(config.size(), head)),
     ).content
 
 
@@ -120,6 +122,14 @@ def _rows(bundle: Bundle) -> list[dict]:
     return [{**row, "width_ratio": str(Fraction(row["width_ratio"]))} for row in bundle.measured()]
 
 
+def _explained(rows: list[dict]) -> str:
+    """What the columns of the table say, in Markdown."""
+    on = ", ".join(sorted({f"{row['dataset']} ({row['split']})" for row in rows}))
+    against = ", ".join(sorted({row["reference"] for row in rows if "reference" in row}))
+    said = [EXPLAINED[name].format(on=text(on), reference=text(against)) for name in metrics_in(rows, metric_of(rows))]
+    return " ".join(said)
+
+
 def _classes(config: LinGeneConfig) -> str:
     names = [str(config.id2label[index]) for index in sorted(config.id2label)]
     return ", ".join(names[:50]) + (f", ... ({len(names)} in all)" if len(names) > 50 else "")
@@ -130,9 +140,10 @@ def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) ->
     converted bundle, whose prefixes are no models, the greatest depth whose layers were chosen.
     """
     if rows:
-        best = max(rows, key=lambda row: (row["accuracy"], -row["macs"]))
+        metric = metric_of(rows)
+        best = max(rows, key=lambda row: (row[metric], -row["macs"]))
         smaller = [row for row in rows if row["depth"] < best["depth"]] or rows
-        chosen = max(smaller, key=lambda row: (row["accuracy"], -row["macs"]))
+        chosen = max(smaller, key=lambda row: (row[metric], -row["macs"]))
         example = {key: chosen[key] for key in ("depth", "num_components", "width_ratio")}
     elif converted:
         return {"depth": max(config.depth_rows or [config.size().depth])}

@@ -35,8 +35,9 @@ writing_lingene recompose_lingene reading_lingene families_lingene  configuratio
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
 folders progress
-images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
-measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
+images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
+measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
+    measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
 markdown  hub
 conversion.sources conversion.moments conversion.any_size
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers

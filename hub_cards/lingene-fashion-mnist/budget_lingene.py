@@ -1,14 +1,43 @@
-"""The most accurate measured size within a budget, and what a latency was measured on."""
+"""The best measured size within a budget, what it was measured by, and what a latency was measured on."""
 
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from .configuration_lingene import LinGeneConfig, Size
-from .reading_lingene import OBJECT, TEXT, check_fields, either, integer, items, number, optional
+from .reading_lingene import OBJECT, TEXT, check_fields, either, integer, items, number, one_of, optional
 
+
+class Metric(NamedTuple):
+    """How the numbers of one metric are spoken of; of every one more is better.
+
+    Args:
+        best: the size that has most of it.
+        axis: of a figure.
+        percent: whether 0..1 is shown as percent.
+    """
+
+    best: str
+    axis: str
+    percent: bool
+
+    def shown(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
+
+
+# A row of `sizes.json` holds one of these or more, each in the field of its name, and says by `metric` which decides
+# between sizes; without that field accuracy does. `cosine` is the class token's, mean over the images.
+METRICS = {
+    "accuracy": Metric("the most accurate", "Accuracy", True),
+    "knn": Metric("the best by k-NN", "k-NN accuracy", True),
+    "probe": Metric("the best by linear probe", "Linear probe accuracy", True),
+    "cosine": Metric("the best by cosine", "Cosine of the class token", False),
+}
+# Beside `cosine`: its 5th percentile over the images, both for the patch tokens, and whom the tokens agree with.
+AGREEMENT = ("cosine", "cosine_p5", "patch_cosine", "patch_cosine_p5")
 
 BUDGETS = {"max_params": "params", "max_macs": "macs", "max_latency_ms": "latency_ms"}  # and the columns they bound
 
@@ -17,19 +46,22 @@ ROW_FIELDS = {
     **dict.fromkeys(("depth", "num_components"), _COUNT),
     "width_ratio": either(TEXT, number(0, 1)),
     **dict.fromkeys(("params", "stored_params", "macs"), number(0, 1e18)),
-    "accuracy": number(0, 1),
-    **dict.fromkeys(("split", "dataset", "device"), TEXT),
+    **dict.fromkeys(("accuracy", "knn", "probe"), number(0, 1)),
+    **dict.fromkeys(AGREEMENT, number(-1, 1)),
+    "metric": one_of(*METRICS),
+    **dict.fromkeys(("split", "dataset", "device", "reference"), TEXT),
     "latency_ms": optional(_MILLISECONDS),
     "profiles": items(OBJECT),
 }
-ROW_REQUIRED = "depth width_ratio num_components params stored_params macs accuracy split dataset".split()
+ROW_REQUIRED = "depth width_ratio num_components params stored_params macs split dataset".split()
 PROFILE_FIELDS = {"device": TEXT, "latency_ms": _MILLISECONDS}
 
 
 def choose_size(
     rows: Sequence[dict], config: LinGeneConfig, budget: dict[str, float], latency_device: str | None = None
 ) -> tuple[Size, str]:
-    """The most accurate measured size within a budget; of equals the one with fewest MACs, then parameters.
+    """The best measured size within a budget, by the metric of the rows; of equals the one with fewest MACs, then
+    parameters.
 
     Args:
         rows: of `sizes.json`.
@@ -40,8 +72,8 @@ def choose_size(
         The size, and why, in one line.
 
     Raises:
-        ValueError: a budget that is no positive number, nothing measured, or nothing that fits; a latency budget
-            without latencies of this device.
+        ValueError: a budget that is no positive number, nothing measured, or nothing that fits; rows that were
+            measured by different metrics; a latency budget without latencies of this device.
     """
     for name, limit in budget.items():
         if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
@@ -53,6 +85,7 @@ def choose_size(
             f"{asked} needs measured sizes in `sizes.json`, and this bundle has none: run `lingene sweep BUNDLE "
             "--data DATA`, or give `depth`, `width_ratio`, `num_components` yourself."
         )
+    by = metric_of(rows)
     if "max_latency_ms" in budget:
         rows = _timed(rows, asked, latency_device)
     within = [row for row in rows if all(row[column] <= budget[name] for name, column in columns.items())]
@@ -63,19 +96,50 @@ def choose_size(
             f"{asked}: no measured size in `sizes.json` fits; the smallest is {row_size(smallest, config)} with "
             f"{numbers}."
         )
-    best = max(within, key=lambda row: (row["accuracy"], -row["macs"], -row["params"]))
+    best, metric = max(within, key=lambda row: (row[by], -row["macs"], -row["params"])), METRICS[by]
     numbers = ", ".join(f"{column} {best[column]:g}" for column in columns.values())
     where = f" on {best['device']}" if "max_latency_ms" in budget else ""
     size = row_size(best, config)
     return size, (
-        f"{size}: the most accurate ({100 * best['accuracy']:.1f} %) of {len(within)} measured sizes within {asked}, "
+        f"{size}: {metric.best} ({metric.shown(best[by])}) of {len(within)} measured sizes within {asked}, "
         f"with {numbers}{where}."
     )
+
+
+def metric_of(rows: Sequence[dict], asked: str | None = None) -> str:
+    """The metric that decides between measured sizes.
+
+    Args:
+        rows: of `sizes.json`.
+        asked: by name; default the one that the rows name, and accuracy where they name none.
+
+    Raises:
+        ValueError: an unknown metric, one that some row does not hold, or rows that name different ones.
+    """
+    named = sorted({row.get("metric", "accuracy") for row in rows})
+    if asked is None and len(named) > 1:
+        raise ValueError(
+            f"Sizes measured by {' and '.join(named)} do not compare: measure all of them by one, with `lingene sweep "
+            "BUNDLE --data DATA --metric NAME`."
+        )
+    metric = asked or "".join(named) or "accuracy"
+    if metric not in METRICS:
+        raise ValueError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
+    lacking = sum(metric not in row for row in rows)
+    if lacking:
+        held = ", ".join(name for name in METRICS if all(name in row for row in rows))
+        raise ValueError(
+            f"`metric` {metric} is missing from {lacking} of {len(rows)} measured sizes"
+            f"{'; all of them hold ' * bool(held)}{held}: measure it with `lingene sweep BUNDLE --data "
+            f"DATA --metric {metric}`."
+        )
+    return metric
 
 
 def check_row(row: dict, config: LinGeneConfig, where: str, remedy: str) -> None:
     """Refuse a row of `sizes.json` that lacks a field, has one of another kind, or is about a size that cannot be."""
     check_fields(row, ROW_FIELDS, where, required=ROW_REQUIRED, remedy=remedy)
+    check_fields(row, {}, where, required=(row.get("metric", "accuracy"),), remedy=remedy)
     for profile in row.get("profiles", ()):
         check_fields(profile, PROFILE_FIELDS, f"a profile in {where}", required=PROFILE_FIELDS, remedy=remedy)
     try:

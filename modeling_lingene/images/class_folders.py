@@ -1,4 +1,4 @@
-"""Folders of images, one folder per class: which files belong to which class and split; what is left out is named.
+"""Folders of images: which files belong to which split, and to which class, a folder each; what is left out is named.
 
 FOLDER/cat/1.png                    undivided: every split is the whole
 FOLDER/train/cat/a/1.png            divided; images may lie deeper than their class
@@ -90,6 +90,32 @@ def class_files(folder: Path, extensions: set[str]) -> dict[str, list[str]]:
     _warn_of(folder, loose, "lies outside of any class folder")
     _warn_of(folder, empty, "holds no image and is no class here")
     return classes
+
+
+def picture_files(folder: Path, extensions: set[str]) -> list[str]:
+    """Every image file in a folder or deeper, of links too, sorted. Warns of every file it leaves out.
+
+    Args:
+        folder: of one split.
+        extensions: of image files, with the dot.
+    """
+    files: list[str] = []
+    strangers = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name in CLUTTER:
+            strangers.append(f"{entry.name}/")
+        else:
+            images, others = _divided(_files(entry.path, set()) if entry.is_dir() else iter([entry.path]), extensions)
+            files += images
+            strangers += [os.path.relpath(path, folder) for path in others]
+    _warn_of(folder, strangers, "is no image")
+    return files
+
+
+def warn_of_loose(folder: Path) -> None:
+    """Warns of files that lie beside the folders of the splits."""
+    loose = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
+    _warn_of(folder, loose, "lies outside of any split")
 
 
 def _divided(paths: Iterator[str], extensions: set[str]) -> tuple[list[str], list[str]]:

@@ -31,6 +31,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 STAND_INS = {"test": "validation", "validation": "test"}
 UNREADABLE_LIMIT = 0.01
+UNLABELLED = ["image"]  # the class of every picture without a label
 EXTRAS = {"matplotlib": "analysis", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
 EXPECTED = "`data` must be `digits`, a folder of images, parquet files or the name of a dataset on the Hub"
 
@@ -83,6 +84,13 @@ class _Chosen(Sequence):
         return self._images.path(self._places[index]) if hasattr(self._images, "path") else None
 
 
+def picked(images: LabelledImages, places: Sequence[int]) -> LabelledImages:
+    """The images at these places, in their order."""
+    chosen = list(places)
+    labels = [images.labels[place] for place in chosen]
+    return dataclasses.replace(images, images=_Chosen(images.images, chosen), labels=labels)
+
+
 def split_off(images: LabelledImages, share: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
     """A part of the images, drawn by seed, held out of the rest: every class gives its share, to one image.
 
@@ -107,16 +115,11 @@ def split_off(images: LabelledImages, share: float, seed: int = 0) -> tuple[Labe
     by_class = order[torch.tensor(images.labels)[order].argsort(stable=True)]  # classes in turn, shuffled within
     held = set(by_class[torch.arange(count) * len(images) // count].tolist())
     places = [[i for i in range(len(images)) if (i in held) == part] for part in (False, True)]
-    rest, part = (
-        dataclasses.replace(
-            images, images=_Chosen(images.images, chosen), labels=[images.labels[place] for place in chosen]
-        )
-        for chosen in places
-    )
+    rest, part = (picked(images, chosen) for chosen in places)
     return rest, dataclasses.replace(part, split="validation")
 
 
-def load_images(data: str, split: str = "test") -> LabelledImages:
+def load_images(data: str, split: str = "test", labelled: bool = True) -> LabelledImages:
     """Finds the set that `data` names and opens one split of it.
 
     Args:
@@ -131,6 +134,7 @@ def load_images(data: str, split: str = "test") -> LabelledImages:
             anything else: the name of a dataset on the Hub.
         split: `train`, `test`, `validation`, or another split that the set has. `validation` stands in for `test`
             where there is no `test`, and the reverse.
+        labelled: False: files and datasets need no column of labels, and every label is 0.
 
     Returns:
         The images, not yet decoded, with labels and class names.
@@ -144,13 +148,15 @@ def load_images(data: str, split: str = "test") -> LabelledImages:
     path = Path(data).expanduser()
     if os.path.isdir(path):  # not path.is_dir(), which raises where a long list of files is no legal name
         files = sorted(str(file) for file in path.glob("*.parquet"))
-        return _parquet(data, files, path.resolve().name, split) if files else _image_folder(data, path, split)
+        if files:
+            return _parquet(data, files, path.resolve().name, split, labelled)
+        return _image_folder(data, path, split)
     if os.path.isfile(path) or data.endswith(".parquet") or any(character in data for character in ",*?["):
         files = _parquet_files(data)
-        return _parquet(data, files, Path(files[0]).resolve().parent.name, split)
+        return _parquet(data, files, Path(files[0]).resolve().parent.name, split, labelled)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) or data.startswith("."):
         raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here.")
-    return _from_hub(data, split)
+    return _from_hub(data, split, labelled)
 
 
 def check_labels(images: LabelledImages, num_labels: int) -> None:
@@ -339,7 +345,7 @@ def _digits(split: str) -> LabelledImages:
     from PIL import Image
     from sklearn.model_selection import train_test_split
 
-    chosen = _choose_split("digits", split, ["train", "test"])
+    chosen = choose_split("digits", split, ["train", "test"])
     digits = sklearn_datasets.load_digits()
     grey = (digits.images * 255 / 16).round().astype("uint8")  # (1797, 8, 8), from 0..16
     parts = train_test_split(range(len(grey)), test_size=360, stratify=digits.target, random_state=0)
@@ -363,7 +369,7 @@ def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
             f"`data` must be a folder with one subfolder of images per class, directly or below `train/` and `test/`; "
             f"found no image in a subfolder of {data!r}. Put the images of each class into a subfolder with its name."
         )
-    chosen = _choose_split(data, split, list(parts))
+    chosen = choose_split(data, split, list(parts))
     # Class indices count the classes of the whole set, where one split lacks some too.
     names = sorted({name for classes in parts.values() for name in classes})
     paths, labels = [], []
@@ -389,7 +395,7 @@ def _parquet_files(data: str) -> list[str]:
     return files
 
 
-def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImages:
+def _parquet(data: str, files: list[str], name: str, split: str, labelled: bool) -> LabelledImages:
     datasets = require("datasets")
     parts: dict[str, list[str]] = {}
     for file in files:
@@ -400,27 +406,27 @@ def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImag
             f"`data` must be files that all start with a split's name (train-, test-, validation-) or none that does; "
             f"in {data!r} {Path(parts[WHOLE][0]).name} does not and others do. Rename it or leave it out."
         )
-    chosen = _choose_split(data, split, list(parts))
+    chosen = choose_split(data, split, list(parts))
     try:
         dataset = datasets.load_dataset("parquet", data_files={chosen: parts[chosen]}, split=chosen)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # damaged inside, damaged at the end
         raise ValueError(
             f"`data` must be readable parquet files; got {data!r}: {error.__cause__ or error} Write them again."
         ) from error
-    return _from_dataset(data, dataset, name, chosen)
+    return _from_dataset(data, dataset, name, chosen, labelled)
 
 
-def _from_hub(data: str, split: str) -> LabelledImages:
+def _from_hub(data: str, split: str, labelled: bool) -> LabelledImages:
     datasets = require("datasets")
     try:
-        chosen = _choose_split(data, split, datasets.get_dataset_split_names(data))
+        chosen = choose_split(data, split, datasets.get_dataset_split_names(data))
         dataset = datasets.load_dataset(data, split=chosen)
     except (OSError, RuntimeError) as error:  # not there, not reachable, or a script
         raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here, and the Hub says: {error}") from error
-    return _from_dataset(data, dataset, data, chosen)
+    return _from_dataset(data, dataset, data, chosen, labelled)
 
 
-def _choose_split(data: str, split: str, available: list[str]) -> str:
+def choose_split(data: str, split: str, available: list[str]) -> str:
     """The split to read: the one asked for, its stand-in, or the whole of a set that is not divided."""
     if available == [WHOLE]:
         return WHOLE
@@ -434,13 +440,20 @@ def _choose_split(data: str, split: str, available: list[str]) -> str:
     )
 
 
-def _from_dataset(data: str, dataset: Any, name: str, split: str) -> LabelledImages:
-    """A `datasets.Dataset` as labelled images: finds the two columns and checks the labels; decodes nothing."""
+def _from_dataset(data: str, dataset: Any, name: str, split: str, labelled: bool) -> LabelledImages:
+    """A `datasets.Dataset` as images: finds the column of images and, labelled, that of labels; decodes nothing."""
     from datasets import Image
 
     if len(dataset) == 0:
         raise ValueError(f"`data` must hold images; split {split!r} of {data!r} is empty.")
     image_column = _column(data, dataset, "image", IMAGE_COLUMNS)
+    labels, names = _labels(data, dataset, split) if labelled else ([0] * len(dataset), UNLABELLED)
+    encoded = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    return LabelledImages(EncodedImages(encoded, image_column), labels, list(names), name, split)
+
+
+def _labels(data: str, dataset: Any, split: str) -> tuple[list[int], list[str]]:
+    """The class index of every image, and the classes' names."""
     label_column = _column(data, dataset, "label", LABEL_COLUMNS)
     labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column].to_pylist()
     wrong = [label for label in labels if not isinstance(label, int) or label < 0]
@@ -451,8 +464,7 @@ def _from_dataset(data: str, dataset: Any, name: str, split: str) -> LabelledIma
             f"`dataset.class_encode_column({label_column!r})`."
         )
     names = getattr(dataset.features[label_column], "names", None) or [str(i) for i in range(max(labels) + 1)]
-    encoded = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-    return LabelledImages(EncodedImages(encoded, image_column), labels, list(names), name, split)
+    return labels, names
 
 
 def _column(data: str, dataset: Any, what: str, names: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """What a size costs and what it is worth: parameters, multiply-accumulates, accuracy, latency; a row of `sizes.json`.
 
-Everything is measured on the model that a user gets, the stock classifier of its family; nothing is typed in.
+Everything is measured on the model that a user gets, the stock model of its family with or without a classifier;
+nothing is typed in.
 
 Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m MLP width.
 """
@@ -9,20 +10,17 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers import AutoModel, AutoModelForImageClassification, PretrainedConfig
 
 from ..budget_lingene import device_name
 from ..configuration_lingene import LinGeneConfig
-from ..families_lingene import FAMILIES
-from ..folders import read_processor
-from ..images.data import LabelledImages, batches, check_labels
-from ..progress import progress_bar, quiet_loading
+from ..progress import progress_bar
+from .features import no_pooler
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -30,8 +28,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(config: PretrainedConfig) -> int:
-    """The multiply-accumulates of one image through the stock classifier of this config.
+def count_macs(config: PretrainedConfig, head: bool = True) -> int:
+    """The multiply-accumulates of one image through the stock model of this config.
 
     Counts every matrix product, those of attention, the patch embedding and the head included, with torch's FLOP
     counter on a model without memory. With p x p patches of C channels, P of them, t = P + 1 tokens, l layers:
@@ -40,6 +38,7 @@ def count_macs(config: PretrainedConfig) -> int:
 
     Args:
         config: of the model; its attention implementation does not matter.
+        head: with the classifier; without it also without a pooler.
 
     Returns:
         MACs of one image: floating point operations / 2.
@@ -48,7 +47,8 @@ def count_macs(config: PretrainedConfig) -> int:
     # plain matrix products, which the counter knows on every device and in every version.
     config = copy.deepcopy(config)
     with torch.device("meta"):
-        model = AutoModelForImageClassification.from_config(config, attn_implementation="eager").eval()
+        auto_class, without = (AutoModelForImageClassification, {}) if head else (AutoModel, no_pooler(config))
+        model = auto_class.from_config(config, attn_implementation="eager", **without).eval()
         height, width = height_and_width(config)
         pixel_values = torch.empty(1, config.num_channels, height, width, dtype=model.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -151,27 +151,31 @@ def measure(
     threads: int | None = None,
     device: str | None = None,
     progress: bool = False,
+    head: bool = True,
+    measures: dict[str, float | str] | None = None,
 ) -> dict[str, int | float | str]:
     """One row of `sizes.json`.
 
     Args:
-        model: the materialised size, a stock classifier.
+        model: the materialised size, a stock classifier or encoder.
         batches: as for `accuracy`.
         depth, width_ratio, num_components: the size that was asked for.
         split, dataset: what `batches` holds.
         stored_params: `config.stored_params(size)` of the bundle: what is downloaded for this size.
         latency: whether to time one image, which adds `latency_ms` and `device`; `threads` as for `latency_ms`.
         device, progress: as for `accuracy`.
+        head: whether it has a classifier.
+        measures: fields that were measured in place of the accuracy.
 
     Returns:
-        depth, width_ratio (a fraction string), num_components, params and macs of the ViT (both with the head, one
-        image), stored_params, accuracy (0..1, 6 digits), split, dataset.
+        depth, width_ratio (a fraction string), num_components, params and macs of the ViT (both with its head, one
+        image), stored_params, accuracy (0..1, 6 digits) or the measures, split, dataset.
 
     Raises:
         ValueError: the model is not a stock ViT of that depth, or `batches` is empty.
     """
     config = model.config
-    if config.model_type not in FAMILIES or config.num_hidden_layers != depth:
+    if config.model_type == LinGeneConfig.model_type or config.num_hidden_layers != depth:
         raise ValueError(
             f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
             f"{config.num_hidden_layers}. Materialise the size first."
@@ -182,8 +186,8 @@ def measure(
         "num_components": num_components,
         "params": count_parameters(model),
         "stored_params": stored_params,
-        "macs": count_macs(config),
-        "accuracy": round(accuracy(model, batches, device, progress)[0], 6),
+        "macs": count_macs(config, head),
+        **(measures or {"accuracy": round(accuracy(model, batches, device, progress)[0], 6)}),
         "split": split,
         "dataset": dataset,
     }
@@ -191,55 +195,6 @@ def measure(
         row["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
         row["device"] = device_name(_floating_parameter(model).device, threads)
     return row
-
-
-def evaluate_model(
-    name: str | Path, asked: dict, images: LabelledImages, batch_size: int = 64, device: str | None = None
-) -> dict:
-    """One row, as in `sizes.json`, for a size of a bundle or for a plain ViT.
-
-    Args:
-        name: folder or name on the Hub; its own preprocessing is used.
-        asked: `from_pretrained`'s size or budget keywords; for a bundle only.
-        images: with labels that the model's classes cover.
-        device: default the GPU if there is one.
-
-    Raises:
-        ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model` {name} cannot be read: {str(error).splitlines()[0]}") from None
-    device = check_device(device)
-    is_bundle = config.model_type == LinGeneConfig.model_type
-    if asked and not is_bundle:
-        raise ValueError(
-            f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."
-        )
-    check_labels(images, config.num_labels)
-    try:
-        processor = read_processor(name)
-    except OSError:
-        raise ValueError(
-            f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
-        ) from None
-    with quiet_loading():
-        model = AutoModelForImageClassification.from_pretrained(name, **asked)
-    size = model.source_size if is_bundle else None
-    return measure(
-        model,
-        batches(images, processor, batch_size),
-        depth=model.config.num_hidden_layers,
-        width_ratio=size.width_ratio if size else 1,
-        num_components=size.num_components if size else None,
-        stored_params=config.stored_params(size) if size else count_parameters(model),
-        split=images.split,
-        dataset=images.name,
-        latency=True,
-        device=device,
-        progress=True,
-    )
 
 
 def check_device(device: str | None) -> str:

@@ -11,6 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ..budget_lingene import METRICS, Metric, metric_of
+
 
 COSTS = {"macs": "MACs of one image", "stored_params": "Parameters to download, components shared by the layers"}
 MARKERS = "osD^vPX*"
@@ -27,20 +29,23 @@ RING = {
 }
 
 
-def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws accuracy against MACs and against stored parameters, one point per measured size, as a PNG.
+def plot_sizes(
+    rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None, metric: str | None = None
+) -> None:
+    """Draws accuracy, or another metric, against MACs and stored parameters, a point per measured size, as a PNG.
 
     Colour is depth, the marker is the width, the number at a point is its components; lines join sizes of one depth
     and width (upright against MACs, which the components do not change). Rings and the dashed line mark the sizes that
-    no other beats: none in the panel is at least as accurate for at most the cost and better in one of the two.
+    no other beats: none in the panel is at least as good for at most the cost and better in one of the two.
 
     Args:
         rows: of `sizes.json`, measured on one split of one set.
         path: of the PNG; written atomically, folders are made.
         title: of the figure.
+        metric: default the one that the rows name.
 
     Raises:
-        ValueError: no rows, or rows measured on different images.
+        ValueError: no rows, rows measured on different images or against different references, or by another metric.
         ImportError: matplotlib is missing; the message says what to install.
     """
     sets = {(row["dataset"], row["split"]) for row in rows}
@@ -49,6 +54,7 @@ def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | No
             f"`rows` must be sizes measured on one split of one set; got {len(rows)} rows of "
             f"{', '.join(f'{dataset} ({split})' for dataset, split in sorted(sets)) or 'none'}. Choose one set's rows."
         )
+    rows, shown, reference = _valued(rows, metric)
     figure = _figure()
     colours = _colours(sorted({row["depth"] for row in rows}))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
@@ -57,34 +63,40 @@ def plot_sizes(rows: Sequence[dict[str, Any]], path: str | Path, title: str | No
     for panel, cost in zip(axes, COSTS, strict=True):
         _draw_panel(panel, rows, cost, colours, markers)
     dataset, split = sets.pop()
-    axes[0].set_ylabel(textwrap.fill(f"Accuracy on {dataset} ({split}), %", 45))
+    label = f"{shown.axis}{reference} on {dataset} ({split}){', %' if shown.percent else ''}"
+    axes[0].set_ylabel(textwrap.fill(label, 45))
     figure.suptitle(title)
     _legend(figure, colours, markers)
     _label_points(figure, axes, rows, colours)
     _save(figure, Path(path))
 
 
-def plot_heat(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws the accuracy of every depth and number of components, a panel per width, as a PNG; gaps stay white.
+def plot_heat(
+    rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None, metric: str | None = None
+) -> None:
+    """Draws the accuracy, or another metric, of every depth and number of components, a panel per width, as a PNG;
+    gaps stay white.
 
     Args:
         rows: of `sizes.json`, measured on one split of one set.
         path: of the PNG; written atomically, folders are made.
         title: of the figure.
+        metric: default the one that the rows name.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or rows measured by another metric or against different references.
         ImportError: matplotlib is missing; the message says what to install.
     """
     if not rows:
         raise ValueError("`rows` must hold at least one size; got none.")
     widths = sorted({Fraction(row["width_ratio"]) for row in rows})
     depths, counts = (sorted({row[key] for row in rows}) for key in ("depth", "num_components"))
-    low, high = (100 * pick(row["accuracy"] for row in rows) for pick in (min, max))
+    rows, shown, reference = _valued(rows, metric)
+    low, high = (pick(row["value"] for row in rows) for pick in (min, max))
     figure = _figure()
     figure.set_size_inches(1.5 + len(widths) * (1.2 + 0.65 * len(counts)), 1.8 + 0.55 * len(depths))
     for panel, width in zip(figure.subplots(1, len(widths), squeeze=False, sharey=True)[0], widths, strict=True):
-        own = {(row["depth"], row["num_components"]): 100 * row["accuracy"] for row in rows if _at(row, width)}
+        own = {(row["depth"], row["num_components"]): row["value"] for row in rows if _at(row, width)}
         table = [[own.get((depth, count), math.nan) for count in counts] for depth in depths]
         drawn = panel.imshow(
             table, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), origin="lower", aspect="auto"
@@ -93,9 +105,9 @@ def plot_heat(rows: Sequence[dict[str, Any]], path: str | Path, title: str | Non
             for x, value in enumerate(values):
                 if not math.isnan(value):
                     dark = value < (low + high) / 2
-                    panel.text(
-                        x, y, f"{value:.1f}", ha="center", va="center", color="white" if dark else INK, fontsize=8
-                    )
+                    text = f"{value:.1f}" if shown.percent else f"{value:.3f}"
+                    colour = "white" if dark else INK
+                    panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
         panel.set_xticks(range(len(counts)), counts)
         panel.set_yticks(range(len(depths)), depths)
         panel.set_title(f"width {width}", fontsize=10)
@@ -103,9 +115,20 @@ def plot_heat(rows: Sequence[dict[str, Any]], path: str | Path, title: str | Non
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     figure.axes[0].set_ylabel("Layers")
-    figure.colorbar(drawn, ax=figure.axes, label="Accuracy, %")
+    figure.colorbar(drawn, ax=figure.axes, label=f"{shown.axis}{reference}{', %' if shown.percent else ''}")
     figure.suptitle(title)
     _save(figure, Path(path))
+
+
+def _valued(rows: Sequence[dict[str, Any]], metric: str | None) -> tuple[list[dict[str, Any]], Metric, str]:
+    """The rows with what is drawn of them as `value`, the metric, and, of an agreement, whom with."""
+    name = metric_of(rows, metric)
+    references = sorted({row.get("reference", "") for row in rows}) if name == "cosine" else [""]
+    if len(references) > 1:
+        raise ValueError(f"`rows` must be compared with one reference; got {' and '.join(references)}.")
+    scale = 100 if METRICS[name].percent else 1
+    drawn = [{**row, "value": scale * row[name]} for row in rows]
+    return drawn, METRICS[name], f" with {references[0]}" if references[0] else ""
 
 
 def _at(row: dict[str, Any], width: Fraction) -> bool:
@@ -157,7 +180,7 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
 
     Args:
         rows: of a conversion's report: num_components, activation_residual, relative_logit_error and, for a
-            classifier, agreement.
+            classifier, agreement, or without one cosine and cosine_p5.
         path: of the PNG; written atomically.
         title: of the figure.
 
@@ -168,11 +191,15 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
     if not rows:
         raise ValueError("`rows` must hold at least one number of components; got none.")
     figure = _figure()
-    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": "Logits"}]
+    last = "Class token" if "cosine" in rows[0] else "Logits"
+    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": last}]
     labels = ["Relative error on the calibration images"]
     if "agreement" in rows[0]:
         panels.append({"agreement": "Agreement"})
         labels.append("Images of the same class as the source's, %")
+    if "cosine" in rows[0]:
+        panels.append({"cosine": "Mean over images", "cosine_p5": "5th percentile"})
+        labels.append("Cosine of the class token with the source's")
     counts = [row["num_components"] for row in rows]
     for panel, curves, label in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, labels, strict=True):
         for (key, name), style in zip(curves.items(), ("-", "--")):
@@ -181,7 +208,8 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
         panel.set_xlabel("Components")
         panel.set_xticks(counts)
         panel.set_ylabel(label)
-        panel.set_ylim(bottom=0)
+        if min(min(line.get_ydata()) for line in panel.lines) >= 0:  # a cosine may be below
+            panel.set_ylim(bottom=0)
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
@@ -239,11 +267,11 @@ def _colours(depths: Sequence[int]) -> dict[int, Any]:
 
 def _draw_panel(panel: Any, rows: Sequence[dict], cost: str, colours: dict, markers: dict) -> None:
     for (depth, width), series in _series(rows).items():
-        costs, percent = [row[cost] for row in series], [100 * row["accuracy"] for row in series]
+        costs, values = [row[cost] for row in series], [row["value"] for row in series]
         style = {"color": colours[depth], "marker": markers[width], "markersize": 6, "markeredgecolor": "white"}
-        panel.plot(costs, percent, linewidth=1.3, zorder=3, **style)
-    unbeaten = pareto([row[cost] for row in rows], [row["accuracy"] for row in rows])
-    front = sorted((row[cost], 100 * row["accuracy"]) for row, keep in zip(rows, unbeaten, strict=True) if keep)
+        panel.plot(costs, values, linewidth=1.3, zorder=3, **style)
+    unbeaten = pareto([row[cost] for row in rows], [row["value"] for row in rows])
+    front = sorted((row[cost], row["value"]) for row, keep in zip(rows, unbeaten, strict=True) if keep)
     panel.plot(*zip(*front, strict=True), zorder=2, **RING)
     panel.set_xscale("log")
     low, high = min(row[cost] for row in rows), max(row[cost] for row in rows)
@@ -293,7 +321,7 @@ def _label_points(figure: Any, axes: Iterable[Any], rows: Sequence[dict], colour
     figure.set_layout_engine("none")
     for panel, cost in zip(axes, COSTS, strict=True):
         places = {
-            key: [tuple(panel.transData.transform((row[cost], 100 * row["accuracy"]))) for row in series]
+            key: [tuple(panel.transData.transform((row[cost], row["value"]))) for row in series]
             for key, series in _series(rows).items()
         }
         taken = [(x, y, 11.0, 11.0, 10.0) for points in places.values() for x, y in points]

@@ -1,10 +1,11 @@
-"""Every size of a bundle, measured: accuracy over a grid, latency on one's own device; `sizes.json`, table, pictures.
+"""Every size of a bundle, measured: what each is worth and costs, over a grid; `sizes.json`, table, pictures.
 
-    lingene sweep BUNDLE --data DATA                     # the trained sizes
+    lingene sweep BUNDLE --data DATA                     # the trained sizes; without a classifier by k-NN
+    lingene sweep BUNDLE --data FOLDER --metric cosine   # any pictures: agreement with the full size
     torchrun --nproc_per_node 4 -m modeling_lingene.cli sweep BUNDLE --data DATA
-    lingene profile BUNDLE                               # latencies of this device, for `max_latency_ms`
 
-Images are decoded once for all sizes, divided among the processes; sizes are evaluated in turn, as users load them.
+Images are decoded once for all sizes; sizes are evaluated in turn, as users load them. For accuracy alone the images
+are divided among the processes, for other metrics, which need all of them at once, the sizes are.
 """
 
 import functools
@@ -16,19 +17,19 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from math import prod
 from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
-from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
-from ..budget_lingene import device_name
+from ..budget_lingene import AGREEMENT, METRICS, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import LinGeneConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
 from ..images.data import Batches, LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
+from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes
 from .metrics import (
     check_device,
@@ -39,14 +40,13 @@ from .metrics import (
     latency_ms,
 )
 from .plots import plot_heat, plot_sizes
-from .tables import aligned_table
+from .yardsticks import Sets, check_sets, default_metrics, fingerprint, open_sets, yardstick
 
 
 logger = logging.get_logger(__name__)
 
 HELD_BYTES = 1 << 32  # of decoded pixels at a time; a larger set is evaluated part by part
 PROGRESS_FILE = "sweep.json"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def sweep(
@@ -61,25 +61,29 @@ def sweep(
     device: str | None = None,
     allow_untrained: bool = False,
     latency: bool = True,
+    metric: str | None = None,
+    train: LabelledImages | None = None,
+    reference: str | None = None,
 ) -> list[dict]:
     """Measure a grid of sizes. A sweep that was interrupted goes on when it is called again.
 
     Args:
         bundle: folder, whose `sizes.json` is written; or name on the Hub, with `out`.
-        images: held out, with labels that the bundle's classes cover.
+        images: held out; for accuracy with labels that the bundle's classes cover.
         depths, widths, components: the grid; default what was trained, and components doubling up to all.
         out: for `sizes.json`, `sizes.png` and `sizes_heat.png`; default the bundle's folder.
         batch_size: images of one forward pass.
         device: default the GPU if there is one.
         allow_untrained: measure widths that were never trained, too.
         latency: time one image of every size; by one process only.
+        metric, train, reference: as for `evaluate_model`; of several metrics the first decides between sizes.
 
     Returns:
         Rows of `sizes.json`, those of this sweep; on processes but the main one nothing.
 
     Raises:
         ValueError: sizes that are not legal or not trained, all of them; weights that `sizes.json` does not belong to;
-            labels outside of the classes.
+            labels outside of the classes; a metric that the bundle or the images do not have.
     """
     state = PartialState(cpu=device == "cpu") if "WORLD_SIZE" in os.environ else None
     device = check_device(device) if state is None else str(state.device)
@@ -90,27 +94,23 @@ def sweep(
     sizes = grid_sizes(config, depths, widths, components)
     if not allow_untrained:
         check_trained(config, sizes)
-    if not held.has_head:
-        raise ValueError(f"`bundle` {bundle} has no classifier, and so no accuracy.")
     check_count("batch_size", batch_size)
-    check_labels(images, config.num_labels)
-    if len(images) == 0:
-        raise ValueError("`data` must hold at least one image; got none.")
-    processor = read_processor(bundle)
+    sets = Sets(default_metrics(metric, held.has_head, train), images, train)
+    check_sets(sets, bundle, held.has_head)
+    if "accuracy" in sets.metrics:
+        check_labels(images, config.num_labels)
+    way = _Way(bundle, held.has_head, sets, read_processor(bundle), batch_size, reference, device)
     process = (0, 1) if alone else (state.process_index, state.num_processes)
-    about = what_is_swept(held.weights_id, images, process[1])
-    known = _progress(folder / PROGRESS_FILE, about, main)
+    about = way.about(held.weights_id, process[1])
+    known = _progress(folder / PROGRESS_FILE, about, way.valid, main)
 
     def keep(found: dict) -> None:
         if main:
             write_json(folder / PROGRESS_FILE, {"about": about, "found": found})
 
-    found = measured(
-        bundle,
-        batches(images, processor, batch_size),
+    found = way.measured(
         sizes,
         latency=latency and alone,
-        device=device,
         process=process,
         known=known if alone else broadcast_object_list([known])[0],
         keep=keep,
@@ -118,7 +118,7 @@ def sweep(
     )
     if not main:
         return []
-    rows = _rows(config, sizes, found, images)
+    rows = _rows(config, sizes, found, images, held.has_head)
     whole = _merged(held.measured() if folder == Path(bundle) else _rows_in(folder, held.weights_id), rows)
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
@@ -128,6 +128,69 @@ def sweep(
     return rows
 
 
+def sweep_data(
+    bundle: str | os.PathLike, data: str, split: str, *, metric: str | None = None, out: Path | None = None, **options
+) -> list[dict]:
+    """`sweep` on the set that `data` names, by the metric that its labels and the bundle allow."""
+    config, _ = _opened(bundle, out)
+    sets = open_sets(data, split, metric, Bundle(bundle, config).has_head)
+    return sweep(bundle, sets.images, metric=",".join(sets.metrics), train=sets.train, out=out, **options)
+
+
+class _Way:
+    """How a sweep measures: accuracy alone part by part of the images, anything else size by size on all of them.
+
+    Args:
+        as for `yardstick`, which is made for the second way.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike,
+        head: bool,
+        sets: Sets,
+        processor: Any,
+        batch_size: int,
+        reference: str | None,
+        device: str,
+    ):
+        self.bundle, self.head, self.sets, self.device, self.stick = bundle, head, sets, device, None
+        if sets.metrics == ("accuracy",):
+            if reference is not None:
+                raise ValueError("`reference` is whom the cosine compares with; `metric` is accuracy.")
+            self.batches = batches(sets.images, processor, batch_size)
+        else:
+            size = LinGeneConfig.from_pretrained(bundle).hidden_size
+            self.stick = yardstick(bundle, size, sets, processor, batch_size, reference, device)
+
+    def measured(self, sizes: Sequence[Size], **options) -> dict[str, dict]:
+        """What is found of every size, by its name."""
+        if self.stick is None:
+            return measured(self.bundle, self.batches, sizes, device=self.device, **options)
+        return measured_by(self.stick, self.bundle, sizes, head=self.head, device=self.device, **options)
+
+    def about(self, weights_id: str, processes: int = 1) -> dict:
+        """What must be the same for a sweep to go on."""
+        about = what_is_swept(weights_id, self.sets.images, processes)
+        if self.stick is None:
+            return about
+        train, other = self.sets.train, self.stick.reference
+        about |= {"metrics": list(self.sets.metrics), "train": None, "reference": None}
+        if train is not None:
+            about["train"] = what_is_swept(weights_id, train)["images"]
+        if other is not None:
+            about["reference"] = [other.name, fingerprint(other.model)]
+        return about
+
+    def valid(self, one: dict) -> bool:
+        """Whether what an earlier sweep says of a size can be gone on with."""
+        if self.stick is None:
+            return (
+                all(isinstance(one[key], int) for key in ("right", "images", "parts", "params")) and one["parts"] > 0
+            )
+        return isinstance(one["params"], int) and metric_of([one["measures"]]) == self.sets.metrics[0]
+
+
 def measure_sizes(
     bundle: str | os.PathLike,
     held: Batches,
@@ -135,6 +198,10 @@ def measure_sizes(
     threads: int | None = None,
     device: str | None = None,
     progress: bool = True,
+    *,
+    metric: str | None = None,
+    train: LabelledImages | None = None,
+    reference: str | None = None,
 ) -> list[dict]:
     """Materialise sizes of a bundle as a user would, through `from_pretrained`, and measure each.
 
@@ -144,14 +211,17 @@ def measure_sizes(
         sizes: (depth, width ratio, components).
         threads: for the latency on a CPU.
         device: default the CPU.
+        metric, train, reference: as for `evaluate_model`.
 
     Returns:
         Rows of `sizes.json`, with latency.
     """
     config = LinGeneConfig.from_pretrained(bundle)
-    sizes = [config.size(*size) for size in sizes]
-    found = measured(bundle, held, sizes, device=device or "cpu", threads=threads, progress=progress)
-    return _rows(config, sizes, found, held.images)
+    sizes, head = [config.size(*size) for size in sizes], Bundle(bundle, config).has_head
+    sets = Sets(default_metrics(metric, head, train), held.images, train)
+    check_sets(sets, bundle, head)
+    way = _Way(bundle, head, sets, held.processor, held.batch_size, reference, device or "cpu")
+    return _rows(config, sizes, way.measured(sizes, threads=threads, progress=progress), held.images, head)
 
 
 def measured(
@@ -189,9 +259,7 @@ def measured(
                 bar.set_postfix_str(str(size), refresh=False)
                 counted, timed = one["parts"] > number, not latency or "latency_ms" in one
                 if not (counted and timed):
-                    asked = {"depth": size.depth, "width_ratio": str(size.width_ratio)}
-                    asked |= {"num_components": size.num_components, "allow_untrained": True}
-                    model = AutoModelForImageClassification.from_pretrained(bundle, **asked).to(device)
+                    model = load_size(bundle, size, head=True).to(device)
                 if not counted:
                     if part is None:  # decoded once for all sizes
                         part = [{key: value.to(device) for key, value in b.items()} for b in held.some(places)]
@@ -208,10 +276,10 @@ def measured(
     return found
 
 
-def _rows(config: LinGeneConfig, sizes: Sequence[Size], found: dict, images: LabelledImages) -> list[dict]:
+def _rows(config: LinGeneConfig, sizes: Sequence[Size], found: dict, images: LabelledImages, head: bool) -> list[dict]:
     @functools.cache
     def macs(depth: int, width: Fraction) -> int:  # components do not change them
-        return count_macs(config.vit_config(config.size(depth, width)))
+        return count_macs(config.vit_config(config.size(depth, width)), head)
 
     rows = []
     for size in sizes:
@@ -221,123 +289,13 @@ def _rows(config: LinGeneConfig, sizes: Sequence[Size], found: dict, images: Lab
             "width_ratio": str(size.width_ratio),
             "num_components": size.num_components,
             "params": one["params"],
-            "stored_params": config.stored_params(size),
+            "stored_params": config.stored_params(size, head),
             "macs": macs(size.depth, size.width_ratio),
-            "accuracy": round(one["right"] / one["images"], 6),
+            **(one.get("measures") or {"accuracy": round(one["right"] / one["images"], 6)}),
             "split": images.split,
             "dataset": images.name,
         }
         rows.append(row | {key: one[key] for key in ("latency_ms", "device") if key in one})
-    return rows
-
-
-def profile(
-    bundle: str | os.PathLike,
-    *,
-    depths: Sequence[int] = (),
-    widths: Sequence[str] = (),
-    components: Sequence[int] = (),
-    device: str | None = None,
-    threads: int | None = None,
-    dtype: str = "float32",
-    compiled: bool = False,
-    batch_size: int = 64,
-    out: str | Path | None = None,
-) -> list[dict]:
-    """Latency of one image and throughput of sizes on this device; adds them to the measured sizes of a folder.
-
-    Args:
-        bundle: folder or name on the Hub.
-        depths, widths, components: the grid; default the measured sizes, or, without any, those that `sweep` takes.
-        device: default the GPU if there is one.
-        threads: of the CPU; default as many as torch uses.
-        dtype: float32, bfloat16 or float16.
-        compiled: by torch.compile.
-        batch_size: for the throughput.
-        out: JSON file for the rows.
-
-    Returns:
-        Rows: the size, device (with dtype and `compiled` where they are not the usual ones), latency_ms (median of one
-        image), iqr_ms, images_per_second at batch_size.
-
-    Raises:
-        ValueError: sizes that are not legal, all of them; a device or dtype that cannot be used.
-    """
-    device = check_device(device)
-    check_count("batch_size", batch_size)
-    if threads is not None:
-        check_count("threads", threads)
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    config = check_folder(bundle) if os.path.isdir(bundle) else read_config(bundle)
-    held = Bundle(bundle, config)
-    known, asked = held.measured(), depths or widths or components
-    if known and not asked:
-        sizes = [config.size(row["depth"], row["width_ratio"], row["num_components"]) for row in known]
-    else:
-        sizes = grid_sizes(config, depths, widths, components)
-    label = ", ".join([device_name(device, threads), *[dtype] * (dtype != "float32"), *["compiled"] * compiled])
-    rows, timed = [], {}
-    with quiet_loading():
-        for size in progress_bar(sizes, desc="profiling", unit="size"):
-            shape = (size.depth, size.width_ratio)  # components change nothing of a materialised model's speed
-            if shape not in timed:
-                timed[shape] = _timings(bundle, size, device, threads, dtype, compiled, batch_size)
-            named = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
-            rows.append(named | {"device": label} | timed[shape])
-    if not known:
-        logger.warning(f"{bundle} has no measured sizes to add latencies to, for `max_latency_ms`: sweep it first.")
-    elif os.path.isdir(bundle):
-        whole = _profiled(known, rows)
-        if whole == known:
-            logger.warning(f"None of these sizes was measured in {bundle}: nothing is added; sweep them first.")
-        write_json(Path(bundle) / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
-    if out is not None:
-        write_json(Path(out), {"weights_id": held.weights_id, "profiles": rows})
-    return rows
-
-
-def _timings(
-    bundle: str | os.PathLike, size: Size, device: str, threads: int | None, dtype: str, compiled: bool, batch: int
-) -> dict[str, float]:
-    asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
-    model = AutoModelForImageClassification.from_pretrained(
-        bundle, **asked, allow_untrained=True, dtype=getattr(torch, dtype)
-    )
-    model = model.to(device).eval()
-    called = torch.compile(model) if compiled else model
-    one = latency_ms(called, threads=threads)
-    many = latency_ms(called, threads=threads, batch_size=batch)
-    return {
-        "latency_ms": round(one["median"], 4),
-        "iqr_ms": round(one["iqr"], 4),
-        "images_per_second": round(1000 * batch / many["median"], 1),
-        "batch_size": batch,
-    }
-
-
-def profile_table(rows: Sequence[dict]) -> str:
-    """Profiles as a Markdown table, the fastest first; sizes that differ in components alone are as fast."""
-    lines = [["depth", "width", "latency", "spread (IQR)", "images/s"]]
-    seen = {(row["depth"], row["width_ratio"]): row for row in rows}
-    for row in sorted(seen.values(), key=lambda row: row["latency_ms"]):
-        times = [f"{row['latency_ms']:.3g} ms", f"{row['iqr_ms']:.2g} ms", f"{row['images_per_second']:.4g}"]
-        lines.append([str(row["depth"]), row["width_ratio"], *times])
-    return aligned_table(lines)
-
-
-def _profiled(known: Sequence[dict], profiles: Sequence[dict]) -> list[dict]:
-    """Measured sizes with these profiles in place of those of the same device."""
-    sizes = ("depth", "width_ratio", "num_components")
-    found = {tuple(row[key] for key in sizes): row for row in profiles}
-    rows = []
-    for row in known:
-        new = found.get(tuple(row[key] for key in sizes))
-        if new is not None:
-            kept = [profile for profile in row.get("profiles", ()) if profile["device"] != new["device"]]
-            added = {key: value for key, value in new.items() if key not in sizes}
-            row = {**row, "profiles": [*kept, added]}
-        rows.append(row)
     return rows
 
 
@@ -371,15 +329,13 @@ def _rows_in(folder: Path, weights_id: str) -> list[dict]:
         return []
 
 
-def _progress(path: Path, about: dict, main: bool) -> dict[str, dict]:
-    """What an interrupted sweep of the same weights and images, divided alike, has found."""
+def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool) -> dict[str, dict]:
+    """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found = stored["found"] if stored["about"] == about else {}
-        for one in found.values():
-            if not all(isinstance(one[key], int) for key in ("right", "images", "parts")) or one["parts"] < 1:
-                return {}
-            one["params"]
+        if not all(valid(one) for one in found.values()):
+            return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     if found and main:
@@ -388,15 +344,30 @@ def _progress(path: Path, about: dict, main: bool) -> dict[str, dict]:
 
 
 def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
-    """Rows of other sizes on the same images stay, and profiles; rows on other images would not compare."""
-    sizes = ("depth", "width_ratio", "num_components")
-    old = {tuple(row[key] for key in sizes): row for row in before}
-    same = {name: row for name, row in old.items() if all(row.get(k) == rows[0][k] for k in ("dataset", "split"))}
-    if len(same) < len(old):
-        logger.warning(f"{len(old) - len(same)} sizes that were measured on other images are replaced.")
-    for row in rows:
-        name = tuple(row[key] for key in sizes)
+    """Rows of other sizes on the same images and by the same metric stay, and profiles; others would not compare.
+
+    Of a size that is measured again by another metric on the same images, what it was measured by before stays beside
+    the new.
+    """
+    sizes, metric = ("depth", "width_ratio", "num_components"), metric_of(rows)
+    old, whole = {tuple(row[key] for key in sizes): row for row in before}, {}
+    same = {name for name, row in old.items() if all(row.get(key) == rows[0][key] for key in ("dataset", "split"))}
+    for name in same:
+        compared = metric != "cosine" or old[name].get("reference") == rows[0]["reference"]
+        if metric in old[name] and compared:
+            whole[name] = {key: value for key, value in old[name].items() if key != "metric"}
+            whole[name] |= {"metric": metric} if metric != "accuracy" else {}
+    new = {tuple(row[key] for key in sizes): row for row in rows}
+    gone = len(old.keys() - whole.keys() - (same & new.keys()))
+    if gone:
+        logger.warning(f"{gone} sizes that were measured on other images, or not by {metric}, are replaced.")
+    for name, row in new.items():
+        earlier = old.get(name, {})
+        if name in same and "cosine" not in row:
+            row = row | {key: earlier[key] for key in (*AGREEMENT, "reference") if key in earlier}
+        if name in same:
+            row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
         # Those of this device are older than the latency in the row.
-        profiles = [one for one in old.get(name, {}).get("profiles", ()) if one["device"] != row.get("device")]
-        same[name] = {**row, "profiles": profiles} if profiles else row
-    return list(same.values())
+        profiles = [one for one in earlier.get("profiles", ()) if one["device"] != row.get("device")]
+        whole[name] = {**row, "profiles": profiles} if profiles else row
+    return list(whole.values())

@@ -1,17 +1,60 @@
 """Numbers for people: tables in Markdown, which terminals, cards and the README show alike."""
 
+from collections.abc import Sequence
 
-def size_table(rows: list[dict]) -> str:
-    """Measured sizes as a Markdown table, the most accurate first; `-` where a number was not measured."""
-    columns = ["depth", "width", "components", "accuracy", "parameters", "download", "MACs"]
+from ..budget_lingene import METRICS, metric_of
+
+
+# A metric's columns: the heading, and the fields that stand in them, the second in brackets.
+COLUMNS = {
+    "accuracy": {"accuracy": ("accuracy",)},
+    "knn": {"k-NN": ("knn",)},
+    "probe": {"probe": ("probe",)},
+    "cosine": {"class cosine": ("cosine", "cosine_p5"), "patch cosine": ("patch_cosine", "patch_cosine_p5")},
+}
+# What the columns say, for `on`, the images, and `reference`.
+EXPLAINED = {
+    "accuracy": "Accuracy on {on}.",
+    "knn": "`k-NN` on {on}: the 20 images of the train part whose class tokens are nearest vote for the class.",
+    "probe": "`probe` on {on}: a logistic regression on the class tokens of the train part says the class.",
+    "cosine": "`cosine` on {on}: how far the class token, and the patch tokens, agree with those of {reference}; mean "
+    "over the images, in brackets the 5th percentile.",
+}
+
+
+def size_table(rows: list[dict], metric: str | None = None) -> str:
+    """Measured sizes as a Markdown table, the best first; `-` where a number was not measured.
+
+    Args:
+        rows: of `sizes.json`.
+        metric: that decides, its columns come first; default the one that the rows name.
+
+    Raises:
+        ValueError: as `metric_of`.
+    """
+    metric = metric_of(rows, metric)
+    measures = {heading: fields for name in metrics_in(rows, metric) for heading, fields in COLUMNS[name].items()}
     timed = any("latency_ms" in row for row in rows)
-    lines = [columns + ["latency"] * timed]
-    for row in sorted(rows, key=lambda row: (-row["accuracy"], row["macs"], row["stored_params"])):
-        cells = [row["depth"], row["width_ratio"], row["num_components"] or "-", f"{100 * row['accuracy']:.1f} %"]
+    lines = [["depth", "width", "components", *measures, "parameters", "download", "MACs"] + ["latency"] * timed]
+    for row in sorted(rows, key=lambda row: (-row[metric], row["macs"], row["stored_params"])):
+        cells = [row["depth"], row["width_ratio"], row["num_components"] or "-"]
+        cells += [_shown(row, fields) for fields in measures.values()]
         cells += [readable(row["params"]), readable(row["stored_params"]), readable(row["macs"])]
         cells += [f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else "-"] * timed
         lines.append([str(cell) for cell in cells])
     return aligned_table(lines)
+
+
+def metrics_in(rows: Sequence[dict], first: str) -> list[str]:
+    """What any of the rows was measured by, one that is named first."""
+    return [first, *(name for name in METRICS if name != first and any(name in row for row in rows))]
+
+
+def _shown(row: dict, fields: Sequence[str]) -> str:
+    """`81.2 %`, or `0.913 (0.842)`."""
+    metric = METRICS.get(fields[0], METRICS["cosine"])
+    values = [metric.shown(row[field]) for field in fields if field in row]
+    return f"{values[0]} ({values[1]})" if len(values) > 1 else "".join(values) or "-"
 
 
 def aligned_table(lines: list[list[str]]) -> str:

@@ -43,7 +43,7 @@ from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
 from modeling_lingene.loading_lingene import stock_vit
-from modeling_lingene.measuring.metrics import evaluate_model
+from modeling_lingene.measuring.evaluation import evaluate_model
 
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")

@@ -154,13 +154,13 @@ def test_rows_of_different_images_are_refused(tmp_path):
 def test_plotting_touches_no_backend_and_no_global_state(tmp_path):
     """A notebook's backend and open figures are the user's; importing costs no matplotlib."""
     code = (
-        "import json, runpy, sys\n"
-        "plot_sizes = runpy.run_path(sys.argv[1])['plot_sizes']\n"
+        "import json, sys\n"
+        "from modeling_lingene.measuring.plots import plot_sizes\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "plot_sizes(json.loads(sys.argv[2]), sys.argv[3])\n"
+        "plot_sizes(json.loads(sys.argv[1]), sys.argv[2])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    arguments = [plots.__file__, json.dumps(rows()), str(tmp_path / "x.png")]
+    arguments = [json.dumps(rows()), str(tmp_path / "x.png")]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 

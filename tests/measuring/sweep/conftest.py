@@ -30,15 +30,18 @@ import helpers
 from modeling_lingene import cli, folders
 from modeling_lingene.images import data
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import profiling, sweep, yardsticks
 
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch) -> None:
     """No clock, no counter and no pictures, for tests that are not about them."""
-    monkeypatch.setattr(sweep, "latency_ms", made_up_time)
+    for module in (sweep, profiling):
+        monkeypatch.setattr(module, "latency_ms", made_up_time)
     monkeypatch.setattr(
-        sweep, "count_macs", lambda vit: counted_macs(vit.num_hidden_layers, vit.hidden_size, vit.image_size)
+        sweep,
+        "count_macs",
+        lambda vit, head=True: counted_macs(vit.num_hidden_layers, vit.hidden_size, vit.image_size),
     )
     for name in ("plot_sizes", "plot_heat"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
@@ -153,7 +156,7 @@ def lingene(capfd, monkeypatch):
     """Runs a command, with `pictures(12)` for `--data made`; its status and outputs without progress bars."""
     read_images = data.load_images
     monkeypatch.setattr(
-        data, "load_images", lambda name, split: pictures(12) if name == "made" else read_images(name, split)
+        yardsticks, "load_images", lambda name, split: pictures(12) if name == "made" else read_images(name, split)
     )
 
     def run(*arguments) -> SimpleNamespace:

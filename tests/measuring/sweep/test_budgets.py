@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 import helpers
 from modeling_lingene import LinGeneForImageClassification, folders
 from modeling_lingene.budget_lingene import choose_size
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import profiling
 from test_hub import edit
 
 
@@ -107,7 +107,7 @@ def test_latencies_of_other_devices_are_refused_and_it_is_said_what_to_do(loader
 def test_a_profile_of_this_device_makes_a_latency_budget_work(loader, folder):
     """The way out that the message names."""
     folders.write_sizes(folder, timed_rows([OTHER]))
-    times = {size_of(row): row["latency_ms"] for row in sweep.profile(folder)}
+    times = {size_of(row): row["latency_ms"] for row in profiling.profile(folder)}
     limit = sorted(times.values())[3]
     best = min((size for size, milliseconds in times.items() if milliseconds <= limit), key=SIZES.index)
     loaded = loader(folder, max_latency_ms=limit)

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 
 from modeling_lingene import folders
 from modeling_lingene.budget_lingene import device_name
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import profiling
 from test_hub import edit, files, read
 
 
@@ -29,7 +29,7 @@ def made_up_profile(folder: Path, row: dict, batch: int = 64, dtype: torch.dtype
 
 def test_a_profile_is_of_every_measured_size_and_joins_its_row(measured, tmp_path, work):
     """The file keeps its rows; each shape is timed once, for components change nothing of a loaded model."""
-    rows = sweep.profile(measured, batch_size=8, out=tmp_path / "deep" / "profile.json")
+    rows = profiling.profile(measured, batch_size=8, out=tmp_path / "deep" / "profile.json")
     assert work.loads == [(6, "1", 5), (3, "1/2", 5)]
     profiles = [made_up_profile(measured, row, batch=8) for row in MEASURED]
     names = ("depth", "width_ratio", "num_components")
@@ -45,7 +45,7 @@ def test_a_profile_replaces_that_of_the_same_device_and_keeps_those_of_others(me
     """By its label; sizes that were not asked for keep all of theirs."""
     stale = PROFILES[0] | {"device": HERE, "latency_ms": 99.0}
     folders.write_sizes(measured, [row | {"profiles": [stale, *PROFILES]} for row in MEASURED])
-    sweep.profile(measured, depths=(3,))
+    profiling.profile(measured, depths=(3,))
     first, second, third = read(measured / "sizes.json")["sizes"]
     assert first == MEASURED[0] | {"profiles": [stale, *PROFILES]} and second["profiles"] == first["profiles"]
     fresh = made_up_profile(measured, MEASURED[2])
@@ -73,21 +73,21 @@ def test_the_label_of_a_profile_says_how_the_model_ran(measured, monkeypatch, as
         return made_up_time(model, **keywords)
 
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
-    monkeypatch.setattr(sweep, "latency_ms", timing)
-    rows = sweep.profile(measured, **asked)
+    monkeypatch.setattr(profiling, "latency_ms", timing)
+    rows = profiling.profile(measured, **asked)
     assert {row["device"] for row in rows} == {label}
     assert {next(model.parameters()).dtype for model, _ in timed} == {dtype}
     assert {threads for _, threads in timed} == {asked.get("threads")}
     assert len(compiled) == 2 * asked.get("compiled", False) and not any(model.training for model, _ in timed)
     assert rows[0]["latency_ms"] == made_up_profile(measured, MEASURED[0], dtype=dtype)["latency_ms"]
-    sweep.profile(measured)
+    profiling.profile(measured)
     labels = [profile["device"] for profile in read(measured / "sizes.json")["sizes"][0]["profiles"]]
     assert sorted(labels) == sorted({label, HERE})
 
 
 def test_without_measured_sizes_a_profile_warns_and_leaves_the_bundle_alone(folder, source, tmp_path, caplog):
     """A latency needs an accuracy beside it to be chosen by; the numbers are the caller's all the same."""
-    rows = sweep.profile(folder, out=tmp_path / "profile.json")
+    rows = profiling.profile(folder, out=tmp_path / "profile.json")
     assert [size_of(row) for row in rows] == list(itertools.product((6, 3), ("1", "1/2"), (5, 4, 2, 1)))
     assert read(tmp_path / "profile.json")["profiles"] == rows
     (told,) = messages(caplog, "no measured sizes")
@@ -114,7 +114,7 @@ def test_a_profile_that_cannot_be_taken_is_refused_before_a_model_is_loaded(meas
     asked, fragments = case
     before = files(tmp_path)
     with pytest.raises(ValueError) as caught:
-        sweep.profile(measured, out=tmp_path / "out.json", **asked)
+        profiling.profile(measured, out=tmp_path / "out.json", **asked)
     told = lingene("profile", measured, "--out", tmp_path / "out.json", *options(asked))
     assert told.code == 2 and told.errors == [f"lingene profile: {caught.value}"]
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
@@ -124,5 +124,5 @@ def test_a_profile_that_cannot_be_taken_is_refused_before_a_model_is_loaded(meas
 def test_a_profile_leaves_sizes_json_tied_to_its_weights(measured):
     """A configuration without `weights_id` loads, and is swept: the index names the weights."""
     edit(measured / "config.json", lambda config: config.pop("weights_id"))
-    sweep.profile(measured)
+    profiling.profile(measured)
     assert AutoModelForImageClassification.from_pretrained(measured, max_macs=10).config.num_hidden_layers == 6

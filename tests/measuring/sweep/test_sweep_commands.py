@@ -33,7 +33,7 @@ import helpers
 from modeling_lingene import LinGeneConfig, LinGeneModel, folders
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.measuring import metrics, plots, sweep
+from modeling_lingene.measuring import metrics, plots, profiling, sweep
 from test_hub import files, number, read, table
 
 
@@ -88,7 +88,9 @@ WRONG = {
     "batches of nothing": ({"batch_size": 0}, None, ["`batch_size`", "at least 1", "got 0"]),
     "negative batches": ({"batch_size": -3}, None, ["`batch_size`", "at least 1", "got -3"]),
     "no such device": ({"device": "abacus"}, None, ["`device` abacus"]),
-    "no classifier": ({}, drop_head, ["`bundle`", "no classifier"]),
+    "no classifier": ({"metric": "accuracy"}, drop_head, ["`metric` accuracy", "no classifier", "knn, probe, cosine"]),
+    "an unknown metric": ({"metric": "knn,luck"}, None, ["`metric`", "accuracy, knn, probe, cosine", "'luck'"]),
+    "a reference of an accuracy": ({"reference": "somebody"}, None, ["`reference`", "`metric` is accuracy"]),
     "a plain model": ({}, make_plain, ["`bundle`"]),
     "weights changed on disk": ({}, change_weights, ["`weights_id`", "save the bundle again"]),
     "a file of weights missing": (
@@ -209,7 +211,7 @@ def test_the_profile_command_prints_each_shape_once_and_where_it_was_written(lin
 
 def test_a_profile_is_measured(lingene, folder, tmp_path, monkeypatch):
     """The one test with a clock: without measured sizes, on the command line, in bfloat16."""
-    monkeypatch.setattr(sweep, "latency_ms", metrics.latency_ms)
+    monkeypatch.setattr(profiling, "latency_ms", metrics.latency_ms)
     asked = {"depths": (1,), "widths": ("1/4",), "components": (1, 2), "dtype": "bfloat16", "batch_size": 2}
     told = lingene("profile", folder, *options(asked), "--out", tmp_path / "profile.json")
     assert (told.code, told.errors) == (0, [])

@@ -1,0 +1,100 @@
+"""One model measured: a size of a bundle, or a plain ViT, with a classifier or without."""
+
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+
+from ..configuration_lingene import LinGeneConfig
+from ..folders import read_processor
+from ..images.data import LabelledImages, batches, check_labels
+from ..progress import progress_bar, quiet_loading
+from .features import load_encoder
+from .metrics import check_device, count_parameters, measure
+from .yardsticks import Sets, Yardstick, check_sets, default_metrics, has_classifier, open_sets, yardstick
+
+
+def evaluate_data(name: str | Path, asked: dict, data: str, split: str, metric: str | None = None, **options) -> dict:
+    """`evaluate_model` on the set that `data` names, by the metric that its labels and the model allow."""
+    sets = open_sets(data, split, metric, has_classifier(name, _read_config(name)))
+    return evaluate_model(name, asked, sets.images, metric=",".join(sets.metrics), train=sets.train, **options)
+
+
+def evaluate_model(
+    name: str | Path,
+    asked: dict,
+    images: LabelledImages,
+    batch_size: int = 64,
+    device: str | None = None,
+    *,
+    metric: str | None = None,
+    train: LabelledImages | None = None,
+    reference: str | None = None,
+) -> dict:
+    """One row, as in `sizes.json`, for a size of a bundle or for a plain ViT.
+
+    Args:
+        name: folder or name on the Hub; its own preprocessing is used.
+        asked: `from_pretrained`'s size or budget keywords; for a bundle only.
+        images: for accuracy with labels that the model's classes cover.
+        device: default the GPU if there is one.
+        metric: names, comma-separated; default accuracy for a classifier, and else k-NN with `train`, or the cosine.
+        train: labelled images that k-NN and the probe know.
+        reference: whom the cosine compares with; default a bundle's full size.
+
+    Raises:
+        ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it; a metric
+            that the model or the images do not have.
+    """
+    config = _read_config(name)
+    device, head = check_device(device), has_classifier(name, config)
+    is_bundle = config.model_type == LinGeneConfig.model_type
+    if asked and not is_bundle:
+        raise ValueError(
+            f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."
+        )
+    sets = Sets(default_metrics(metric, head, train), images, train)
+    check_sets(sets, name, head)
+    if "accuracy" in sets.metrics:
+        check_labels(images, config.num_labels)
+    try:
+        processor = read_processor(name)
+    except OSError:
+        raise ValueError(
+            f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
+        ) from None
+    plain = sets.metrics == ("accuracy",)
+    stick = None if plain else yardstick(name, config.hidden_size, sets, processor, batch_size, reference, device)
+    if head:
+        with quiet_loading():
+            model = AutoModelForImageClassification.from_pretrained(name, **asked)
+    else:
+        model = load_encoder(name, config, **asked)
+    size = model.source_size if is_bundle else None
+    return measure(
+        model,
+        batches(images, processor, batch_size),
+        depth=model.config.num_hidden_layers,
+        width_ratio=size.width_ratio if size else 1,
+        num_components=size.num_components if size else None,
+        stored_params=config.stored_params(size, head) if size else count_parameters(model),
+        split=images.split,
+        dataset=images.name,
+        latency=True,
+        device=device,
+        progress=True,
+        head=head,
+        measures=None if stick is None else _measures(stick, model.to(device).eval()),
+    )
+
+
+def _measures(stick: Yardstick, model: nn.Module) -> dict:
+    with progress_bar(total=stick.passes, desc="measuring", unit="image") as bar:
+        return stick.measure(model, bar.update)
+
+
+def _read_config(name: str | Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model` {name} cannot be read: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,102 @@
+"""What an encoder says of pictures: its class token and its patch tokens, normed, as the stock model gives them.
+
+Notation: b batch, t tokens, p patches, d hidden size, n pictures.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
+
+from ..progress import quiet_loading
+
+
+KEPT_BYTES = 1 << 31  # of pixels, and of a reference's tokens with them
+
+
+def prefix_tokens(config: PretrainedConfig) -> int:
+    """How many tokens stand before those of the patches: the class token, and registers where a family has them."""
+    return 1 + (getattr(config, "num_register_tokens", None) or 0)
+
+
+def class_and_patches(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class tokens (b, d) and patch tokens (b, p, d), float32, where the model is.
+
+    Args:
+        model: a transformers encoder, or a classifier, of which the encoder is asked; in its own dtype.
+        pixel_values: (b, 3, h, w).
+    """
+    encoder = model.base_model
+    weight = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
+    tokens = encoder(pixel_values=pixel_values.to(weight.device, weight.dtype)).last_hidden_state.float()
+    return tokens[:, 0], tokens[:, prefix_tokens(encoder.config) :]
+
+
+def no_pooler(config: PretrainedConfig) -> dict[str, bool]:
+    """The keyword that leaves out a pooler, which no measure reads, for families that take one."""
+    model_class = MODEL_MAPPING.get(type(config), None)
+    named = inspect.signature(model_class).parameters if inspect.isclass(model_class) else ()
+    return {"add_pooling_layer": False} if "add_pooling_layer" in named else {}
+
+
+def load_encoder(name: str | Path, config: PretrainedConfig, **asked) -> nn.Module:
+    """An encoder by folder or name, in evaluation mode; of a bundle a size.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    try:
+        with quiet_loading():
+            return AutoModel.from_pretrained(name, **no_pooler(config), **asked).eval()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{name} cannot be loaded as an encoder: {str(error).splitlines()[0]}") from None
+
+
+class Kept:
+    """What can be iterated over again and again, kept in memory after the first pass where it fits.
+
+    Args:
+        source: gives dicts of tensors; asked anew for every pass where they do not fit.
+        room: bytes.
+    """
+
+    def __init__(self, source: Iterable, room: int = KEPT_BYTES):
+        self.source, self.room, self.kept = source, room, None
+
+    def __iter__(self) -> Iterator:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept, left = [], self.room
+        for item in self.source:
+            left -= sum(tensor.nbytes for tensor in item.values())
+            kept.append(item) if left >= 0 else kept.clear()
+            yield item
+        if left >= 0:
+            self.kept = kept
+
+
+class Reference:
+    """Batches of images together with what another encoder says of them.
+
+    Args:
+        model: that encoder; moved to the device.
+        batches: dicts with pixel_values (b, 3, h, w) and labels (b,).
+        seen: the same images as the other encoder wants them; default the same pixels.
+        name: of the encoder, for rows, tables and messages.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[dict], seen: Iterable[dict] | None, device: str, name: str):
+        self.model, self.batches, self.seen, self.name = model.to(device), batches, seen, name
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches with `expected_class` (b, d) and `expected_patches` (b, p, d) on the CPU."""
+        pairs = ((b, b) for b in self.batches) if self.seen is None else zip(self.batches, self.seen, strict=True)
+        for batch, seen in pairs:
+            with torch.inference_mode():
+                tokens, patches = class_and_patches(self.model, seen["pixel_values"])
+            yield {**batch, "expected_class": tokens.cpu(), "expected_patches": patches.cpu()}

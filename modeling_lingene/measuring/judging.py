@@ -1,0 +1,97 @@
+"""What features are worth without a classifier, tensors in, numbers out: neighbours, a linear probe, agreement.
+
+Notation: n pictures that are asked for, m of the train part, c classes, p patches, d channels.
+"""
+
+import torch
+from torch.nn import functional
+
+from ..images.data import require
+
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN, as DINO has them
+QUERIES = 1024  # at a time
+PROBE = {"C": 1.0, "max_iter": 1000, "tol": 1e-4}  # of scikit-learn's LogisticRegression, L2, lbfgs
+LOW = 5  # percent
+
+
+def knn_accuracy(
+    train: torch.Tensor, train_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """The share of pictures that weighted k-NN names right (Caron et al., DINO, ICCV 2021, section 4.1).
+
+    Features are normalised; the 20 nearest by cosine s (all, where there are fewer) vote with exp(s / 0.07).
+
+    Args:
+        train: (m, d), any device; the voters.
+        train_labels: (m,) int64, from 0.
+        queries: (n, d).
+        labels: (n,) int64.
+    """
+    train, queries = functional.normalize(train.float(), dim=1), functional.normalize(queries.float(), dim=1)
+    classes, right = int(max(train_labels.max(), labels.max())) + 1, 0
+    for asked, expected in zip(queries.split(QUERIES), labels.split(QUERIES)):
+        near, places = (asked @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
+        votes = near.new_zeros(len(asked), classes)
+        votes.scatter_add_(1, train_labels[places], (near / TEMPERATURE).exp())
+        right += int((votes.argmax(1) == expected).sum())
+    return right / len(queries)
+
+
+def probe_accuracy(
+    train: torch.Tensor, train_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """The share of pictures that a linear classifier of the features names right.
+
+    scikit-learn's LogisticRegression (L2, C = 1, lbfgs, at most 1,000 iterations, tolerance 1e-4) on features that
+    StandardScaler, fitted on the train part, gives mean 0 and variance 1; in float64. The settings are never tuned.
+
+    Args:
+        as for `knn_accuracy`.
+
+    Raises:
+        ImportError: scikit-learn is missing; the message says what to install.
+        ValueError: the train part has one class only.
+    """
+    linear, scaling = require("sklearn.linear_model", "scikit-learn"), require("sklearn.preprocessing", "scikit-learn")
+    if len(train_labels.unique()) < 2:
+        raise ValueError("`metric` probe needs at least two classes in the train part; use cosine.")
+    scaler = scaling.StandardScaler().fit(train.double().cpu().numpy())
+    known, asked = (scaler.transform(features.double().cpu().numpy()) for features in (train, queries))
+    probe = linear.LogisticRegression(**PROBE).fit(known, train_labels.cpu().numpy())
+    return float((probe.predict(asked) == labels.cpu().numpy()).mean())
+
+
+def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Of the class token, and of the patch tokens in the mean over an image's patches: (b, 2).
+
+    Args:
+        found: class tokens (b, d) and patch tokens (b, p, d).
+        expected: the same of the reference, perhaps with more channels: a narrower size of a bundle holds the leading
+            ones, and is compared with those.
+
+    Raises:
+        ValueError: another number of patches.
+    """
+    if found[1].shape[1] != expected[1].shape[1]:
+        raise ValueError(
+            f"`reference` must have as many patches as the model: it gives {expected[1].shape[1]} of an image, "
+            f"and the model {found[1].shape[1]}. Use a reference of the same patch and image size, or --metric knn."
+        )
+    both = [functional.cosine_similarity(f, e[..., : f.shape[-1]], dim=-1) for f, e in zip(found, expected)]
+    return torch.stack([both[0], both[1].mean(dim=1)], dim=1)
+
+
+def agreement(values: torch.Tensor) -> dict[str, float]:
+    """`cosines` of all images, (n, 2), as fields of a row: the means over images and the 5th percentiles."""
+    names = (("cosine", "cosine_p5"), ("patch_cosine", "patch_cosine_p5"))
+    fields = {}
+    for pair, column in zip(names, values.unbind(1)):
+        fields |= zip(pair, mean_and_low(column))
+    return fields
+
+
+def mean_and_low(values: torch.Tensor) -> tuple[float, float]:
+    """The mean of cosines, (n,), and their 5th percentile, to 6 digits."""
+    values = values.double().clamp(-1, 1)
+    return round(float(values.mean()), 6), round(float(torch.quantile(values, LOW / 100)), 6)
