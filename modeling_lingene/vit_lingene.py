@@ -114,6 +114,7 @@ def embed(
     weights: Mapping[str, torch.Tensor],
     image_size: tuple[int, int],
     interpolate_pos_encoding: bool = False,
+    masked: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Patches, class token and positions.
 
@@ -122,12 +123,14 @@ def embed(
         weights: the `embeddings.*` tensors of a bundle.
         image_size: (height, width) that the position embeddings are for.
         interpolate_pos_encoding: accept images of another size.
+        masked: (b, patches) bool; the mask token takes the place of these patches.
 
     Returns:
         (b, t, d).
 
     Raises:
-        ValueError: another number of channels, or another image size without interpolation.
+        ValueError: another number of channels, or another image size without interpolation; masked patches and no
+            mask token.
     """
     kernel = weights["embeddings.patch_embeddings.weight"]
     size, patch = tuple(pixel_values.shape[-2:]), kernel.shape[-2:]
@@ -140,6 +143,10 @@ def embed(
         )
     patches = functional.conv2d(pixel_values, kernel, weights["embeddings.patch_embeddings.bias"], stride=patch)
     hidden = patches.flatten(2).transpose(1, 2)
+    if masked is not None:
+        if "embeddings.mask_token" not in weights:
+            raise ValueError("`bool_masked_pos` needs a mask token, and this bundle's family has none; leave it out.")
+        hidden = torch.where(masked[..., None], weights["embeddings.mask_token"].to(hidden.dtype), hidden)
     class_token = weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1)
     positions = weights["embeddings.position_embeddings"]
     if interpolate_pos_encoding and size != image_size:

@@ -34,14 +34,15 @@ writing_lingene recompose_lingene reading_lingene  configuration_lingene  vit_li
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene
 folders progress
-images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
+images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 markdown  hub
 conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
     conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching  conversion.export conversion.convert
-training.losses training.checkpoints training.teachers  training.loop training.elastic  training.decomposition
-    training.warm_start  training.recipes  training.options
+training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
+    training.features training.encoders  training.decomposition training.token_cache  training.settings
+    training.warm_start  training.unlabelled  training.recipes  training.options
 cli
 """
 # Two spaces or a new line: a step up; modules that one space parts do not know each other.

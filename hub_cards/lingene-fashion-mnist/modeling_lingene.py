@@ -164,7 +164,9 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
                 hidden, probabilities = block(hidden, {name: rows[layer] for name, rows in weights.items()}, settings)
                 yield hidden, probabilities
 
-    def _encode(self, pixel_values, size, interpolate_pos_encoding, output_hidden_states, output_attentions):
+    def _encode(
+        self, pixel_values, size, interpolate_pos_encoding, output_hidden_states, output_attentions, masked=None
+    ):
         """Images (b, channels, height, width) -> normed hidden states (b, t, d), all hidden states, attentions."""
         if pixel_values is None:
             raise ValueError("`pixel_values` is missing.")
@@ -174,7 +176,7 @@ class LinGenePreTrainedModel(BundleMixin, PreTrainedModel):
         pixel_values = pixel_values.to(weights["embeddings.patch_embeddings.weight"].dtype)
         image_size = self.config.image_size
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        hidden = embed(pixel_values, weights, image_size, bool(interpolate_pos_encoding))
+        hidden = embed(pixel_values, weights, image_size, bool(interpolate_pos_encoding), masked)
         hidden = nn.functional.dropout(hidden, self.config.hidden_dropout_prob, self.training)
         states, attentions = [hidden], []
         for after, probabilities in self._blocks(hidden, size):
@@ -236,6 +238,7 @@ class LinGeneModel(LinGenePreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling | tuple:
         """Images through one size of the bundle.
@@ -243,6 +246,7 @@ class LinGeneModel(LinGenePreTrainedModel):
         Args:
             pixel_values: (b, channels, height, width).
             depth, width_ratio, num_components: the size of this call; default the configuration's.
+            bool_masked_pos: (b, patches); the mask token takes the place of these patches, where the family has one.
 
         Returns:
             `last_hidden_state` (b, t, d); `hidden_states` and `attentions` (b, h, t, t) on request.
@@ -254,6 +258,7 @@ class LinGeneModel(LinGenePreTrainedModel):
             interpolate_pos_encoding,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             config.output_attentions if output_attentions is None else output_attentions,
+            bool_masked_pos,
         )
         output = BaseModelOutputWithPooling(last_hidden_state=hidden, hidden_states=states, attentions=attentions)
         return output if _as_dict(config, return_dict) else output.to_tuple()

@@ -92,6 +92,18 @@ def class_files(folder: Path, extensions: set[str]) -> dict[str, list[str]]:
     return classes
 
 
+def picture_files(folder: Path, extensions: set[str]) -> list[str]:
+    """Every image file at any depth of a folder, of links too. Warns of every file it leaves out.
+
+    Args:
+        extensions: of image files, with the dot.
+    """
+    files, others = _divided(_files(str(folder), set()), extensions)
+    clutter = [path for path in files if CLUTTER & set(Path(os.path.relpath(path, folder)).parts)]
+    _warn_of(folder, [os.path.relpath(path, folder) for path in sorted([*others, *clutter])], "is no picture")
+    return sorted(set(files) - set(clutter))
+
+
 def _divided(paths: Iterator[str], extensions: set[str]) -> tuple[list[str], list[str]]:
     images, others = [], []
     for path in paths:

@@ -339,7 +339,7 @@ def _digits(split: str) -> LabelledImages:
     from PIL import Image
     from sklearn.model_selection import train_test_split
 
-    chosen = _choose_split("digits", split, ["train", "test"])
+    chosen = choose_split("digits", split, ["train", "test"])
     digits = sklearn_datasets.load_digits()
     grey = (digits.images * 255 / 16).round().astype("uint8")  # (1797, 8, 8), from 0..16
     parts = train_test_split(range(len(grey)), test_size=360, stratify=digits.target, random_state=0)
@@ -363,7 +363,7 @@ def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
             f"`data` must be a folder with one subfolder of images per class, directly or below `train/` and `test/`; "
             f"found no image in a subfolder of {data!r}. Put the images of each class into a subfolder with its name."
         )
-    chosen = _choose_split(data, split, list(parts))
+    chosen = choose_split(data, split, list(parts))
     # Class indices count the classes of the whole set, where one split lacks some too.
     names = sorted({name for classes in parts.values() for name in classes})
     paths, labels = [], []
@@ -400,7 +400,7 @@ def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImag
             f"`data` must be files that all start with a split's name (train-, test-, validation-) or none that does; "
             f"in {data!r} {Path(parts[WHOLE][0]).name} does not and others do. Rename it or leave it out."
         )
-    chosen = _choose_split(data, split, list(parts))
+    chosen = choose_split(data, split, list(parts))
     try:
         dataset = datasets.load_dataset("parquet", data_files={chosen: parts[chosen]}, split=chosen)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # damaged inside, damaged at the end
@@ -413,14 +413,14 @@ def _parquet(data: str, files: list[str], name: str, split: str) -> LabelledImag
 def _from_hub(data: str, split: str) -> LabelledImages:
     datasets = require("datasets")
     try:
-        chosen = _choose_split(data, split, datasets.get_dataset_split_names(data))
+        chosen = choose_split(data, split, datasets.get_dataset_split_names(data))
         dataset = datasets.load_dataset(data, split=chosen)
     except (OSError, RuntimeError) as error:  # not there, not reachable, or a script
         raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here, and the Hub says: {error}") from error
     return _from_dataset(data, dataset, data, chosen)
 
 
-def _choose_split(data: str, split: str, available: list[str]) -> str:
+def choose_split(data: str, split: str, available: list[str]) -> str:
     """The split to read: the one asked for, its stand-in, or the whole of a set that is not divided."""
     if available == [WHOLE]:
         return WHOLE
