@@ -5,8 +5,9 @@
 Sampled sizes: forward and backward of one network of a constrained ViT-Small, in turn with a stock ViT of that very
 size; the ratio pair by pair, medians; and the operations that torch counts in its forward pass, over those that its
 MACs say. Without labels: the teacher, a stock ViT-Small, and such a network with its heads, forward and backward, in
-turn with the teacher and the stock ViT of that size alone. Sweep: a whole `sweep` without latencies on images in memory, files, pictures and MACs included, against the
-forward passes alone of the same models, loaded before, on the same tensors; in turn, medians.
+turn with the teacher and the stock ViT of that size alone. Sweep: a whole `sweep` without latencies on images in
+memory, files, pictures and MACs included, against the forward passes alone of the same models, loaded before, on the
+same tensors; in turn, medians.
 """
 
 import argparse
