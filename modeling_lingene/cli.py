@@ -171,7 +171,8 @@ def decompose(out: Path, resume: bool, **flags) -> None:
     if rows:  # on the main process
         bundle = shlex.quote(str(out / "bundle"))
         _print_trained(rows, out)
-        print(f"\nMeasure other sizes, push:\n\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}")
+        sweep = "" if asked.unlabelled else f"\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}"
+        print(f"\nMeasure other sizes, push:\n{sweep}" if sweep else "\nPush:\n")
         print(f"    lingene push {bundle} USER/NAME")
 
 
@@ -180,6 +181,9 @@ def _print_trained(rows: list[dict], out: Path) -> None:
     from .budget_lingene import metric_of
     from .measuring.tables import size_table
 
+    if "feature_loss" in rows[0]:
+        _print_encoder(rows, out)
+        return
     metric = metric_of(rows)
     best = max(rows, key=lambda row: row[metric])
     size = {name: best[name] for name in ("depth", "num_components")}
@@ -191,6 +195,18 @@ def _print_trained(rows: list[dict], out: Path) -> None:
         "Load a size:\n\n    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n"
     )
     print(f"    AutoModelForImageClassification.from_pretrained({str(out / 'bundle')!r}, {asked})")
+
+
+def _print_encoder(rows: list[dict], out: Path) -> None:
+    """The sizes of a run without labels, the smallest loss first."""
+    from .measuring.tables import aligned_table, readable
+
+    lines = [["depth", "width", "components", "loss", "parameters", "MACs"]]
+    for row in sorted(rows, key=lambda row: row["feature_loss"]):
+        size = [str(row[name]) for name in ("depth", "width_ratio", "num_components")]
+        lines.append([*size, f"{row['feature_loss']:.4g}", readable(row["params"]), readable(row["macs"])])
+    print(f"\n{aligned_table(lines)}\n\nbundle   {out / 'bundle'}\nnumbers  {out / 'results.json'}")
+    print(f"next     lingene sweep {out / 'bundle'} --data SET   k-NN with labels, or --metric cosine")
 
 
 @command(

@@ -522,6 +522,18 @@ def test_decompose_ends_with_code_that_loads_its_best_size_and_commands_that_go_
     assert calls == [(str(out / "bundle"), "digits", "test"), (out / "bundle", "USER/NAME")]
 
 
+def test_decompose_without_labels_ends_with_the_losses_of_its_sizes(lingene, monkeypatch, tmp_path):
+    """There is no accuracy, and nothing that a sweep could measure by labels; the smallest loss comes first."""
+    rows = [{key: value for key, value in row.items() if key != "accuracy"} for row in ROWS]
+    rows = [{**row, "feature_loss": 0.5 - 0.1 * number} for number, row in enumerate(rows)]
+    monkeypatch.setattr(recipes, "decompose", lambda *_, **__: rows)
+    told = lingene("decompose", "--data", "faces", "--init", "x", "--objective", "features", "--out", tmp_path / "out")
+    assert (told.code, told.errors) == (0, [])
+    shown = [float(line.split("|")[4]) for line in told.out.splitlines()[3:] if line.startswith("|")]
+    assert shown == pytest.approx(sorted(row["feature_loss"] for row in rows))
+    assert "sweep" not in told.out and f"lingene push {tmp_path / 'out' / 'bundle'}" in told.out
+
+
 def test_a_process_that_is_not_the_main_one_reports_nothing(lingene, monkeypatch, tmp_path):
     """It has no rows; the main one has said everything."""
     monkeypatch.setattr(recipes, "decompose", lambda *_, **__: [])

@@ -43,8 +43,9 @@ conversion.sources conversion.moments conversion.any_size
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching  conversion.export conversion.convert
-training.losses training.checkpoints training.teachers  training.loop training.elastic  training.decomposition
-    training.warm_start  training.recipes  training.options
+training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
+    training.features training.encoders  training.decomposition training.token_cache  training.settings
+    training.warm_start  training.unlabelled  training.recipes  training.options
 cli
 """
 # Two spaces or a new line: a step up; modules that one space parts do not know each other.

@@ -136,7 +136,7 @@ def _at(row: dict[str, Any], width: Fraction) -> bool:
 
 
 def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws the loss of every epoch and, where it was measured, the accuracy on held-out images, as a PNG.
+    """Draws the loss of every epoch and what was measured on held-out images, accuracy or loss, as a PNG.
 
     Args:
         history: a row per epoch, as `TrainingLoop.fit` returns it; a vertical line where a phase begins.
@@ -154,6 +154,8 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
     curves = {"Training loss": [row["loss"] for row in history]}
     if any("accuracy" in row for row in history):
         curves["Accuracy on held-out images, %"] = [100 * row.get("accuracy", math.nan) for row in history]
+    if any("feature_loss" in row for row in history):
+        curves["Loss on held-out images"] = [row.get("feature_loss", math.nan) for row in history]
     starts = [index for index, row in enumerate(history) if index == 0 or row["phase"] != history[index - 1]["phase"]]
     for panel, (label, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if not math.isnan(value)]

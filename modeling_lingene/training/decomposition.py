@@ -15,9 +15,10 @@ import torch
 
 from ..configuration_lingene import LinGeneConfig
 from ..measuring.grids import checked_sizes
-from ..modeling_lingene import LinGeneForImageClassification, component_gains, component_scale
+from ..modeling_lingene import LinGenePreTrainedModel, component_gains, component_scale
 from ..recompose_lingene import read_width_ratio
 from .elastic import SAMPLINGS, Grid, drawn_networks, network_loss
+from .features import features_loss
 from .loop import Phase
 from .losses import Objective
 
@@ -113,7 +114,7 @@ def _is_count(value: object) -> bool:
 
 
 def phases(
-    model: LinGeneForImageClassification,
+    model: LinGenePreTrainedModel,
     settings: DecompositionSettings,
     objective: Objective | None = None,
     warm: bool = False,
@@ -122,7 +123,7 @@ def phases(
     start.
 
     Args:
-        model: constrained.
+        model: constrained; what trains may be a `FeatureStudent` around it.
         settings: see there.
         objective: the loss; default cross-entropy, with soft distillation where there is a teacher.
         warm: the model is a bundle to go on from; its components stay.
@@ -131,23 +132,27 @@ def phases(
         ValueError: totals that do not end at the number of components, or depths the model cannot take.
     """
     objective, config = objective or Objective(), model.config
+    loss = partial(features_loss if objective.kind == "features" else network_loss, objective)
     settings.check(config)
+
+    def trainable(name: str) -> bool:  # a mask token that no step reads has no gradient to share among processes
+        return objective.mask_share > 0 or not name.endswith("embeddings.mask_token")
+
     totals = settings.prefixes(config.reference_components)
     if settings.schedule == "incremental":
         if settings.new_components == "zero" and not warm:
             start_from(model, totals[0])
         return [
-            _incremental_phase(config.num_hidden_layers, before, total, settings, objective)
+            _incremental_phase(config.num_hidden_layers, before, total, settings, loss, trainable)
             for before, total in zip((0, *totals), totals)
         ]
     size = {"num_components": config.reference_components}
     if settings.schedule == "elastic":
         share = settings.full_share if settings.full_share >= 0 else 0.3 if settings.widths else 0.5
         drawn = partial(drawn_networks, grid_of(settings, config), settings.sampling, share, settings.full_first)
-        loss = partial(network_loss, objective)
-        return [Phase("elastic", lambda name: True, loss, size=size, sampled=True, draw=drawn)]
-    forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, objective)
-    return [Phase("simultaneous", lambda name: True, forward, size=size)]
+        return [Phase("elastic", trainable, loss, size=size, sampled=True, draw=drawn)]
+    forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, loss)
+    return [Phase("simultaneous", trainable, forward, size=size)]
 
 
 def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
@@ -159,7 +164,7 @@ def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
 
 
 @torch.no_grad()
-def start_from(model: LinGeneForImageClassification, count: int) -> None:
+def start_from(model: LinGenePreTrainedModel, count: int) -> None:
     """Rescale the first components, so that they alone give layers of the usual scale, and set the others to zero."""
     config = model.config
     larger, gains = component_scale(config) / component_scale(config, count), component_gains(config, count)
@@ -175,18 +180,20 @@ def start_from(model: LinGeneForImageClassification, count: int) -> None:
 
 
 def _incremental_phase(
-    full: int, before: int, total: int, settings: DecompositionSettings, objective: Objective
+    full: int, before: int, total: int, settings: DecompositionSettings, loss: Callable, allowed: Callable
 ) -> Phase:
     new = tuple(f"components.{index}." for index in range(before, total))
     outside = before == 0 or not settings.freeze_outside
 
     def trainable(name: str) -> bool:
-        return name.startswith(new) or (outside and not name.startswith("components."))
+        name = name.removeprefix("encoder.")  # of a `FeatureStudent`, whose heads are always trained
+        rest = outside and not name.startswith("components.") or name.startswith("heads.")
+        return allowed(name) and (name.startswith(new) or rest)
 
     return Phase(
         f"components {before + 1}-{total}" if total > before + 1 else f"component {total}",
         trainable,
-        partial(_forward, full, total, settings, objective),
+        partial(_forward, full, total, settings, loss),
         size={"num_components": total},
         during=lambda model: model.holding(before),
     )
@@ -196,7 +203,7 @@ def _forward(
     full: int,
     total: int,
     settings: DecompositionSettings,
-    objective: Objective,
+    loss: Callable,
     model: Callable,
     batch: dict,
     generator: torch.Generator,
@@ -205,5 +212,4 @@ def _forward(
     depth, others = full, [depth for depth in settings.depths if depth != full]
     if others and torch.rand((), generator=generator) < 0.5:
         depth = others[int(torch.randint(len(others), (), generator=generator))]
-    logits = model(batch["pixel_values"], depth=depth, num_components=total).logits
-    return objective(logits, batch["labels"], batch.get("teacher_logits"))
+    return loss(model, batch, generator, depth=depth, num_components=total)

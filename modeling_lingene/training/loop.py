@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
 from ..progress import Bar, progress_bar
 from .checkpoints import Checkpoints
+from .validation import ACCURACY, Metric
 
 
 EMA_FILE = "ema.safetensors"
@@ -111,8 +112,8 @@ class Phase:
         name: for the progress bar and the history.
         trainable: chooses the parameters that train, by name; all others are frozen.
         forward: (model, batch, generator, **network) -> loss; draws sizes from the generator, the same on every
-            process. The batch has pixel_values (b, c, h, w), labels, index and, with a teacher, teacher_logits (b,
-            classes).
+            process. The batch has pixel_values (b, c, h, w), labels, index and, with a teacher, its answer as
+            `teacher`: logits (b, classes), or tokens (b, t, d).
         draw: (generator, done) -> the networks of a step, each as keywords for `forward`; `done` is the share of the
             phase that is over. They go forward and backward one after the other, so that memory is that of the
             largest, and their gradients add up to one optimiser step. Default: one network, without keywords.
@@ -154,7 +155,8 @@ class TrainingLoop:
         out: folder for `checkpoints/` and `log/`; None keeps nothing.
         identity: what a checkpoint must agree on to be resumed from, beside the settings.
         held_out: images to evaluate on; None does not.
-        teacher: batch -> logits (b, classes), for every forward pass; see `teachers.py`.
+        metric: what they are asked; default the accuracy.
+        teacher: batch -> its answer, for every forward pass; see `teachers.py` and `encoders.py`.
         on_best: called on the main process with the full state dict when an evaluation was the best so far.
         accelerator: default one made for the settings.
     """
@@ -168,12 +170,13 @@ class TrainingLoop:
         *,
         identity: dict | None = None,
         held_out: MemoryImages | PictureImages | None = None,
+        metric: Metric = ACCURACY,
         teacher: Callable[[dict], torch.Tensor] | None = None,
         on_best: Callable[[dict], None] | None = None,
         accelerator: Accelerator | None = None,
     ):
         self.model, self.images, self.settings = model, images, settings
-        self.held_out, self.teacher, self.on_best = held_out, teacher, on_best
+        self.held_out, self.metric, self.teacher, self.on_best = held_out, metric, teacher, on_best
         self.accelerator = accelerator or make_accelerator(settings, out)
         self.layout = layout(self.accelerator, settings)
         self.steps_per_epoch = images.steps(self.layout)
@@ -190,7 +193,7 @@ class TrainingLoop:
         """Run all phases, going on from the newest checkpoint of this run where there is one.
 
         Returns:
-            A row per epoch: phase, epoch, loss, learning_rate, images_per_second and, where evaluated, accuracy.
+            A row per epoch: phase, epoch, loss, learning_rate, images_per_second and, where evaluated, the metric.
 
         Raises:
             ValueError: the folder holds a run with other settings or has no room, or the loss is not finite.
@@ -198,8 +201,9 @@ class TrainingLoop:
         """
         state = self._resume()
         if self.settings.activation_checkpointing:
-            enable = getattr(self.model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
-            (enable or self.model.gradient_checkpointing_enable)()
+            encoder = getattr(self.model, "encoder", self.model)
+            enable = getattr(encoder, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+            (enable or encoder.gradient_checkpointing_enable)()
         if self.settings.tracker != "none" and self.checkpoints is not None:
             self.accelerator.init_trackers("log")
         per_phase = self.settings.epochs * self.steps_per_epoch
@@ -310,7 +314,7 @@ class TrainingLoop:
                 draws = torch.Generator().manual_seed(derived_seed(settings.seed, "draws", run.index, step))
                 if self.teacher is not None:
                     with accelerator.autocast():
-                        batch["teacher_logits"] = self.teacher(batch)
+                        batch["teacher"] = self.teacher(batch)
                 set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
                 *others, last = run.phase.draw(draws, step / steps)
                 for network in (*others, last):
@@ -345,8 +349,8 @@ class TrainingLoop:
         progress.seconds += seconds
         rate = len(losses) * self.layout.images / seconds
         shown = {"loss": f"{losses[-1]:.3f}", "img/s": f"{rate:.0f}"}
-        if self.history and "accuracy" in self.history[-1]:
-            shown["accuracy"] = f"{100 * self.history[-1]['accuracy']:.1f}%"
+        if self.history and self.metric.name in self.history[-1]:
+            shown[self.metric.name] = self.metric.shown.format(self.history[-1][self.metric.name])
         bar.set_postfix(shown, refresh=False)
         self._log({"loss": sum(losses) / len(losses), "images_per_second": rate, "learning_rate": run.rate}, run)
         waiting.clear()
@@ -363,10 +367,11 @@ class TrainingLoop:
         }
         last = epoch + 1 == self.settings.epochs
         if self.held_out is not None and (last or (every and (epoch + 1) % every == 0)):
-            row["accuracy"] = self._evaluate(run)
-            self._log({"accuracy": row["accuracy"]}, run)
-            if self.best is None or row["accuracy"] > self.best:
-                self.best = row["accuracy"]
+            model = run.average.module if run.average is not None else run.model
+            value = row[self.metric.name] = self._evaluate(model, run.phase.size)
+            self._log({self.metric.name: value}, run)
+            if self.metric.better(value, self.best):
+                self.best = value
                 if self.on_best is not None:
                     self._give_best(run)
         self.history.append(row)
@@ -380,18 +385,20 @@ class TrainingLoop:
             self.on_best(state)
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self, run: "_Run") -> float:
-        """Top-1 accuracy of the phase's size on the held-out images, divided among the processes."""
-        model = run.average.module if run.average is not None else run.model
+    def evaluate(self, **size) -> float:
+        """The metric of one size of the model as it is after `fit`; called on every process."""
+        return self._evaluate(self.model, size)
+
+    def _evaluate(self, model: nn.Module, size: dict) -> float:
+        """The metric of a size on the held-out images, divided among the processes."""
         model.eval()
-        right = torch.zeros(2, dtype=torch.int64, device=self.accelerator.device)
+        counted = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         with torch.no_grad():
             for batch in self.held_out.in_order(self.layout):
                 with self.accelerator.autocast():
-                    logits = model(batch["pixel_values"], **run.phase.size).logits
-                right += torch.stack(((logits.argmax(-1) == batch["labels"]).sum(), right.new_tensor(len(logits))))
-        right, total = self.accelerator.reduce(right, reduction="sum").tolist()
-        return right / total
+                    counted += self.metric.count(model, batch, size)
+        total, images = self.accelerator.reduce(counted, reduction="sum").tolist()
+        return total / images
 
     def _save(self, run: "_Run") -> None:
         def write(folder: Path) -> None:

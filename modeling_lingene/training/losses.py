@@ -1,20 +1,20 @@
-"""What a step minimises: cross-entropy, and what a teacher adds to it.
+"""What a step minimises: cross-entropy, and what a teacher adds to it; or, without labels, see `features.py`.
 
 Notation: b batch, c classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
 
 
-KINDS = ("soft", "hard")
+CHOICES = {"kind": ("labels", "features"), "distillation": ("soft", "hard"), "feature_heads": ("linear", "identity")}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one network, given labels and, for distillation, a teacher's logits.
+    """The loss of one network: from labels and, for distillation, a teacher's logits; or from its tokens alone.
 
     Args:
         distillation: with a teacher: `soft`, CE + KL(teacher || student), weights 1:1 (LinDec, section 3.2; the
@@ -22,27 +22,44 @@ class Objective:
             teacher's class (DeiT, arXiv 2012.12877, Eq. 3, on one head).
         temperature: of `soft`; the KL is multiplied by its square.
         label_smoothing: of the cross-entropy with the labels.
+        kind: `labels`, or `features`: pictures without labels, mean squared errors with the teacher's tokens (Proteus,
+            arXiv 2407.10366); the teacher is any encoder, default the bundle that `init` names.
+        feature_heads: what leads from the student's channels into the teacher's: `linear`, a LayerNorm and a linear
+            layer per term, or `identity`, nothing, for equal widths.
+        mask_share: of the patches, masked in a second pass of the student, which learns what the teacher sees there;
+            0 is no second pass.
 
     Raises:
-        ValueError: an unknown kind, a temperature that is not positive, a smoothing outside [0, 1).
+        ValueError: an unknown word, a temperature that is not positive, a share or smoothing outside [0, 1), a setting
+            of the other kind.
     """
 
     distillation: str = "soft"
     temperature: float = 1.0
     label_smoothing: float = 0.0
+    kind: str = field(default="labels", metadata={"flag": "objective"})
+    feature_heads: str = "linear"
+    mask_share: float = 0.0
 
     def __post_init__(self):
-        if self.distillation not in KINDS:
-            raise ValueError(f"`distillation` must be one of {', '.join(KINDS)}, got {self.distillation!r}.")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                shown = "objective" if name == "kind" else name
+                raise ValueError(f"`{shown}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` must be a positive number, got {self.temperature!r}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` must be from 0 to below 1, got {self.label_smoothing!r}.")
+        for name in ("label_smoothing", "mask_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be from 0 to below 1, got {getattr(self, name)!r}.")
+        strangers = {"labels": {"feature_heads": "linear", "mask_share": 0}, "features": {"label_smoothing": 0}}
+        for name, unset in strangers[self.kind].items():
+            if getattr(self, name) != unset:
+                raise ValueError(f"`{name}` has no part in `objective` {self.kind}; leave one of them out.")
 
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The loss, averaged over the batch.
+        """The loss of the kind `labels`, averaged over the batch.
 
         Args:
             logits: (b, c).

@@ -14,7 +14,8 @@ from ..images.augmentation import AUGMENTATIONS, Augmentation
 from .decomposition import DecompositionSettings
 from .loop import TrainingSettings
 from .losses import Objective
-from .recipes import METHODS, RECIPES, ModelSettings, Recipe, as_published
+from .recipes import METHODS, RECIPES, as_published
+from .settings import ModelSettings, Recipe
 
 
 GROUPS = {
@@ -75,19 +76,20 @@ def _add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> Non
     types, texts = get_type_hints(settings), described(settings)
     for field in dataclasses.fields(settings):
         if field.name not in skip:
-            flag, default = "--" + field.name.replace("_", "-"), field.default
+            flag = "--" + field.metadata.get("flag", field.name).replace("_", "-")
+            default = field.default
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             text = texts[field.name] + (f" (default: {shown})" if shown not in ("", None) else "")
             text = text.replace("%", "%%")
             if types[field.name] is bool:
-                group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+                group.add_argument(flag, dest=field.name, action=argparse.BooleanOptionalAction, help=text)
             elif types[field.name] == tuple[int, ...]:
-                group.add_argument(flag, type=integers, metavar="N,N", help=text)
+                group.add_argument(flag, dest=field.name, type=integers, metavar="N,N", help=text)
             elif types[field.name] == tuple[str, ...]:
-                group.add_argument(flag, type=words, metavar="A,B", help=text)
+                group.add_argument(flag, dest=field.name, type=words, metavar="A,B", help=text)
             else:
                 kind = types[field.name]
-                group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
+                group.add_argument(flag, dest=field.name, type=kind, metavar=kind.__name__.upper(), help=text)
 
 
 def described(settings: type) -> dict[str, str]:

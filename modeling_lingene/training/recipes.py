@@ -6,9 +6,10 @@ decompose(RECIPES["digits"], "out")                    any recipe, from images t
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,150 +31,14 @@ from ..modeling_lingene import LinGeneForImageClassification
 from .checkpoints import STAGING, check_identity
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
-from .losses import Objective
+from .settings import ModelSettings, Recipe
 from .teachers import CachedTeacher, load_teacher
+from .token_cache import CACHE
+from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
 from .warm_start import content_of, fit_to, processor_of, start_of
 
 
-OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING}
-
-
-LOWEST = {"hidden_size": 1, "num_attention_heads": 1, "patch_size": 1, "depth": 1, "intermediate_size": 0}
-LOWEST |= {"image_size": 0, "num_components": 0, "start_degree": -1}
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The network at full size, and the components it is made of.
-
-    Args:
-        hidden_size: channels.
-        num_attention_heads: of each layer.
-        intermediate_size: MLP units; 0 is four times the channels.
-        image_size: pixels; 0 is the height of the first training image.
-        patch_size: pixels.
-        depth: number of layers.
-        num_components: number of components; 0 is as many as layers.
-        preset: stable or paper: nodes, start degree, gain offset and depth map, if not given.
-        basis: chebyshev, legendre, taylor or fourier.
-        nodes: roots or uniform; empty is the preset's.
-        start_degree: of the first component; -1 is the preset's.
-        degree_weight: w divides the coefficients of degree g by (g + 1)^w; -1 is the schedule's: 1 where an elastic
-            run trains prefixes of the components, else 0.
-        depth_map: resample or select; empty is the preset's.
-        dropout: probability, of hidden states.
-    """
-
-    hidden_size: int = 192
-    num_attention_heads: int = 3
-    intermediate_size: int = 0
-    image_size: int = 0
-    patch_size: int = 4
-    depth: int = 12
-    num_components: int = 0
-    preset: str = "stable"
-    basis: str = "chebyshev"
-    nodes: str = ""
-    start_degree: int = -1
-    degree_weight: float = -1.0  # tests/benchmarks/README.md, tests/test_evidence.py
-    depth_map: str = ""
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        for name, low in LOWEST.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"`{name}` must be an integer of at least {low}, got {getattr(self, name)!r}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be from 0 to below 1, got {self.dropout!r}.")
-        if not abs(self.degree_weight) < float("inf"):
-            raise ValueError(f"`degree_weight` must be a number, got {self.degree_weight!r}.")
-
-    def config(self, images: LabelledImages, decomposition: DecompositionSettings) -> LinGeneConfig:
-        """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
-        names = images.class_names
-        return LinGeneConfig(
-            **self.shape(decomposition),
-            image_size=self.image_size or images.images[0].size[1],
-            patch_size=self.patch_size,
-            layer_norm_eps=1e-6,
-            hidden_dropout_prob=self.dropout,
-            trained_depths=sorted({self.depth, *decomposition.depths}),
-            trained_width_ratios=decomposition.trained_widths(self.num_attention_heads),
-            isolated_activation=decomposition.isolated_activation,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-        )
-
-    def shape(self, decomposition: DecompositionSettings) -> dict[str, Any]:
-        """What the images have no say in."""
-        components = self.num_components or self.depth
-        weight = self.degree_weight
-        if weight == -1:
-            weight = float(decomposition.schedule == "elastic" and len(decomposition.prefixes(components)) > 1)
-        return dict(
-            hidden_size=self.hidden_size,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
-            depth=self.depth,
-            num_components=components,
-            preset=self.preset,
-            basis=self.basis,
-            nodes=self.nodes or None,
-            start_degree=None if self.start_degree < 0 else self.start_degree,
-            degree_weight=weight,
-            depth_map=self.depth_map or None,
-        )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that makes a run: which images, which network, trained how.
-
-    Args:
-        data: as for `load_images`; trained on its split `train`, measured on `test`.
-        init: a bundle to go on from, by folder or name (a warm start); its shape, not that of the model settings, of
-            which only the number of components and the dropout count then.
-        teacher: a classifier by name (see `teachers.py`); empty for none.
-        cache_teacher: ask the teacher once per image; for images that are not varied.
-        workers: processes that decode, where the images are not kept in memory.
-        streaming: read the training images as they come, without downloading or indexing them first.
-        epoch_images: what counts as an epoch of a stream; 0 asks the set.
-        validation_share: part of the training images that is held out: what is seen of a run while it trains, and the
-            choice of `best/`, come from it; the split `test` is read once, at the end. A set with a split
-            `validation` beside `test` gives that one; 0, and a stream, hold nothing out.
-        validation_seed: draws that part. It is not the training's seed: what one run holds out, a run that starts from
-            its bundle holds out as well.
-    """
-
-    data: str
-    model: ModelSettings = field(default_factory=ModelSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    decomposition: DecompositionSettings = field(default_factory=DecompositionSettings)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    objective: Objective = field(default_factory=Objective)
-    init: str = ""
-    teacher: str = ""
-    cache_teacher: bool = False
-    workers: int = 4
-    streaming: bool = False
-    epoch_images: int = 0
-    validation_share: float = 0.1
-    validation_seed: int = 0
-
-    def __post_init__(self):
-        if self.workers < 0:
-            raise ValueError(f"`workers` must be an integer of at least 0, got {self.workers!r}.")
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(f"`validation_share` must be from 0 to below 1, got {self.validation_share!r}.")
-
-    def identity(self, processes: int = 1) -> dict:
-        """What makes this run another run than its neighbour, flat, as JSON takes it."""
-        fields = {**vars(self.model), **self.training.identity(processes), **vars(self.decomposition)}
-        fields |= {**vars(self.augmentation), **vars(self.objective)}
-        fields |= {"data": self.data, "init": self.init, "teacher": self.teacher, "cache_teacher": self.cache_teacher}
-        fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
-        fields |= {"validation_share": self.validation_share, "validation_seed": self.validation_seed}
-        return json.loads(json.dumps(fields))
+OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING, CACHE}
 
 
 RECIPES = {
@@ -315,7 +180,8 @@ def decompose(
         threads: for the latency on a CPU.
 
     Returns:
-        The rows of `sizes.json`.
+        The rows of `sizes.json`; with the objective `features` the loss of every size on the validation part, in rows
+        that stand in `results.json` alone.
 
     Raises:
         ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
@@ -326,14 +192,15 @@ def decompose(
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
-    start, history = _trained(recipe, out, identity, accelerator)
+    start, history, rows = _trained(recipe, out, identity, accelerator, measuring=True)
     if not accelerator.is_main_process:
         return []
     device = accelerator.device
-    rows = _measured(recipe, start, out / "bundle", threads, str(device))
-    write_card(out / "bundle", name)
     images = start.source.images.name
-    plot_sizes(rows, out / "sizes.png", title or f"One bundle on {images}: every size")
+    if not recipe.unlabelled:
+        rows = _measured(recipe, start, out / "bundle", threads, str(device))
+        plot_sizes(rows, out / "sizes.png", title or f"One bundle on {images}: every size")
+    write_card(out / "bundle", name)
     plot_history(history, out / "history.png", f"Training on {images}")
     run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
     write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
@@ -362,18 +229,32 @@ def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
     return identity | {"init_content": content_of(recipe.init)} if recipe.init else identity
 
 
-def _trained(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) -> tuple["_Start", list[dict]]:
-    """What was trained, saved by the main process, and its history."""
-    start = _start(recipe, accelerator.device)
+def _trained(
+    recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator, measuring: bool = False
+) -> tuple["_Start | UnlabelledStart", list[dict], list[dict]]:
+    """What was trained, saved by the main process; its history; measuring without labels, the rows of its sizes."""
+    begin = start_without_labels if recipe.unlabelled else _start
+    start = begin(recipe, out, identity, accelerator)
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
-    loop = _loop(recipe, start, out, identity, accelerator)
+    loop = TrainingLoop(
+        start.trained,
+        start.source,
+        recipe.training,
+        out,
+        identity=identity,
+        on_best=lambda state: start.save(out / "best", state),
+        accelerator=accelerator,
+        **(start.parts() if recipe.unlabelled else _parts(recipe, start, accelerator)),
+    )
     history = loop.fit(todo)
+    rows = feature_rows(loop, start, _sizes(recipe, start)) if measuring and recipe.unlabelled else []
     state = loop.full_state()
     accelerator.end_training()
     if accelerator.is_main_process:
         start.save(out / "bundle", state)
         write_json(out / "history.json", {"epochs": history})
-    return start, history
+        shutil.rmtree(out / CACHE, ignore_errors=True)
+    return start, history, rows
 
 
 @dataclass(frozen=True)
@@ -392,19 +273,23 @@ class _Start:
     validation: LabelledImages | None
     test: LabelledImages
 
+    @property
+    def trained(self) -> LinGeneForImageClassification:
+        return self.model
+
     def save(self, folder: Path, state: dict) -> None:
         """A bundle with this state, and its preprocessing."""
         self.model.save_pretrained(folder, state_dict=state)
         self.source.processor.save_pretrained(folder)
 
 
-def _start(recipe: Recipe, device: torch.device) -> _Start:
+def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) -> _Start:
     """The images of a run, and a model for them."""
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
     recipe.decomposition.check(
         begun.config if begun else LinGeneConfig(**recipe.model.shape(recipe.decomposition))
     )  # before data is read
-    source, validation, test = _sources(recipe, device, begun)
+    source, validation, test = _sources(recipe, accelerator.device, begun)
     train = source.images
     if WHOLE in (train.split, test.split):
         raise ValueError(
@@ -442,23 +327,13 @@ def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassif
     return training_images(train, made, recipe.augmentation, device, recipe.workers), validation, test
 
 
-def _loop(recipe: Recipe, start: _Start, out: Path, identity: dict, accelerator: Accelerator) -> TrainingLoop:
-    """What trains the model, keeps its best state and asks its teacher."""
+def _parts(recipe: Recipe, start: _Start, accelerator: Accelerator) -> dict[str, Any]:
+    """Of a `TrainingLoop`: the images that choose the best state, and the teacher."""
     held_out = None
     if start.validation is not None:
         processor, device = start.source.processor, accelerator.device
         held_out = training_images(start.validation, processor, Augmentation(), device, recipe.workers)
-    return TrainingLoop(
-        start.model,
-        start.source,
-        recipe.training,
-        out,
-        identity=identity,
-        held_out=held_out,
-        teacher=_teacher(recipe, start.source),
-        on_best=lambda state: start.save(out / "best", state),
-        accelerator=accelerator,
-    )
+    return {"held_out": held_out, "teacher": _teacher(recipe, start.source)}
 
 
 def _teacher(recipe: Recipe, source: Any) -> Any:
@@ -469,13 +344,17 @@ def _teacher(recipe: Recipe, source: Any) -> Any:
     return CachedTeacher(teacher, source, Layout(recipe.training.batch_size)) if recipe.cache_teacher else teacher
 
 
-def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, device: str) -> list[dict]:
-    """Measures every prefix of a bundle's components at every trained depth and width, into its `sizes.json`."""
+def _sizes(recipe: Recipe, start: "_Start | UnlabelledStart") -> list[tuple]:
+    """Every prefix of the components at every trained depth and width."""
     config = start.model.config
     totals = recipe.decomposition.prefixes(config.reference_components)
-    sizes = list(product(config.trained_depths, config.trained_width_ratios, totals))
+    return list(product(config.trained_depths, config.trained_width_ratios, totals))
+
+
+def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, device: str) -> list[dict]:
+    """Measures those sizes into the bundle's `sizes.json`."""
     held_out = batches(start.test, start.source.processor, 128)
-    rows = measure_sizes(bundle, held_out, sizes, threads=threads, device=device)
+    rows = measure_sizes(bundle, held_out, _sizes(recipe, start), threads=threads, device=device)
     write_sizes(bundle, rows)
     return rows
 
@@ -509,7 +388,7 @@ def _finished(out: Path, identity: dict, resume: bool) -> list[dict] | None:
             raise ValueError(f"`out` {out} holds a results.json that is not this run's; choose another.") from None
         check_identity(out, named, identity)
         return rows
-    begun = found & {"checkpoints", STAGING}  # a bundle without them is somebody's
+    begun = found & {"checkpoints", STAGING, CACHE}  # a bundle without them is somebody's
     if found and not begun or found - OURS:
         raise ValueError(f"`out` {out} holds other files; choose a new or empty folder.")
     return None

@@ -5,7 +5,7 @@ load_teacher("timm:regnety_160", ...)                timm, by name, or timm:loca
 """
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,14 @@ from transformers import AutoModelForImageClassification
 from ..folders import read_processor
 from ..images.data import require
 from ..images.loaders import Layout, MemoryImages, PictureImages
+
+
+class Normalised(Protocol):
+    """What a teacher has to know of the batches that it will see: where they are, and their normalisation."""
+
+    device: torch.device
+    mean: torch.Tensor
+    std: torch.Tensor
 
 
 class Teacher:
@@ -35,7 +43,7 @@ class Teacher:
         size: tuple[int, int] | None,
         mean: list[float],
         std: list[float],
-        images: MemoryImages | PictureImages,
+        images: Normalised,
         name: str,
     ):
         self.model, self.size, self.name = model.to(images.device).eval().requires_grad_(False), size, name
@@ -43,13 +51,18 @@ class Teacher:
         self.scale, self.shift = images.std / std, (images.mean - mean) / std
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Logits (b, classes), without gradients."""
+        """Its answer, without gradients."""
         with torch.inference_mode():
             values = batch["pixel_values"] * self.scale + self.shift
             if self.size is not None and tuple(values.shape[-2:]) != self.size:
                 values = functional.interpolate(values, self.size, mode="bicubic", antialias=True)
-            logits = self.model(values)
-        return getattr(logits, "logits", logits).float().clone()  # autograd takes no tensor of inference mode
+            answer = self.answer(values)
+        return answer.float().clone()  # autograd takes no tensor of inference mode
+
+    def answer(self, values: torch.Tensor) -> torch.Tensor:
+        """(b, 3, h, w) -> logits (b, classes)."""
+        logits = self.model(values)
+        return getattr(logits, "logits", logits)
 
 
 class CachedTeacher:
@@ -91,45 +104,63 @@ def load_teacher(name: str, images: MemoryImages | PictureImages) -> Teacher:
         ValueError: it cannot be loaded, or has other classes.
         ImportError: timm is missing; the message says what to install.
     """
-    loaded = _from_timm(name) if name.startswith("timm:") else _from_transformers(name)
-    model, classes, names, size, mean, std = loaded
+    if name.startswith("timm:"):
+        model, *preprocessing = timm_model(name)
+        classes, named = model.num_classes, []
+    else:
+        model, *preprocessing = transformers_model(name, AutoModelForImageClassification)
+        classes, named = model.config.num_labels, [model.config.id2label[i] for i in sorted(model.config.id2label)]
     if classes != images.num_labels:
         raise ValueError(
             f"`teacher` {name} has {classes} classes, and {images.images.name} has {images.num_labels}; "
             "fine-tune it on this set first, or use another."
         )
-    known = [label.lower() for label in images.images.class_names]
-    named = [label.lower() for label in names or []]
+    known, named = ([label.lower() for label in labels] for labels in (images.images.class_names, named))
     if named != known and sorted(named) == sorted(known):
         raise ValueError(f"`teacher` {name} has the classes of {images.images.name} in another order.")
-    return Teacher(model, size, mean, std, images, name)
+    return Teacher(model, *preprocessing, images, name)
 
 
-def _from_timm(name: str) -> tuple:
-    """Model, number of classes, their names, (h, w), mean, standard deviation."""
+def timm_model(name: str, **changes) -> tuple:
+    """A trained model of timm and its preprocessing: (h, w), mean, standard deviation.
+
+    Args:
+        name: `timm:NAME`.
+        changes: of its arguments.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     timm = require("timm")
     try:
-        model = timm.create_model(name.removeprefix("timm:"), pretrained=True)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        model = timm.create_model(name.removeprefix("timm:"), pretrained=True, **changes)
+    except (RuntimeError, OSError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
     data: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    return model, model.num_classes, None, tuple(data["input_size"][1:]), list(data["mean"]), list(data["std"])
+    return model, tuple(data["input_size"][1:]), list(data["mean"]), list(data["std"])
 
 
-def _from_transformers(name: str) -> tuple:
-    """Model, number of classes, their names, (h, w), mean, standard deviation."""
+def transformers_model(name: str, auto_class: type, unread: str = "") -> tuple:
+    """A trained model of transformers, or a bundle at full size, and its preprocessing: (h, w), mean, deviation.
+
+    Args:
+        name: on the Hub, or folder.
+        auto_class: loads it.
+        unread: how tensors begin that are not needed, and may be new.
+
+    Raises:
+        ValueError: it cannot be loaded, or a tensor that is needed was never trained.
+    """
     path = os.path.expanduser(name)
     try:
-        model, told = AutoModelForImageClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        )
+        model, told = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = read_processor(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
-    if told["missing_keys"]:
-        raise ValueError(f"`teacher` {name} has no trained {', '.join(sorted(told['missing_keys']))}.")
-    names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    return model, model.config.num_labels, names, *_preprocessing(name, processor.to_dict())
+    untrained = sorted(key for key in told["missing_keys"] if not (unread and key.startswith(unread)))
+    if untrained:
+        raise ValueError(f"`teacher` {name} has no trained {', '.join(untrained)}.")
+    return model, *_preprocessing(name, processor.to_dict())
 
 
 def _preprocessing(name: str, said: dict) -> tuple:

@@ -11,18 +11,21 @@ from torch import nn
 from ..components_lingene import Classifier
 from ..folders import read_config, read_processor
 from ..images.data import LabelledImages, image_processor
-from ..modeling_lingene import LinGeneForImageClassification
+from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
 
 
-def start_of(name: str, num_components: int = 0, dropout: float = 0.0) -> LinGeneForImageClassification | None:
+def start_of(
+    name: str, num_components: int = 0, dropout: float = 0.0, head: bool = True
+) -> LinGenePreTrainedModel | None:
     """A bundle as a constrained model in float32.
 
     Args:
         name: folder or name on the Hub; empty for a run that starts from nothing.
         num_components: its first ones; 0 is all.
         dropout: of hidden states.
+        head: whether it gets a classifier; one that is stored is left out otherwise.
 
     Raises:
         ValueError: it is no bundle, or holds fewer components.
@@ -32,7 +35,7 @@ def start_of(name: str, num_components: int = 0, dropout: float = 0.0) -> LinGen
     asked = {"num_components": num_components or None, "hidden_dropout_prob": dropout}
     try:
         with quiet_loading():
-            model, found = LinGeneForImageClassification.from_pretrained(
+            model, found = (LinGeneForImageClassification if head else LinGeneModel).from_pretrained(
                 os.path.expanduser(name), constrained=True, dtype=torch.float32, output_loading_info=True, **asked
             )
     except OSError as error:
@@ -81,6 +84,12 @@ def fit_to(model: LinGeneForImageClassification, images: LabelledImages, setting
         nn.init.zeros_(model.classifier.bias)
         model.num_labels = len(names)
     config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
+    fit_sizes(model, settings)
+
+
+def fit_sizes(model: LinGenePreTrainedModel, settings: DecompositionSettings) -> None:
+    """Write the sizes that will have been trained into a model's configuration."""
+    config = model.config
     config.trained_depths = sorted({config.num_hidden_layers, *settings.depths})
     config.trained_width_ratios = settings.trained_widths(config.num_attention_heads)
     config.isolated_activation = settings.isolated_activation

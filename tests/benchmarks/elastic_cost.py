@@ -4,8 +4,10 @@
 
 Sampled sizes: forward and backward of one network of a constrained ViT-Small, in turn with a stock ViT of that very
 size; the ratio pair by pair, medians; and the operations that torch counts in its forward pass, over those that its
-MACs say. Sweep: a whole `sweep` without latencies on images in memory, files, pictures and MACs included, against the
-forward passes alone of the same models, loaded before, on the same tensors; in turn, medians.
+MACs say. Without labels: the teacher, a stock ViT-Small, and such a network with its heads, forward and backward, in
+turn with the teacher and the stock ViT of that size alone. Sweep: a whole `sweep` without latencies on images in
+memory, files, pictures and MACs included, against the forward passes alone of the same models, loaded before, on the
+same tensors; in turn, medians.
 """
 
 import argparse
@@ -21,18 +23,20 @@ from PIL import Image
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import DEVICE, VIT_SMALL, batch_of
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.folders import write_json
 from modeling_lingene.images.data import LabelledImages, batches, image_processor
 from modeling_lingene.measuring.metrics import count_macs, count_right, device_name
 from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.progress import quiet_loading
+from modeling_lingene.training.features import FeatureStudent, features_loss
+from modeling_lingene.training.losses import Objective
 
 
 SIZES = ((12, "1"), (6, "1"), (12, "1/2"), (6, "1/2"), (12, "1/3"))
-LIMITS = {"sampled_size": 1.15, "sweep": 1.15}
+LIMITS = {"sampled_size": 1.15, "without_labels": 1.15, "sweep": 1.15}
 
 
 def backward(model, batch: dict, **size) -> float:
@@ -65,6 +69,47 @@ def sampled(batch_size: int, repeats: int) -> list[dict]:
         row["ratio_to_stock"] = round(statistics.median(ratios), 3)
         row["counted_over_macs"] = round(counter.get_total_flops() / 2 / batch_size / row["macs"], 4)
         rows.append(row)
+    return rows
+
+
+def without_labels(batch_size: int, repeats: int) -> list[dict]:
+    torch.manual_seed(0)
+    config, objective = LinGeneConfig(depth=12, num_components=12, **VIT_SMALL), Objective(kind="features")
+    model, batch, rows = LinGeneModel(config).to(DEVICE), batch_of(batch_size), []
+    student = FeatureStudent(model, config.hidden_size, objective).to(DEVICE).train()
+    teacher = ViTModel(config.vit_config(config.size()), add_pooling_layer=False).to(DEVICE).eval()
+
+    def step(train, **size) -> float:
+        start = time.perf_counter()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            with torch.no_grad():
+                batch["teacher"] = teacher(batch["pixel_values"]).last_hidden_state
+            loss = train(**size)
+        loss.backward()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        student.zero_grad()
+        return seconds
+
+    def ours(**size) -> torch.Tensor:
+        return features_loss(objective, student, batch, torch.Generator(), **size)
+
+    for depth, width in SIZES:
+        asked, shape = {"depth": depth, "width_ratio": width}, config.vit_config(config.size(depth, width))
+        alone = ViTModel(shape, add_pooling_layer=False).to(DEVICE).train()
+
+        def stock() -> torch.Tensor:
+            return alone(batch["pixel_values"]).last_hidden_state.float().square().mean()  # noqa: B023 - called here
+
+        pairs = []
+        for _ in range(repeats + 1):
+            pairs.append((step(ours, **asked), step(stock)))
+            alone.zero_grad()
+        ratios = sorted(one / other for one, other in pairs[1:])
+        row = {**asked, "seconds": round(statistics.median(pair[0] for pair in pairs[1:]), 4)}
+        row["ratio_to_stock_and_teacher"] = round(statistics.median(ratios), 3)
+        rows.append(row | {"ratio_min_max": [round(ratios[0], 3), round(ratios[-1], 3)]})
     return rows
 
 
@@ -110,6 +155,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="of the sampled sizes (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="pairs (default: %(default)s)")
     parser.add_argument("--images", type=int, default=1000, help="of the sweep (default: %(default)s)")
+    parser.add_argument("--part", choices=("sampled", "without_labels", "sweep"), help="one alone (default: all)")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     arguments = parser.parse_args()
     results = {
@@ -117,9 +163,13 @@ def main() -> None:
         "hardware": device_name(DEVICE),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "limits": LIMITS,
-        "sampled": sampled(arguments.batch_size, arguments.repeats),
-        "sweep": swept(arguments.images, max(3, arguments.repeats // 2)),
     }
+    parts = {
+        "sampled": lambda: sampled(arguments.batch_size, arguments.repeats),
+        "without_labels": lambda: without_labels(arguments.batch_size, arguments.repeats),
+        "sweep": lambda: swept(arguments.images, max(3, arguments.repeats // 2)),
+    }
+    results |= {name: measure() for name, measure in parts.items() if arguments.part in (None, name)}
     print(json.dumps(results, indent=2))
     if arguments.out:
         write_json(arguments.out, results)

@@ -653,7 +653,7 @@ def test_a_teacher_is_asked_for_every_batch_and_its_logits_reach_the_phase():
         return batch["pixel_values"].mean((1, 2, 3))[:, None].expand(-1, 7)
 
     def forward(model, batch, generator):
-        assert torch.equal(batch["teacher_logits"], teacher(batch))
+        assert torch.equal(batch["teacher"], teacher(batch))
         return cross_entropy(model, batch, generator)
 
     TrainingLoop(linear(), IMAGES, settings(epochs=1), teacher=teacher).fit(phases(forward))

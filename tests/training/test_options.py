@@ -77,6 +77,9 @@ OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
         "distillation": ("hard", "hard"),
         "temperature": ("3", 3.0),
         "label_smoothing": ("0.1", 0.1),
+        "kind": ("features", "features"),
+        "feature_heads": ("identity", "identity"),
+        "mask_share": ("0.3", 0.3),
     },
     "augmentation": {
         "crop_padding": ("3", 3),
@@ -94,7 +97,9 @@ SINGLE = {
     "data": ("faces", "faces"),
     "init": ("bundle", "bundle"),
     "teacher": ("timm:x", "timm:x"),
+    "teacher_size": ("196", 196),
     "cache_teacher": (True, True),
+    "cache_gb": ("1.5", 1.5),
     "workers": ("0", 0),
     "streaming": (True, True),
     "validation_share": ("0.2", 0.2),
@@ -102,6 +107,15 @@ SINGLE = {
     "epoch_images": ("600", 600),
 }
 FIELDS = [(group, name) for group, names in OTHERS.items() for name in names]
+FLAGS = {"kind": "objective"}  # of fields that have another name there
+# What a field needs beside it, on the command line and of the recipe.
+NEEDS = {
+    "kind": ("--teacher x", {"teacher": "x"}),
+    **dict.fromkeys(
+        ("feature_heads", "mask_share", "teacher_size"),
+        ("--teacher x --objective features", {"teacher": "x", "objective": Objective(kind="features")}),
+    ),
+}
 
 
 def options(line: str) -> argparse.Namespace:
@@ -178,7 +192,10 @@ def test_the_texts_are_the_same_where_python_strips_the_docstring(settings):
 def test_every_setting_has_its_flag_with_its_text_and_default_in_its_group(group, name):
     """The field's name with dashes; what the docstring says is what `--help` says."""
     settings, action = GROUPS.get(group, Recipe), actions()[name]
-    flag, default = name.replace("_", "-"), {field.name: field.default for field in dataclasses.fields(settings)}[name]
+    flag, default = (
+        FLAGS.get(name, name).replace("_", "-"),
+        {field.name: field.default for field in dataclasses.fields(settings)}[name],
+    )
     assert action.option_strings == [f"--{flag}", *([f"--no-{flag}"] if isinstance(default, bool) else [])]
     shown = ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
     suffix = f" (default: {shown})" if shown else ""
@@ -209,7 +226,8 @@ def test_help_prints_the_groups_and_every_flag(capsys):
     assert headings == ["options", "model", "decomposition", "training", "objective", "augmentation"]
     sections = dict(zip(headings, re.split(r"^\w+:$", printed, flags=re.MULTILINE)[1:]))
     for group, name in FIELDS:
-        assert re.search(rf"^  --{name.replace('_', '-')}[ ,\n]", sections[group], re.MULTILINE)
+        flag = FLAGS.get(name, name).replace("_", "-")
+        assert re.search(rf"^  --{flag}[ ,\n]", sections[group], re.MULTILINE)
     for name in ("recipe", "data", "out", "resume", "augment", "teacher", "cache-teacher", "workers"):
         assert re.search(rf"^  --{name}[ ,\n]", sections["options"], re.MULTILINE)
     assert all(name in printed for name in (*RECIPES, *AUGMENTATIONS))
@@ -254,8 +272,10 @@ def test_a_flag_changes_its_setting_and_nothing_else(base, group, name):
     before = RECIPES[base] if base else Recipe("digits")
     if name == "device":
         typed = value = "auto" if before.training.device == "cpu" else "cpu"
-    flag = "--" + name.replace("_", "-")
-    given = flag if typed is True else f"{flag} {typed}"
+    flag = "--" + FLAGS.get(name, name).replace("_", "-")
+    needed, changes = NEEDS.get(name, ("", {}))
+    before = dataclasses.replace(before, **changes)
+    given = f"{needed} {flag}" if typed is True else f"{needed} {flag} {typed}"
     settings = f"--recipe {base} {given}" if base else ("" if name == "data" else "--data digits ") + given
     got = asked(settings)
     if group:
@@ -300,9 +320,8 @@ def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_chang
         isolated_activation=True,
     )
     assert paper.objective == Objective("hard")
-    assert dataclasses.replace(paper, decomposition=None, objective=None) == dataclasses.replace(
-        RECIPES["fashion_mnist_sizes"], decomposition=None, objective=None
-    )
+    others = {"decomposition": None, "objective": Objective()}
+    assert dataclasses.replace(paper, **others) == dataclasses.replace(RECIPES["fashion_mnist_sizes"], **others)
     components = asked("--data faces --widths 1/3,2/3 --method scala").decomposition.prefixes(12)
     assert components == (12,)  # Scala knows no prefixes
     assert asked("--data faces --widths 1/3 --method scala --totals 4,12").decomposition.prefixes(12) == (4, 12)

@@ -112,6 +112,22 @@ def test_sharded_at_the_root_two_processes_learn_the_same_and_go_on_bit_by_bit(a
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("schedule", ["incremental", "elastic"])
+def test_without_labels_two_processes_learn_what_one_does(tmp_path, schedule):
+    """Teacher, heads, and the masks, which are an image's own wherever it is; the held-out loss is one mean."""
+    launch(tmp_path / "one", 1, schedule=schedule, features=True)
+    launch(tmp_path / "two", 2, schedule=schedule, features=True, batch_size=4)
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert difference(one, other) < 0.01
+    torch.testing.assert_close(
+        one["heads.masked.linear.weight"], other["heads.masked.linear.weight"], atol=1e-3, rtol=0
+    )
+    rows, twins = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    for row, twin in zip(rows, twins):
+        for name in ("loss", "feature_loss"):  # rounding, which a later phase at this rate enlarges
+            assert row[name] == pytest.approx(twin[name], rel=1e-5 if row["epoch"] == 1 and row is rows[0] else 2e-3)
+
+
 @pytest.mark.slow
 def test_steps_that_leave_components_out_reduce_their_gradients_on_two_processes(tmp_path):
     """The elastic schedule draws the same number of components on every process."""

@@ -1,6 +1,6 @@
 """A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '{...}'`.
 
-Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp} as JSON; the main process writes
+Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp, features} as JSON; the main process writes
 OUT/weights.safetensors.
 """
 
@@ -15,10 +15,27 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialS
 from safetensors.torch import save_file
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification
+from modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
+from modeling_lingene.training.features import FeatureStudent, feature_metric
 from modeling_lingene.training.loop import Interrupted, TrainingLoop, TrainingSettings, make_accelerator
+from modeling_lingene.training.losses import Objective
+
+
+def without_labels(encoder: LinGeneModel, settings: DecompositionSettings) -> tuple:
+    """A student with masked patches, its phases, and a teacher of noise."""
+    encoder.embeddings.mask_token = torch.nn.Parameter(torch.zeros(1, 1, encoder.config.hidden_size))
+    objective = Objective(kind="features", mask_share=0.3)
+    student = FeatureStudent(encoder, encoder.config.hidden_size, objective)
+    todo = phases(encoder, settings, objective)
+    made = helpers.tiny_model(helpers.tiny_config(), seed=1, model_class=LinGeneModel).materialise()
+
+    def teacher(batch: dict) -> torch.Tensor:
+        with torch.no_grad():
+            return made(batch["pixel_values"]).last_hidden_state
+
+    return student, todo, {"teacher": teacher, "metric": feature_metric(teacher)}
 
 
 def main(
@@ -31,11 +48,17 @@ def main(
     dropout: float = 0.0,
     ema: float = 0.0,
     fsdp: bool = False,
+    features: bool = False,
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = LinGeneForImageClassification(helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout))
-    todo = phases(model, DecompositionSettings(schedule, totals=(1, 4)))
+    config, parts = helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout), {}
+    decomposition = DecompositionSettings(schedule, totals=(1, 4))
+    if features:
+        model, todo, parts = without_labels(LinGeneModel(config), decomposition)
+    else:
+        model = LinGeneForImageClassification(config)
+        todo = phases(model, decomposition)
     settings = TrainingSettings(
         epochs=2, batch_size=batch_size, accumulation=accumulation, learning_rate=1e-2, device="cpu", ema=ema
     )
@@ -53,6 +76,7 @@ def main(
         held_out=helpers.source(10, seed=1),
         on_best=lambda state: (Path(out) / "best.txt").write_text(f"{os.environ.get('RANK', 0)} {len(state)}"),
         accelerator=accelerator,
+        **parts,
     )
     take, steps = loop._step, []
 
@@ -68,7 +92,7 @@ def main(
     except Interrupted:
         print("stopped", flush=True)
         return
-    state = loop.full_state()
+    state = {name.removeprefix("encoder."): tensor for name, tensor in loop.full_state().items()}
     if loop.is_main:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(out) / "weights.safetensors")
         (Path(out) / "history.json").write_text(json.dumps(history))

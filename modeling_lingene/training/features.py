@@ -1,0 +1,175 @@
+"""Training without labels: what the last layer of a teacher says of every token is what a student learns.
+
+Proteus (Zhang et al., ICLR 2025, arXiv 2407.10366), as Scala uses it with DINOv2: no cross-entropy; mean squared error
+between final normed tokens, summed over three terms of weight 1: the class token; all tokens; and the patches that a
+second pass of the student has masked. Each goes through its own LayerNorm and linear layer into the teacher's width,
+sliced with the student's width as a classifier is. Every network of a step learns from the teacher itself.
+
+Notation: b batch, p patches, t = 1 + p tokens (registers are left out), d channels of the student, D of the teacher.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..configuration_lingene import LinGeneConfig, Size
+from ..images.loaders import derived_seed
+from ..modeling_lingene import LinGeneModel, slice_of
+from .losses import Objective
+from .validation import Metric
+
+
+TERMS = ("class_token", "tokens", "masked")
+MASK_TOKEN = "embeddings.mask_token"
+FEATURE_LOSS = "feature_loss"
+
+
+class FeatureHead(nn.Module):
+    """A LayerNorm and a linear layer from any width of the student into the teacher's.
+
+    Args:
+        width, teacher_width: d and D, channels.
+        std: of the first weights.
+    """
+
+    def __init__(self, width: int, teacher_width: int, std: float):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, teacher_width)
+        nn.init.trunc_normal_(self.linear.weight, std=std)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: torch.Tensor, size: Size) -> torch.Tensor:
+        """(b, t, d of the size) -> (b, t, D)."""
+        gain, bias = (slice_of(f"norm.{name}", tensor, size) for name, tensor in self.norm.named_parameters())
+        normed = functional.layer_norm(tokens, gain.shape, gain, bias, self.norm.eps)
+        return functional.linear(normed, slice_of("classifier.weight", self.linear.weight, size), self.linear.bias)
+
+
+class FeatureStudent(nn.Module):
+    """An encoder, and the heads that are trained with it and are no part of the bundle.
+
+    Args:
+        encoder: constrained.
+        teacher_width: D, channels of the teacher's tokens.
+        objective: of the kind `features`.
+
+    Raises:
+        ValueError: identity heads and two widths, or masked patches and an encoder without a mask token.
+    """
+
+    def __init__(self, encoder: LinGeneModel, teacher_width: int, objective: Objective):
+        super().__init__()
+        check_objective(objective, encoder, teacher_width)
+        width, std = encoder.config.hidden_size, encoder.config.initializer_range
+        terms = TERMS if objective.mask_share else TERMS[:2]
+        terms = terms if objective.feature_heads == "linear" else ()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict({term: FeatureHead(width, teacher_width, std) for term in terms})
+
+    @property
+    def config(self) -> LinGeneConfig:
+        return self.encoder.config
+
+    @contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """As of the encoder."""
+        with self.encoder.holding(count):
+            yield
+
+    def forward(
+        self, pixel_values: torch.Tensor, teacher: torch.Tensor, masked: torch.Tensor | None = None, **size
+    ) -> torch.Tensor:
+        """The loss of one network, image by image.
+
+        Args:
+            pixel_values: (b, channels, h, w).
+            teacher: (b, t, D), its tokens of the same images.
+            masked: (b, p) bool, as many in every row; None is no second pass.
+            size: depth, width_ratio, num_components.
+
+        Returns:
+            (b,) float32.
+        """
+        asked, patches = self.config.size(**size), teacher.shape[1] - 1
+        tokens = self.encoder(pixel_values, **size).last_hidden_state
+        tokens = torch.cat((tokens[:, :1], tokens[:, -patches:]), dim=1)
+        loss = self._distance("class_token", tokens[:, :1], teacher[:, :1], asked)
+        loss = loss + self._distance("tokens", tokens, teacher, asked)
+        if masked is None:
+            return loss
+        seen = self.encoder(pixel_values, bool_masked_pos=masked, **size).last_hidden_state[:, -patches:]
+        hidden, wanted = (values[masked].unflatten(0, (len(masked), -1)) for values in (seen, teacher[:, 1:]))
+        return loss + self._distance("masked", hidden, wanted, asked)
+
+    def _distance(self, term: str, tokens: torch.Tensor, teacher: torch.Tensor, size: Size) -> torch.Tensor:
+        """Mean squared error of every image, (b,); without heads with the channels that a width keeps."""
+        if self.heads:
+            tokens = self.heads[term](tokens, size)
+        else:
+            teacher = slice_of("embeddings.tokens", teacher, size)
+        return (tokens.float() - teacher.float()).square().mean((1, 2))
+
+    def bundle_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a bundle takes of a state dict of this module."""
+        own = "encoder."
+        return {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
+
+
+def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int) -> None:
+    """Refuse terms that a student and a teacher cannot have."""
+    if objective.mask_share and MASK_TOKEN not in dict(encoder.named_parameters()):
+        raise ValueError(
+            "`mask_share` puts a mask token in place of patches, and this bundle's family has none; leave it at 0."
+        )
+    width = encoder.config.hidden_size
+    if objective.feature_heads == "identity" and width != teacher_width:
+        raise ValueError(
+            f"`feature_heads` identity needs one width, and the teacher has {teacher_width} channels, the student "
+            f"{width}; use linear."
+        )
+
+
+def features_loss(
+    objective: Objective, student: Callable, batch: dict, generator: torch.Generator, **size
+) -> torch.Tensor:
+    """The loss of one network of a step, averaged over the batch.
+
+    Args:
+        objective: of the kind `features`.
+        student: a `FeatureStudent`, prepared or not.
+        batch: pixel_values, index (b,) and teacher (b, t, D).
+        generator: the same on every process; draws the masks, where there are any.
+    """
+    masked = None
+    if objective.mask_share:
+        seed, patches = int(torch.randint(1 << 31, (), generator=generator)), batch["teacher"].shape[1] - 1
+        masked = masked_patches(seed, batch["index"], patches, objective.mask_share)
+    return student(batch["pixel_values"], batch["teacher"], masked, **size).mean()
+
+
+def masked_patches(seed: int, index: torch.Tensor, patches: int, share: float) -> torch.Tensor:
+    """(b, p) bool: as many random patches of every image; which ones, an image's index says, not its place in a batch,
+    so that a step may be divided among processes.
+    """
+    count, mask = max(1, round(share * patches)), torch.zeros(len(index), patches, dtype=torch.bool)
+    for row, number in zip(mask, index.tolist()):
+        generator = torch.Generator().manual_seed(derived_seed(seed, "mask", number))
+        row[torch.randperm(patches, generator=generator)[:count]] = True
+    return mask.to(index.device)
+
+
+def feature_metric(teacher: Callable[[dict], torch.Tensor]) -> Metric:
+    """The loss, without masks, on held-out images; the smallest is the best.
+
+    Args:
+        teacher: its tokens (b, t, D) of a batch of them.
+    """
+
+    def count(student: nn.Module, batch: dict, size: dict) -> torch.Tensor:
+        losses = student(batch["pixel_values"], teacher(batch), **size).double()
+        return torch.stack((losses.sum(), losses.new_tensor(len(losses))))
+
+    return Metric(FEATURE_LOSS, count, larger_is_better=False)

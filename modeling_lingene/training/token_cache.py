@@ -1,0 +1,116 @@
+"""A teacher's tokens of every picture, computed once and kept on disk, for pictures that no augmentation varies.
+
+OUT/features/train.f32, held_out.f32     float32 (pictures, t, D), read where they lie
+OUT/features/cache.json                  of which run; removed with the folder when the run is done
+
+Notation: b batch, t tokens, D channels of the teacher.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import torch
+from accelerate import Accelerator
+
+from ..folders import write_json
+from ..images.augmentation import Augmentation
+from ..images.loaders import Layout, MemoryImages, PictureImages
+from .checkpoints import check_identity
+from .loop import decided_on_main
+
+
+CACHE, CACHE_FILE = "features", "cache.json"
+GIGABYTE = 10**9
+
+
+def check_cache(out: Path, images: int, shape: tuple[int, int], cache_gb: float, augmentation: Augmentation) -> None:
+    """Refuse, before any picture is read, a cache that cannot be.
+
+    Args:
+        out: folder of the run.
+        images: number of pictures, the held-out ones included.
+        shape: (t, D) of one.
+        cache_gb: most that it may take, gigabytes.
+
+    Raises:
+        ValueError: pictures that vary, or no room.
+    """
+    if augmentation.varies:
+        raise ValueError(
+            "`cache_teacher` needs images that are the same in every epoch; use it with the augmentation `none`."
+        )
+    needed = 4 * images * math.prod(shape)
+    said = f"the teacher's tokens of {images} pictures take {needed / GIGABYTE:.3g} GB"
+    if needed > cache_gb * GIGABYTE:
+        raise ValueError(f"`cache_gb` {cache_gb:g} is too little: {said}; raise it, or leave `cache_teacher` out.")
+    there = sum(file.stat().st_size for file in (out / CACHE).glob("*.f32"))
+    above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if shutil.disk_usage(above).free < needed - there:
+        raise ValueError(f"`cache_teacher` needs room: {said}, and `out` {out} has less; leave it out.")
+
+
+class CachedTokens:
+    """The teacher's tokens of a source's pictures.
+
+    Args:
+        teacher: batch -> (b, t, D); asked once for every picture, of which every process asks for its share.
+        images: whose `index` the batches carry.
+        path: of the file; one that is there is read.
+        shape: (t, D).
+        accelerator: of the run, on every process.
+        batch_size: of the asking.
+    """
+
+    def __init__(
+        self,
+        teacher: Callable[[dict], torch.Tensor],
+        images: MemoryImages | PictureImages,
+        path: Path,
+        shape: tuple[int, int],
+        accelerator: Accelerator,
+        batch_size: int,
+    ):
+        self.device, whole = images.device, (len(images.images), *shape)
+        found = path.is_file()
+        accelerator.wait_for_everyone()
+        if not found:
+            partial = path.with_suffix(".partial")
+            if accelerator.is_main_process:
+                numpy.memmap(partial, numpy.float32, "w+", shape=whole).flush()
+            accelerator.wait_for_everyone()
+            filled = numpy.memmap(partial, numpy.float32, "r+", shape=whole)
+            layout = Layout(batch_size, 1, accelerator.num_processes, accelerator.process_index)
+            for batch in images.in_order(layout):
+                filled[batch["index"].cpu().numpy()] = teacher(batch).cpu().numpy()
+            filled.flush()
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                partial.rename(path)
+            accelerator.wait_for_everyone()
+        self.tokens = numpy.memmap(path, numpy.float32, "r", shape=whole)
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, t, D) of a batch's pictures."""
+        return torch.from_numpy(self.tokens[batch["index"].cpu().numpy()]).to(self.device)
+
+
+def open_cache(out: Path, identity: dict, accelerator: Accelerator) -> Path:
+    """The folder of a run's cache, empty or as it was left.
+
+    Raises:
+        ValueError: it is another run's.
+    """
+    file = out / CACHE / CACHE_FILE
+
+    def claim() -> None:
+        if file.is_file():
+            check_identity(out, json.loads(file.read_text(encoding="utf-8")), identity)
+        else:
+            write_json(file, identity)
+
+    decided_on_main(accelerator, claim)
+    return file.parent

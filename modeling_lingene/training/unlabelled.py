@@ -1,0 +1,128 @@
+"""A run without labels before its first step: pictures with a part held out, an encoder, its heads and its teacher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModel
+
+from ..images.augmentation import Augmentation
+from ..images.data import image_processor, split_off
+from ..images.loaders import training_images
+from ..images.pictures import load_pictures
+from ..measuring.features import no_pooler
+from ..measuring.metrics import count_macs, count_parameters
+from ..modeling_lingene import LinGeneModel
+from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
+from .features import FEATURE_LOSS, FeatureStudent, feature_metric
+from .loop import TrainingLoop
+from .settings import Recipe
+from .token_cache import CachedTokens, check_cache, open_cache
+from .warm_start import fit_sizes, processor_of, start_of
+
+
+@dataclass(frozen=True)
+class UnlabelledStart:
+    """What a run begins with.
+
+    Args:
+        trained: the encoder with its heads.
+        source, held_out: of batches, for training and for choosing the best state.
+        teacher, held_out_teacher: batch -> tokens (b, t, D) of the one and of the other.
+    """
+
+    trained: FeatureStudent
+    source: Any
+    held_out: Any
+    teacher: Callable[[dict], torch.Tensor]
+    held_out_teacher: Callable[[dict], torch.Tensor]
+
+    @property
+    def model(self) -> LinGeneModel:
+        """What becomes the bundle."""
+        return self.trained.encoder
+
+    def parts(self) -> dict[str, Any]:
+        """Of a `TrainingLoop`."""
+        metric = feature_metric(self.held_out_teacher)
+        return {"held_out": self.held_out, "teacher": self.teacher, "metric": metric}
+
+    def save(self, folder: Path, state: dict) -> None:
+        """A bundle with this state, without the heads, and its preprocessing."""
+        self.model.save_pretrained(folder, state_dict=self.trained.bundle_state(state))
+        self.source.processor.save_pretrained(folder)
+
+
+def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) -> UnlabelledStart:
+    """Everything that can be refused is, before a picture is decoded.
+
+    Args:
+        recipe: with the objective `features`.
+        out: folder of the run.
+        identity: of the run.
+        accelerator: of the run, on every process.
+
+    Raises:
+        ValueError: whatever of the recipe cannot be met.
+    """
+    encoder = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout, head=False)
+    if encoder is not None:
+        recipe.decomposition.check(encoder.config)
+    pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
+    torch.manual_seed(recipe.training.seed)
+    if encoder is None:
+        encoder = LinGeneModel(recipe.model.config(pictures, recipe.decomposition, labelled=False))
+        recipe.decomposition.check(encoder.config)
+        processor = image_processor(encoder.config.image_size)
+    else:
+        fit_sizes(encoder, recipe.decomposition)
+        processor = processor_of(recipe.init, encoder)
+    teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))
+    student = FeatureStudent(encoder, teacher.width, recipe.objective)
+    if recipe.cache_teacher:
+        check_cache(out, len(pictures) + len(held), teacher.shape, recipe.cache_gb, recipe.augmentation)
+    sources = [
+        training_images(images, processor, augmentation, accelerator.device, recipe.workers)
+        for images, augmentation in ((pictures, recipe.augmentation), (held, Augmentation()))
+    ]
+    teachers = [teacher, teacher]
+    if recipe.cache_teacher:
+        folder, size = open_cache(out, identity, accelerator), recipe.training.batch_size
+        files = zip(sources, ("train", "held_out"))
+        teachers = [
+            CachedTokens(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)
+            for source, name in files
+        ]
+    return UnlabelledStart(student, *sources, *teachers)
+
+
+def _teacher(recipe: Recipe, encoder: LinGeneModel, pictures: Preprocessing) -> Encoder:
+    """Whom the student learns from: by name, or the bundle that it starts from, as it was."""
+    patch = tuple(encoder.config.shared_shapes()["embeddings.patch_embeddings.weight"][2:])
+    if recipe.teacher:
+        return load_encoder(recipe.teacher, pictures, patch, recipe.teacher_size)
+    return bundle_encoder(recipe.init, pictures, patch)
+
+
+def feature_rows(loop: TrainingLoop, start: UnlabelledStart, sizes: list[tuple]) -> list[dict]:
+    """The loss of sizes on the held-out pictures, one row each; called on every process.
+
+    Args:
+        loop: after `fit`.
+        start: what it began with.
+        sizes: (depth, width ratio, components).
+    """
+    config, held, rows = start.model.config, start.held_out.images, []
+    for depth, width, count in sizes:
+        size, asked = config.size(depth, width, count), {"depth": depth, "num_components": count}
+        value = loop.evaluate(**asked, width_ratio=width)
+        shape = config.vit_config(size)
+        with torch.device("meta"):
+            params = count_parameters(AutoModel.from_config(shape, **no_pooler(shape)))
+        row = {"depth": depth, "width_ratio": str(size.width_ratio), "num_components": count, "params": params}
+        row |= {"stored_params": config.stored_params(size, head=False), "macs": count_macs(shape, head=False)}
+        rows.append(row | {FEATURE_LOSS: round(value, 6), "split": held.split, "dataset": held.name})
+    return rows

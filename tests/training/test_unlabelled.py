@@ -1,0 +1,274 @@
+"""Laws of runs without labels, from a folder of pictures to a bundle without classifier.
+
+pytest tests/training/test_unlabelled.py
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, ViTModel
+
+import helpers
+from modeling_lingene import LinGeneConfig
+from modeling_lingene.images.augmentation import Augmentation
+from modeling_lingene.images.data import image_processor
+from modeling_lingene.saving_lingene import bundle_weights_id
+from modeling_lingene.training import recipes
+from modeling_lingene.training.decomposition import DecompositionSettings
+from modeling_lingene.training.loop import TrainingLoop
+from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.token_cache import CachedTokens
+
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "plot_history", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures, some of them deeper, and a file that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "a" / "b").mkdir(parents=True)
+    for number, picture in enumerate(helpers.pictures(40).images):
+        picture.save(folder / ("a/b" if number % 3 else "") / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a classifier, which the run leaves behind; read only."""
+    folder = helpers.bundle(tmp_path_factory.mktemp("init") / "bundle", helpers.tiny_config(depth=4, num_components=4))
+    image_processor(16).save_pretrained(folder)
+    return folder
+
+
+def recipe(data: Path, init: Path | str = "", schedule: str = "elastic", **changes) -> recipes.Recipe:
+    """Two epochs of four steps; keywords are the fields of any setting."""
+    groups = {
+        "training": recipes.TrainingSettings(epochs=2, batch_size=9, device="cpu", learning_rate=1e-3),
+        "decomposition": DecompositionSettings(schedule, totals=(2, 4), depths=(2,)),
+        "model": recipes.ModelSettings(),
+        "augmentation": Augmentation(),
+        "objective": Objective(kind="features"),
+    }
+    for name, settings in groups.items():
+        own = {field.name for field in dataclasses.fields(settings)} & changes.keys()
+        groups[name] = dataclasses.replace(settings, **{field: changes.pop(field) for field in own})
+    return recipes.Recipe(data=str(data), init=str(init), workers=0, **groups, **changes)
+
+
+def trained(out: Path, *asked, **changes) -> list[dict]:
+    with pytest.warns(UserWarning, match="1 left out of .*notes.txt"):
+        return recipes.decompose(recipe(*asked, **changes), out)
+
+
+def history(out: Path) -> list[dict]:
+    rows = json.loads((out / "history.json").read_text(encoding="utf-8"))["epochs"]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
+
+
+def stored(bundle: Path) -> dict[str, torch.Tensor]:
+    return {key: tensor for file in bundle.glob("*.safetensors") for key, tensor in load_file(file).items()}
+
+
+def test_a_folder_of_pictures_and_a_bundle_are_all_that_a_run_needs(tmp_path, photos, init):
+    """No label, no split, no teacher: the result is a bundle without classifier, whose sizes load."""
+    rows = trained(tmp_path, photos, init, widths=("1/2",))
+    bundle = tmp_path / "bundle"
+    assert not [key for key in stored(bundle) if key.startswith(("classifier", "heads"))]
+    config = LinGeneConfig.from_pretrained(bundle)
+    assert config.trained_width_ratios == ["1/2", "1"] and config.trained_depths == [2, 4]
+    model = AutoModel.from_pretrained(bundle, depth=2, width_ratio="1/2")
+    assert isinstance(model, ViTModel) and model.config.hidden_size == 24
+    assert {(row["depth"], row["width_ratio"], row["num_components"]) for row in rows} == {
+        (depth, width, count) for depth in (2, 4) for width in ("1/2", "1") for count in (2, 4)
+    }
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["sizes"] == rows and all(row["split"] == "validation" for row in rows)
+    assert not (bundle / "sizes.json").exists() and (bundle / "README.md").is_file()
+    full = next(row for row in rows if (row["depth"], row["width_ratio"], row["num_components"]) == (4, "1", 4))
+    assert full["feature_loss"] == pytest.approx(history(tmp_path)[-1]["feature_loss"], abs=1e-6)
+    whole = AutoModel.from_pretrained(bundle)
+    assert full["params"] == sum(parameter.numel() for parameter in whole.parameters())
+
+
+def test_the_bundle_learns_from_what_it_was(tmp_path, photos, init):
+    """Held-out loss falls under what the start has, at a size that was never trained before too."""
+    rows = trained(tmp_path, photos, init, widths=("1/2",), epochs=12, learning_rate=3e-3)
+    losses = [row["feature_loss"] for row in history(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0] and len(rows) == 8
+
+
+def test_the_heads_are_kept_with_the_checkpoint(tmp_path, photos, init):
+    """So that a run goes on; whoever loads the bundle has no use for them."""
+    trained(tmp_path, photos, init)
+    folder = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    keys = load_file(folder / "model.safetensors").keys()
+    assert {"heads.tokens.linear.weight", "heads.class_token.norm.bias"} <= keys
+    assert not any("masked" in key for key in keys)
+
+
+SCHEDULES = {
+    "one": {},
+    "sandwich": {"sampling": "sandwich", "widths": ("1/2",)},
+    "scala": {"sampling": "scala", "widths": ("1/4", "1/2"), "isolated_activation": True, "full_first": 0.2},
+    "incremental": {"schedule": "incremental", "freeze_outside": True},
+    "simultaneous": {"schedule": "simultaneous"},
+    "averaged": {"ema": 0.5},
+    "identity": {"feature_heads": "identity", "widths": ("1/2",)},
+    "varied": {"crop_padding": 2, "flip": True},
+    "recomputed": {"activation_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_and_sampling_resumes_bit_by_bit(tmp_path, monkeypatch, photos, init, kind):
+    """Stopped in the first epoch and in the second one: heads, their optimiser and the draws all come back."""
+    whole = trained(tmp_path / "whole", photos, init, **SCHEDULES[kind])
+    take, steps = TrainingLoop._step, []
+
+    def step(loop, run, parts):
+        steps.append(None)
+        if len(steps) in (2, 6):
+            raise KeyboardInterrupt
+        return take(loop, run, parts)
+
+    monkeypatch.setattr(TrainingLoop, "_step", step)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "parted", photos, init, checkpoint_every=1, **SCHEDULES[kind])
+    parted = trained(tmp_path / "parted", photos, init, checkpoint_every=1, **SCHEDULES[kind])
+    assert parted == whole and history(tmp_path / "parted") == history(tmp_path / "whole")
+    ids = [bundle_weights_id(tmp_path / name / "bundle") for name in ("whole", "parted")]
+    assert ids[0] == ids[1] != bundle_weights_id(init)
+
+
+def test_a_run_from_nothing_learns_from_a_teacher_by_name(tmp_path, photos, init):
+    """Another width, another patch size: the heads lead into it."""
+    model = recipes.ModelSettings(24, 2, intermediate_size=24, patch_size=4, depth=3)
+    asked = dataclasses.replace(recipe(photos, teacher=str(init), totals=(3,), depths=()), model=model)
+    with pytest.warns(UserWarning, match="notes.txt"):
+        rows = recipes.decompose(asked, tmp_path)
+    assert [row["depth"] for row in rows] == [3] and rows[0]["feature_loss"] > 0
+    assert LinGeneConfig.from_pretrained(tmp_path / "bundle").num_labels == 2  # transformers' own: nothing is labelled
+
+
+def test_a_bundle_without_classifier_goes_on(tmp_path, photos, init):
+    """What a run gives is what the next one starts from, of fewer components too; the teacher is all of it."""
+    trained(tmp_path / "first", photos, init)
+    asked = {}
+
+    def fit(loop, phases):
+        asked["teacher"] = loop.teacher
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrainingLoop, "fit", fit)
+        trained(tmp_path / "second", photos, tmp_path / "first" / "bundle", num_components=2, totals=(2,))
+    whole = AutoModel.from_pretrained(tmp_path / "first" / "bundle").eval()
+    with torch.no_grad():
+        expected = whole(helpers.images()).last_hidden_state
+    torch.testing.assert_close(asked["teacher"]({"pixel_values": helpers.images()}), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_cached_tokens_teach_what_the_teacher_does(tmp_path, photos, init):
+    """The same weights but for rounding, and nothing is left of the cache when the run is done."""
+    plain = trained(tmp_path / "plain", photos, init)
+    cached = trained(tmp_path / "cached", photos, init, cache_teacher=True)
+    for one, other in zip(plain, cached):
+        assert one["feature_loss"] == pytest.approx(other["feature_loss"], rel=1e-4)
+    assert not (tmp_path / "cached" / "features").exists()
+
+
+class Counted:
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, batch):
+        self.asked += len(batch["index"])
+        return batch["pixel_values"][:, :, :5, 0].clone()
+
+
+def test_the_cache_gives_every_picture_its_own_tokens_and_asks_once(tmp_path):
+    """In any order; a file that is complete is read again, by a run that goes on."""
+    accelerator = recipes.make_accelerator(recipes.TrainingSettings(device="cpu"))
+    source, teacher = helpers.source(14), Counted()
+    for _ in range(2):
+        cache = CachedTokens(teacher, source, tmp_path / "train.f32", (3, 5), accelerator, 4)
+        for (batch,) in source.batches("seed", recipes.Layout(4)):
+            assert torch.equal(cache(batch), batch["pixel_values"][:, :, :5, 0])
+    assert teacher.asked == 14 and (tmp_path / "train.f32").stat().st_size == 14 * 15 * 4
+
+
+def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(tmp_path, monkeypatch, photos, init):
+    """Its folder holds no checkpoint yet; tokens of another teacher must not be taken for its own."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrainingLoop, "fit", stop)
+        trained(tmp_path, photos, init, cache_teacher=True)
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == [
+        "cache.json",
+        "held_out.f32",
+        "train.f32",
+    ]
+    with pytest.raises(ValueError, match="`out` .* another run, differing in learning_rate"):
+        trained(tmp_path, photos, init, cache_teacher=True, learning_rate=0.5)
+    assert trained(tmp_path, photos, init, cache_teacher=True)
+
+
+@pytest.mark.filterwarnings("ignore:1 left out")
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"cache_teacher": True, "cache_gb": 1e-6}, "`cache_gb` 1e-06 is too little: .* 40 pictures take 0.000131 GB"),
+        ({"cache_teacher": True, "flip": True}, "`cache_teacher` needs images that are the same"),
+        ({"mask_share": 0.3}, "`mask_share` .* family has none"),
+        ({"widths": ("1/3",)}, "`width_ratio`"),
+    ],
+)
+def test_what_a_run_cannot_have_is_refused_before_a_picture_is_decoded(
+    tmp_path, monkeypatch, photos, init, changes, word
+):
+    """A set may take minutes to decode."""
+
+    def never(*_):
+        raise AssertionError("was decoded")
+
+    monkeypatch.setattr("modeling_lingene.training.unlabelled.training_images", never)
+    with pytest.raises(ValueError, match=word):
+        recipes.decompose(recipe(photos, init, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({}, "`objective` features needs a `teacher`, or `init`"),
+        ({"init": "x", "streaming": True}, "`streaming` is for labelled images"),
+        ({"init": "x", "validation_share": 0.0}, "`validation_share` must be above 0 with `objective` features"),
+        ({"init": "x", "teacher_size": 16}, "`teacher_size` 16 is what a `teacher`"),
+        ({"init": "x", "teacher": "y", "teacher_size": -1}, "`teacher_size` -1"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(changes, word):
+    """As it is made."""
+    with pytest.raises(ValueError, match=word):
+        recipes.Recipe("photos", objective=Objective(kind="features"), **changes)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path, init):
+    """With its name."""
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match="`data` must be a folder .*pictures"):
+        recipes.decompose(recipe(tmp_path / "photos", init), tmp_path / "out")
