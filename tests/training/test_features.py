@@ -157,7 +157,7 @@ def test_gradients_reach_every_component_and_every_head(objective, width_ratio):
             assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
     for one in made.heads.values():
         used = one.linear.weight.grad.abs().sum(0) > 0
-        assert used[channels(width_ratio)].all() and used.sum() == WIDTH * Fraction(width_ratio)
+        assert used[channels(width_ratio)].all() and used.sum().item() == WIDTH * Fraction(width_ratio)
 
 
 def test_the_teacher_gets_no_gradient_from_the_loss():
