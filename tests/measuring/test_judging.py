@@ -1,6 +1,7 @@
 """Laws of `measuring/judging.py` and `features.py`; references: numpy written out, scikit-learn, transformers."""
 
 import math
+import weakref
 
 import numpy
 import pytest
@@ -166,15 +167,20 @@ def test_what_fits_is_kept_and_what_does_not_is_made_again(room, passes):
     """To the same content in the same order; of what does not fit nothing stays in memory."""
     made = []
 
-    def batches():
-        made.append(0)
-        yield from ({"pixel_values": torch.full((8,), float(i))} for i in range(3))  # 32 bytes each
-
     class Source:
         def __iter__(self):
-            return batches()
+            for number in range(3):
+                tensor = torch.full((8,), float(number))  # 32 bytes
+                made.append(weakref.ref(tensor))
+                yield {"pixel_values": tensor}
+                del tensor
 
     kept = Kept(Source(), room)
     for _ in range(3):
         assert [batch["pixel_values"][0].item() for batch in kept] == [0, 1, 2]
-    assert len(made) == passes and (kept.kept is None) == (passes > 1)
+    assert len(made) == 3 * passes and (kept.kept is None) == (passes > 1)
+    iterator = iter(Kept(Source(), room))
+    made.clear()
+    for _ in range(3):
+        next(iterator)
+    assert sum(one() is not None for one in made) == (3 if passes == 1 else 1)  # the last one is at the consumer

@@ -2,7 +2,7 @@
 
 What a teacher must give is computed by the stock model from the same pixels.
 
-    pytest tests/training/test_encoders.py
+    pytest tests/training/test_feature_teachers.py
 """
 
 from collections.abc import Callable

@@ -389,6 +389,7 @@ def test_an_interrupted_sweep_goes_on_with_the_sizes_that_are_missing(bundle, wh
 
 OTHERS = {
     "another metric": {"metric": "knn"},
+    "one metric more": {"metric": "knn,cosine,probe"},
     "another that decides": {"metric": "cosine,knn"},
     "another train part": {"train": dataclasses.replace(TRAIN, labels=TRAIN.labels[1:] + TRAIN.labels[:1])},
     "another reference": {"reference": "other"},
@@ -467,9 +468,11 @@ def test_rows_against_another_reference_do_not_stay(bundle, other, caplog):
 
 def test_a_row_of_another_set_brings_no_measures(bundle):
     """A k-NN of other images beside this cosine would look like one of these."""
-    folders.write_sizes(bundle, [OLD[0] | {"depth": 6, "metric": "knn", "knn": 0.5, "dataset": "elsewhere"}])
-    (row,) = sweep.sweep(bundle, TEST, depths=(6,), widths=("1",), components=(5,))
-    assert read(bundle / "sizes.json")["sizes"] == [row] and "knn" not in row
+    held = {"knn": 0.5, "cosine": 0.5, "reference": "whoever"}
+    for metric in ("cosine", "knn"):
+        folders.write_sizes(bundle, [OLD[0] | held | {"depth": 6, "metric": "knn", "dataset": "elsewhere"}])
+        (row,) = sweep.sweep(bundle, TEST, metric=metric, train=TRAIN, depths=(6,), widths=("1",), components=(5,))
+        assert read(bundle / "sizes.json")["sizes"] == [row]
 
 
 def test_an_encoder_is_timed_as_what_a_user_loads(bundle, monkeypatch, caplog):
