@@ -124,6 +124,8 @@ SIZE = group(
     option("--max-latency-ms", type=float, help="milliseconds of one image, as measured"),
     option("--latency-device", help="by its name in sizes.json (default: this machine's)"),
 )
+SIZE_FLAGS = ("depth", "width_ratio", "num_components", "allow_untrained")
+SIZE_FLAGS += ("max_params", "max_macs", "max_latency_ms", "latency_device")
 BASIS = group(
     "basis",
     "the preset stable",
@@ -167,6 +169,35 @@ def decompose(out: Path, resume: bool, **flags) -> None:
         _print_trained(rows, out)
         print(f"\nMeasure other sizes, push:\n\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}")
         print(f"    lingene push {bundle} USER/NAME")
+
+
+def pruning(parser: argparse.ArgumentParser) -> None:
+    """The options of pruning."""
+    from .pruning.options import add_prune_options
+
+    add_prune_options(parser)
+
+
+@command(
+    "prune a ViT, or a size of a bundle, to a share of its cost: attention into convolution",
+    option("model", metavar="MODEL", help="a ViT with a classifier, or a bundle, by folder or name on the Hub"),
+    OUT,
+    pruning,
+    QUIET,
+    SIZE,
+    resume="Run the same command with --resume to go on.",
+)
+def prune(model: str, out: Path, resume: bool, **flags) -> None:
+    from .pruning.options import asked_pruning
+    from .pruning.prune import prune as run
+    from .pruning.prune import prune_table
+
+    size = {name: flags.pop(name) for name in SIZE_FLAGS}
+    results = run(model, out, **asked_pruning(flags), size=_given(size), resume=resume)
+    if results:  # on the main process
+        layers = [f"{layer['mixer']}/{layer['units']}" for layer in results["layers"]]
+        print(f"\n{prune_table(results)}\n\nlayers   {' '.join(layers)}")
+        print(f"model    {out / 'model'}\nplot     {out / 'layers.png'}\nnumbers  {out / 'results.json'}")
 
 
 def _print_trained(rows: list[dict], out: Path) -> None:

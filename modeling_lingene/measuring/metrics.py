@@ -21,6 +21,7 @@ from ..budget_lingene import device_name
 from ..configuration_lingene import LinGeneConfig
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
+from ..lingene_vit import LinGeneViTConfig
 from ..progress import progress_bar, quiet_loading
 
 
@@ -153,7 +154,7 @@ def measure(
     """One row of `sizes.json`.
 
     Args:
-        model: the materialised size, a stock `ViTForImageClassification`.
+        model: the materialised size, a stock `ViTForImageClassification`; or one that was pruned.
         batches: as for `accuracy`.
         depth, width_ratio, num_components: the size that was asked for.
         split, dataset: what `batches` holds.
@@ -166,10 +167,10 @@ def measure(
         image), stored_params, accuracy (0..1, 6 digits), split, dataset.
 
     Raises:
-        ValueError: the model is not a stock ViT of that depth, or `batches` is empty.
+        ValueError: the model is not a stock ViT, or one that was pruned, of that depth, or `batches` is empty.
     """
     config = model.config
-    if config.model_type != "vit" or config.num_hidden_layers != depth:
+    if config.model_type not in ("vit", LinGeneViTConfig.model_type) or config.num_hidden_layers != depth:
         raise ValueError(
             f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
             f"{config.num_hidden_layers}. Materialise the size first."
