@@ -237,6 +237,10 @@ class LinGeneViTPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers looks for the call of its interface in this file, and it is in another one
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils import logging
 
 from ..budget_lingene import device_name
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import LinGeneConfig, Size, check_count
-from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
+from ..folders import SIZE_PICTURES, check_folder, is_plain, read_config, read_processor, write_json
 from ..images.data import Batches, LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
 from .grids import check_trained, grid_sizes
@@ -247,7 +247,7 @@ def profile(
     """Latency of one image and throughput of sizes on this device; adds them to the measured sizes of a folder.
 
     Args:
-        bundle: folder or name on the Hub.
+        bundle: folder or name on the Hub; a plain ViT or a pruned model, too, which has no grid.
         depths, widths, components: the grid; default the measured sizes, or, without any, those that `sweep` takes.
         device: default the GPU if there is one.
         threads: of the CPU; default as many as torch uses.
@@ -269,14 +269,17 @@ def profile(
         check_count("threads", threads)
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    asked = depths or widths or components
+    label = ", ".join([device_name(device, threads), *[dtype] * (dtype != "float32"), *["compiled"] * compiled])
+    if is_plain(bundle) and not asked:
+        return _profiled_alone(bundle, label, (device, threads, dtype, compiled, batch_size), out)
     config = check_folder(bundle) if os.path.isdir(bundle) else read_config(bundle)
     held = Bundle(bundle, config)
-    known, asked = held.measured(), depths or widths or components
+    known = held.measured()
     if known and not asked:
         sizes = [config.size(row["depth"], row["width_ratio"], row["num_components"]) for row in known]
     else:
         sizes = grid_sizes(config, depths, widths, components)
-    label = ", ".join([device_name(device, threads), *[dtype] * (dtype != "float32"), *["compiled"] * compiled])
     rows, timed = [], {}
     with quiet_loading():
         for size in progress_bar(sizes, desc="profiling", unit="size"):
@@ -297,13 +300,30 @@ def profile(
     return rows
 
 
+def _profiled_alone(model: str | os.PathLike, label: str, how: tuple, out: str | Path | None) -> list[dict]:
+    """The one row of a model that is no bundle."""
+    with quiet_loading():
+        depth, timings = AutoConfig.from_pretrained(model).num_hidden_layers, _timings(model, None, *how)
+    rows = [{"depth": depth, "width_ratio": "1", "num_components": None, "device": label, **timings}]
+    if out is not None:
+        write_json(Path(out), {"model": str(model), "profiles": rows})
+    return rows
+
+
 def _timings(
-    bundle: str | os.PathLike, size: Size, device: str, threads: int | None, dtype: str, compiled: bool, batch: int
+    bundle: str | os.PathLike,
+    size: Size | None,
+    device: str,
+    threads: int | None,
+    dtype: str,
+    compiled: bool,
+    batch: int,
 ) -> dict[str, float]:
-    asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
-    model = AutoModelForImageClassification.from_pretrained(
-        bundle, **asked, allow_untrained=True, dtype=getattr(torch, dtype)
-    )
+    asked = {}
+    if size is not None:
+        asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
+        asked["allow_untrained"] = True
+    model = AutoModelForImageClassification.from_pretrained(bundle, **asked, dtype=getattr(torch, dtype))
     model = model.to(device).eval()
     called = torch.compile(model) if compiled else model
     one = latency_ms(called, threads=threads)

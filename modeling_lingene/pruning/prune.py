@@ -44,6 +44,7 @@ from .write import Bottlenecks, dense_network, folded_network, simplest, write_n
 
 SEARCHES = ("published", "none", "random")
 DENSE = "dense"  # as a teacher
+NAMES = {"macs": "MACs", "params": "parameters"}
 RUN_FILE, RESULTS_FILE, PICTURE = "run.json", "results.json", "layers.png"
 RANGES = {"target_macs": 1, "target_params": 1, "cost_weight": 1e6, "gate_learning_rate": 1e3}
 
@@ -418,7 +419,8 @@ def _reported(run: _Run, state: dict | None, accelerator: Accelerator) -> dict:
         "rows": rows,
         "layers": layers,
     }
-    plot_layers(layers, run.out / PICTURE, f"What {run.settings.target:.0%} of the {run.settings.kind} leave")
+    title = f"Pruned to {100 * run.settings.target:g} % of its {NAMES[run.settings.kind]}"
+    plot_layers(layers, run.out / PICTURE, title)
     write_json(run.out / RESULTS_FILE, results)
     return results
 
