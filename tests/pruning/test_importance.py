@@ -57,13 +57,11 @@ def test_a_units_loss_is_half_the_mean_squared_derivative_by_its_gate(network):
     expected = [torch.zeros(96, dtype=torch.float64) for _ in range(3)]
     for image, label in zip(torch.cat(BATCHES), torch.cat(labels)):
         gates = [torch.ones(96, requires_grad=True) for _ in range(3)]
-        weights = {
-            f"layers.{i}.mlp.fc2.weight": network.layers[i].mlp.fc2.weight.detach() * gates[i] for i in range(3)
-        }
+        whole = {f"layers.{index}.mlp.fc2.weight": gate for index, gate in enumerate(gates)}
+        weights = {name: network.get_parameter(name).detach() * gate for name, gate in whole.items()}
         logits = torch.func.functional_call(network, weights, image[None]).logits
-        for total, gradient in zip(
-            expected, torch.autograd.grad(functional.cross_entropy(logits, label[None]), gates)
-        ):
+        loss = functional.cross_entropy(logits, label[None])
+        for total, gradient in zip(expected, torch.autograd.grad(loss, gates)):
             total += gradient.double() ** 2 / 16
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-9)
