@@ -188,15 +188,15 @@ def pruning(parser: argparse.ArgumentParser) -> None:
     resume="Run the same command with --resume to go on.",
 )
 def prune(model: str, out: Path, resume: bool, **flags) -> None:
+    from .pruning.card import prune_table
     from .pruning.options import asked_pruning
     from .pruning.prune import prune as run
-    from .pruning.prune import prune_table
 
     size = {name: flags.pop(name) for name in SIZE_FLAGS}
     results = run(model, out, **asked_pruning(flags), size=_given(size), resume=resume)
     if results:  # on the main process
         layers = [f"{layer['mixer']}/{layer['units']}" for layer in results["layers"]]
-        print(f"\n{prune_table(results)}\n\nlayers   {' '.join(layers)}")
+        print(f"\n{prune_table(results['rows'])}\n\nlayers   {' '.join(layers)}")
         print(f"model    {out / 'model'}\nplot     {out / 'layers.png'}\nnumbers  {out / 'results.json'}")
 
 
@@ -417,7 +417,7 @@ def card(bundle: Path, repo: str | None) -> None:
 
 
 @command(
-    "push a bundle to the Hub and verify it by loading it back",
+    "push a bundle, or a pruned model, to the Hub and verify it by loading it back",
     BUNDLE_FOLDER,
     option("repo", metavar="REPO", help="name on the Hub"),
     option("--private", action="store_true", default=None, help="if the repository is new"),
@@ -426,8 +426,17 @@ def card(bundle: Path, repo: str | None) -> None:
     QUIET,
 )
 def push(bundle: Path, repo: str, private: bool | None, revision: str | None, subfolder: str | None) -> None:
+    from .folders import model_type_of
     from .hub import push as run
+    from .lingene_vit import LinGeneViTConfig
 
+    if model_type_of(bundle) == LinGeneViTConfig.model_type:
+        from .pruning.card import push_pruned
+
+        if subfolder:
+            raise ValueError("`subfolder` is for bundles; a pruned model is pushed to a repository of its own.")
+        url = push_pruned(bundle, repo, private=private, revision=revision)
+        return print(f"{url}: pushed, and loads to the same logits in a clean process")
     url = run(bundle, repo, private=private, revision=revision, subfolder=subfolder)
     print(f"{url}: pushed, and loads to the same logits in a clean process")
 

@@ -43,8 +43,8 @@ conversion.sources conversion.moments  conversion.calibration conversion.alignme
     conversion.matching  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers  training.loop training.elastic  training.decomposition
     training.warm_start  training.recipes  training.options
-pruning.costs pruning.gates pruning.mixing  pruning.choose  pruning.search pruning.importance pruning.write
-    pruning.prune  pruning.options
+pruning.costs pruning.gates pruning.mixing pruning.card  pruning.choose
+    pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
 cli
 """
 # Two spaces or a new line: a step up; modules that one space parts do not know each other.

@@ -27,7 +27,6 @@ from ..images.loaders import Layout, training_images
 from ..lingene_vit import LinGeneViTForImageClassification
 from ..measuring.metrics import count_parameters, device_name, measure
 from ..measuring.plots import plot_layers
-from ..measuring.tables import aligned_table, readable
 from ..modeling_lingene import LinGeneForImageClassification
 from ..progress import quiet_loading
 from ..training.checkpoints import check_identity
@@ -35,6 +34,7 @@ from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_ma
 from ..training.losses import Objective
 from ..training.teachers import load_teacher
 from ..training.warm_start import processor_of
+from .card import PICTURE, write_pruned_card
 from .choose import Worths, check_target, choose
 from .costs import Costs, costs_of
 from .importance import importance
@@ -45,7 +45,7 @@ from .write import Bottlenecks, dense_network, folded_network, simplest, write_n
 SEARCHES = ("published", "none", "random")
 DENSE = "dense"  # as a teacher
 NAMES = {"macs": "MACs", "params": "parameters"}
-RUN_FILE, RESULTS_FILE, PICTURE = "run.json", "results.json", "layers.png"
+RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 RANGES = {"target_macs": 1, "target_params": 1, "cost_weight": 1e6, "gate_learning_rate": 1e3}
 
 
@@ -421,6 +421,7 @@ def _reported(run: _Run, state: dict | None, accelerator: Accelerator) -> dict:
     }
     title = f"Pruned to {100 * run.settings.target:g} % of its {NAMES[run.settings.kind]}"
     plot_layers(layers, run.out / PICTURE, title)
+    write_pruned_card(run.out / "model", results, run.out / PICTURE, stock=result.config.model_type == "vit")
     write_json(run.out / RESULTS_FILE, results)
     return results
 
@@ -441,12 +442,3 @@ def _row(run: _Run, name: str, folder: str | Path, device: str) -> dict:
         progress=True,
     )
     return {"name": name, **row}
-
-
-def prune_table(results: dict) -> str:
-    """Before and after, as a Markdown table."""
-    lines = [["", "accuracy", "MACs", "parameters", "latency"]]
-    for row in results["rows"]:
-        cells = [row["name"], f"{100 * row['accuracy']:.1f} %", readable(row["macs"]), readable(row["params"])]
-        lines.append([*cells, f"{row['latency_ms']:.2f} ms"])
-    return aligned_table(lines)

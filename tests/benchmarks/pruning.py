@@ -78,7 +78,7 @@ class PruningProtocol(Protocol):
         return 3 * self.scale.training.epochs if self._prunes(row) else super().epochs(row)
 
     def cost(self, row: Row) -> float:
-        """The dense training, search and tuning, each with its teacher; a search computes both convolutions besides."""
+        """Dense training, search and tuning, each with its teacher; a search computes both convolutions besides."""
         if not self._prunes(row):
             return super().cost(row)
         whole, share = self.per_picture(self.rows["dense"]), row.settings["target_macs"]

@@ -13,11 +13,13 @@ import torch
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import helpers
+from hub_server import HubServer
 from modeling_lingene.cli import main
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.pruning import prune as pruning
 from modeling_lingene.pruning.prune import PruneSettings, prune
 from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from test_hub_server import in_new_process
 
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
@@ -183,6 +185,43 @@ def test_a_pruned_model_runs_in_onnxruntime(tmp_path, done):
         pytest.importorskip(package)
     for search, (folder, _) in done.items():
         assert main(["export", str(folder / "model"), "--to", "onnx", "--out", str(tmp_path / search), "--quiet"]) == 0
+
+
+def pushed_back(folder: str) -> list:
+    """Pushes by the command, and loads by name."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    from modeling_lingene.cli import main
+
+    assert main(["push", folder, "org/pruned", "--quiet"]) == 0
+    model = AutoModelForImageClassification.from_pretrained("org/pruned", trust_remote_code=True).eval()
+    return model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).logits.tolist()
+
+
+def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_path, done):
+    """And comes back as it was; the card's numbers are the measured ones."""
+    folder, results = done["none"]
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    model = AutoModelForImageClassification.from_pretrained(folder / "model").eval()
+    with HubServer(tmp_path / "hub") as hub, torch.no_grad():
+        found = in_new_process(pushed_back, hub, tmp_path / "home", str(tmp_path / "model"))
+        expected = model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).logits
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
+        files = set(hub.snapshot("org/pruned")[1])
+        card = hub.read("org/pruned", "README.md").decode()
+    code = {
+        "lingene_vit.py",
+        "vit_lingene.py",
+        "configuration_lingene.py",
+        "reading_lingene.py",
+        "recompose_lingene.py",
+    }
+    others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
+    assert files - {".gitattributes"} == code | others
+    assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
+    assert "pipeline_tag: image-classification" in card
 
 
 @pytest.mark.parametrize(
