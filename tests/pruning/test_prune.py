@@ -211,13 +211,7 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
         files = set(hub.snapshot("org/pruned")[1])
         card = hub.read("org/pruned", "README.md").decode()
-    code = {
-        "lingene_vit.py",
-        "vit_lingene.py",
-        "configuration_lingene.py",
-        "reading_lingene.py",
-        "recompose_lingene.py",
-    }
+    code = {f"{name}_lingene.py" for name in ("vit", "configuration", "reading", "recompose")} | {"lingene_vit.py"}
     others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
     assert files - {".gitattributes"} == code | others
     assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
