@@ -20,12 +20,20 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
 from ..families_lingene import FAMILIES
-from ..folders import check_empty, complete_or_absent, publish_model, read_config, read_processor, write_json
+from ..folders import (
+    check_empty,
+    complete_or_absent,
+    is_plain,
+    publish_model,
+    read_config,
+    read_processor,
+    write_json,
+)
 from ..images.data import require
 from ..measuring.metrics import height_and_width
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
@@ -72,7 +80,7 @@ def export(
     """Write one size of a bundle in a format, verified.
 
     Args:
-        bundle: folder or name on the Hub.
+        bundle: folder or name on the Hub; a plain ViT or a pruned model, too, which has no sizes.
         out: new or empty folder.
         to: transformers, timm, onnx, or program (a `torch.export` program).
         weights: float32; for onnx also float16 and int8.
@@ -93,10 +101,8 @@ def export(
     for package in {"timm": ["timm"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}.get(to, []):
         require(package)
     hub = {"revision": size["revision"]} if size.get("revision") else {}
-    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
-    with quiet_loading():
-        model_class = LinGeneForImageClassification if head else LinGeneModel
-        model = model_class.from_pretrained(bundle, dtype=torch.float32, **size).eval()
+    model = _plain(bundle, to, size) if is_plain(bundle, **hub) else _sized(bundle, size, hub)
+    head = hasattr(model, "classifier")
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
         found = {
@@ -119,6 +125,30 @@ def export(
     return report
 
 
+def _sized(bundle: str | os.PathLike, size: dict, hub: dict) -> PreTrainedModel:
+    """One size of a bundle."""
+    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
+    with quiet_loading():
+        model_class = LinGeneForImageClassification if head else LinGeneModel
+        return model_class.from_pretrained(bundle, dtype=torch.float32, **size).eval()
+
+
+def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:
+    """A model that is no bundle, as it is.
+
+    Raises:
+        ValueError: a size is asked of it, or a format that has no such layers.
+    """
+    sizes = sorted(asked.keys() - {"revision"})
+    if sizes:
+        raise ValueError(f"`{sizes[0]}` chooses a size of a bundle, and {name} is a model by itself; leave it out.")
+    with quiet_loading():
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
+    if to == "timm" and model.config.model_type != "vit":
+        raise ValueError(f"`to` timm: {name} has layers that timm's ViT has not; export to onnx or program.")
+    return model
+
+
 def _check_words(to: str, weights: str, tolerance: float | None) -> None:
     if to not in FORMATS:
         raise ValueError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
@@ -131,7 +161,9 @@ def _check_words(to: str, weights: str, tolerance: float | None) -> None:
 
 
 def _described(model: PreTrainedModel) -> dict[str, Any]:
-    size = model.source_size
+    size = getattr(model, "source_size", None)
+    if size is None:
+        return {"depth": model.config.num_hidden_layers}
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 

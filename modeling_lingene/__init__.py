@@ -7,6 +7,7 @@ Importing this package registers the bundle's classes with transformers' Auto cl
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .configuration_lingene import LinGeneConfig, Size
+from .lingene_vit import LinGeneViTConfig, LinGeneViTForImageClassification, LinGeneViTModel
 from .modeling_lingene import LinGeneBackbone, LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from .recompose_lingene import coefficients, recompose
 
@@ -18,14 +19,21 @@ __all__ = [
     "LinGeneForImageClassification",
     "LinGeneModel",
     "LinGenePreTrainedModel",
+    "LinGeneViTConfig",
+    "LinGeneViTForImageClassification",
+    "LinGeneViTModel",
     "Size",
     "coefficients",
     "recompose",
 ]
 
-AutoConfig.register(LinGeneConfig.model_type, LinGeneConfig, exist_ok=True)
-AutoModel.register(LinGeneConfig, LinGeneModel, exist_ok=True)
-AutoModelForImageClassification.register(LinGeneConfig, LinGeneForImageClassification, exist_ok=True)
+for _config, _model, _classifier in (
+    (LinGeneConfig, LinGeneModel, LinGeneForImageClassification),
+    (LinGeneViTConfig, LinGeneViTModel, LinGeneViTForImageClassification),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
 AutoBackbone.register(LinGeneConfig, LinGeneBackbone, exist_ok=True)
 
 

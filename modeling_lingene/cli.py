@@ -130,6 +130,8 @@ SIZE = group(
     option("--max-latency-ms", type=float, help="milliseconds of one image, as measured"),
     option("--latency-device", help="by its name in sizes.json (default: this machine's)"),
 )
+SIZE_FLAGS = ("depth", "width_ratio", "num_components", "allow_untrained")
+SIZE_FLAGS += ("max_params", "max_macs", "max_latency_ms", "latency_device")
 BASIS = group(
     "basis",
     "the preset stable",
@@ -174,6 +176,35 @@ def decompose(out: Path, resume: bool, **flags) -> None:
         sweep = "" if asked.unlabelled else f"\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}"
         print(f"\nMeasure other sizes, push:\n{sweep}" if sweep else "\nPush:\n")
         print(f"    lingene push {bundle} USER/NAME")
+
+
+def pruning(parser: argparse.ArgumentParser) -> None:
+    """The options of pruning."""
+    from .pruning.options import add_prune_options
+
+    add_prune_options(parser)
+
+
+@command(
+    "prune a ViT, or a size of a bundle, to a share of its cost: attention into convolution",
+    option("model", metavar="MODEL", help="a ViT with a classifier, or a bundle, by folder or name on the Hub"),
+    OUT,
+    pruning,
+    QUIET,
+    SIZE,
+    resume="Run the same command with --resume to go on.",
+)
+def prune(model: str, out: Path, resume: bool, **flags) -> None:
+    from .pruning.card import prune_table
+    from .pruning.options import asked_pruning
+    from .pruning.prune import prune as run
+
+    size = {name: flags.pop(name) for name in SIZE_FLAGS}
+    results = run(model, out, **asked_pruning(flags), size=_given(size), resume=resume)
+    if results:  # on the main process
+        layers = [f"{layer['mixer']}/{layer['units']}" for layer in results["layers"]]
+        print(f"\n{prune_table(results['rows'])}\n\nlayers   {' '.join(layers)}")
+        print(f"model    {out / 'model'}\nplot     {out / 'layers.png'}\nnumbers  {out / 'results.json'}")
 
 
 def _print_trained(rows: list[dict], out: Path) -> None:
@@ -427,7 +458,7 @@ def card(bundle: Path, repo: str | None) -> None:
 
 
 @command(
-    "push a bundle to the Hub and verify it by loading it back",
+    "push a bundle, or a pruned model, to the Hub and verify it by loading it back",
     BUNDLE_FOLDER,
     option("repo", metavar="REPO", help="name on the Hub"),
     option("--private", action="store_true", default=None, help="if the repository is new"),
@@ -436,8 +467,17 @@ def card(bundle: Path, repo: str | None) -> None:
     QUIET,
 )
 def push(bundle: Path, repo: str, private: bool | None, revision: str | None, subfolder: str | None) -> None:
+    from .folders import model_type_of
     from .hub import push as run
+    from .lingene_vit import LinGeneViTConfig
 
+    if model_type_of(bundle) == LinGeneViTConfig.model_type:
+        from .pruning.card import push_pruned
+
+        if subfolder:
+            raise ValueError("`subfolder` is for bundles; a pruned model is pushed to a repository of its own.")
+        url = push_pruned(bundle, repo, private=private, revision=revision)
+        return print(f"{url}: pushed, and loads to the same logits in a clean process")
     url = run(bundle, repo, private=private, revision=revision, subfolder=subfolder)
     print(f"{url}: pushed, and loads to the same logits in a clean process")
 

@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_lingene import MOST_LAYERS, MOST_PIXELS, LinGeneConfig
+from .lingene_vit import LinGeneViTConfig
 from .reading_lingene import (
     AGAIN,
     FLAG,
@@ -34,6 +35,7 @@ from .saving_lingene import bundle_weights_id
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
+PLAIN = ("vit", LinGeneViTConfig.model_type)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
@@ -80,6 +82,19 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
             f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not a bundle of shared components."
         )
     return LinGeneConfig.from_pretrained(bundle, **hub)
+
+
+def model_type_of(name: str | os.PathLike, **hub) -> str | None:
+    """What kind of model config.json says lies there; None where nothing can be read."""
+    with suppress(OSError, ValueError):
+        path = cached_file(name, CONFIG_NAME, **hub)
+        return None if path is None else read_json(path, str(name)).get("model_type")
+    return None
+
+
+def is_plain(name: str | os.PathLike, **hub) -> bool:
+    """Whether a model is one that a size of a bundle or a pruning is written as, and no bundle."""
+    return model_type_of(name, **hub) in PLAIN
 
 
 def read_conversion(folder: Path) -> dict | None:

@@ -218,8 +218,18 @@ def verify(folder: str, repo_id: str, place: dict[str, str], size: Size, head: b
     """
     asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
     asked["allow_untrained"] = True
-    auto_class, logits = _auto_class(head), []  # without a head a random classifier would be compared
-    for name, kwargs in ((folder, asked), (repo_id, {**asked, **place})):
+    # Without a head a random classifier would be compared.
+    verify_loads(_auto_class(head), (folder, asked), (repo_id, {**asked, **place}))
+
+
+def verify_loads(auto_class: str, here: tuple[str, dict], there: tuple[str, dict]) -> None:
+    """Compare what a folder and the repository it was pushed to give, each in a process without this package.
+
+    Args:
+        here, there: name and keywords of `from_pretrained`.
+    """
+    (folder, _), (repo_id, _), logits = here, there, []
+    for name, kwargs in (here, there):
         command = [sys.executable, "-c", VERIFY, json.dumps([name, auto_class, kwargs])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

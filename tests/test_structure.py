@@ -27,13 +27,14 @@ MODULES = {
     for path in sorted(folder.rglob("*.py"))
     if path.stem != "__init__" and (folder == PACKAGE or path.parent == CONVERSION)
 }
-TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]
+TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]  # with every bundle
+PRUNED = "lingene_vit"  # travels with what `lingene prune` writes, and takes some of them along
 # From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
 FLOORS = """
 writing_lingene recompose_lingene reading_lingene families_lingene  configuration_lingene
     vit_lingene budget_lingene identity_lingene
     bundle_lingene  saving_lingene components_lingene
-    loading_lingene  modeling_lingene
+    loading_lingene  modeling_lingene lingene_vit
 folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
@@ -46,6 +47,8 @@ conversion.sources conversion.moments conversion.any_size
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
     training.warm_start  training.unlabelled  training.recipes  training.options
+pruning.costs pruning.gates pruning.mixing pruning.card  pruning.choose
+    pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
 cli
 """
 # Two spaces or a new line: a step up; modules that one space parts do not know each other.
@@ -115,6 +118,7 @@ def test_rooms_know_the_floors_below_them_only():
     """Images are read without measuring, sizes measured without training; training knows no conversion."""
     rooms = {"images": set(), "measuring": {"images"}, "training": {"images", "measuring"}}
     rooms["conversion"] = {"images", "measuring"}
+    rooms["pruning"] = {"images", "measuring", "training", "conversion"}
     for name in MODULES:
         room = name.rpartition(".")[0]
         known = {other.rpartition(".")[0] for other in imports_of(name)} - {room, ""}
@@ -134,7 +138,7 @@ def test_an_import_is_found_in_every_form():
         imported_modules(ast.parse("from .metrics import accuracy").body)
 
 
-@pytest.mark.parametrize("name", TRAVELLING)
+@pytest.mark.parametrize("name", [*TRAVELLING, PRUNED])
 def test_travelling_files_import_little(name):
     """Each import anywhere in them is demanded of whoever loads a bundle with `trust_remote_code`."""
     path = MODULES[name]
@@ -144,7 +148,7 @@ def test_travelling_files_import_little(name):
     assert "modeling_lingene" not in found
 
 
-@pytest.mark.parametrize("name", TRAVELLING)
+@pytest.mark.parametrize("name", [*TRAVELLING, PRUNED])
 def test_travelling_files_import_each_other_in_the_form_that_is_found(name):
     """Only `from .name import X` is copied; an example of it in a docstring counts as an import."""
     relative = [node for node in ast.walk(tree(MODULES[name])) if isinstance(node, ast.ImportFrom) and node.level]
@@ -157,6 +161,7 @@ def test_the_travelling_files_are_those_that_get_copied():
     """From the file with the models transformers must reach every other one, and nothing that stays at home."""
     found = {Path(path).stem for path in get_relative_import_files(MODULES["modeling_lingene"])}
     assert found == set(TRAVELLING) - {"modeling_lingene"}
+    assert {Path(path).stem for path in get_relative_import_files(MODULES[PRUNED])} < set(TRAVELLING)
 
 
 def test_only_plots_imports_matplotlib():

@@ -57,24 +57,26 @@ def layer_norm(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], name: 
     return functional.layer_norm(hidden, gain.shape, gain, weights[f"{name}.bias"], eps)
 
 
-def attention(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings):
-    """Multi-head self-attention (b, t, d) -> (b, t, d), and the attention weights or None."""
-    batch, tokens, _ = hidden.shape
-    query, key, value = (
-        linear(hidden, weights, f"attention.{name}").view(batch, tokens, -1, settings.head_size).transpose(1, 2)
-        for name in ("query", "key", "value")
-    )
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: BlockSettings):
+    """Multi-head attention of projected tokens, 3 x (b, t, d) -> (b, t, d), and the attention weights or None."""
+    batch, tokens, _ = query.shape
+    heads = (part.view(batch, tokens, -1, settings.head_size).transpose(1, 2) for part in (query, key, value))
     mixed, probabilities = settings.attend(
         settings.module,
-        query,
-        key,
-        value,
+        *heads,
         None,
         dropout=settings.attention_dropout,
         scaling=settings.head_size**-0.5,
         is_causal=False,
     )
-    return linear(mixed.reshape(batch, tokens, -1), weights, "attention.output"), probabilities
+    return mixed.reshape(batch, tokens, -1), probabilities
+
+
+def attention(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings):
+    """Multi-head self-attention (b, t, d) -> (b, t, d), and the attention weights or None."""
+    projected = (linear(hidden, weights, f"attention.{name}") for name in ("query", "key", "value"))
+    mixed, probabilities = attend(*projected, settings)
+    return linear(mixed, weights, "attention.output"), probabilities
 
 
 def block(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings):

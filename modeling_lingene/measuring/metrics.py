@@ -157,7 +157,7 @@ def measure(
     """One row of `sizes.json`.
 
     Args:
-        model: the materialised size, a stock classifier or encoder.
+        model: the materialised size, a stock classifier or encoder; or one that was pruned.
         batches: as for `accuracy`.
         depth, width_ratio, num_components: the size that was asked for.
         split, dataset: what `batches` holds.
@@ -172,7 +172,7 @@ def measure(
         image), stored_params, accuracy (0..1, 6 digits) or the measures, split, dataset.
 
     Raises:
-        ValueError: the model is not a stock ViT of that depth, or `batches` is empty.
+        ValueError: the model is not a stock ViT, or one that was pruned, of that depth, or `batches` is empty.
     """
     config = model.config
     if config.model_type == LinGeneConfig.model_type or config.num_hidden_layers != depth:

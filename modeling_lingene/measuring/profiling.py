@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
 from ..budget_lingene import device_name
 from ..bundle_lingene import SIZES_FILE, Bundle
-from ..configuration_lingene import Size, check_count
-from ..folders import check_folder, read_config, write_json
+from ..configuration_lingene import check_count
+from ..folders import check_folder, is_plain, read_config, write_json
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size
 from .grids import grid_sizes
@@ -42,7 +44,7 @@ def profile(
     """Latency of one image and throughput of sizes on this device; adds them to the measured sizes of a folder.
 
     Args:
-        bundle: folder or name on the Hub.
+        bundle: folder or name on the Hub; a plain ViT or a pruned model, too, which has no grid.
         depths, widths, components: the grid; default the measured sizes, or, without any, those that `sweep` takes.
         device: default the GPU if there is one.
         threads: of the CPU; default as many as torch uses.
@@ -64,20 +66,24 @@ def profile(
         check_count("threads", threads)
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    asked = depths or widths or components
+    label = ", ".join([device_name(device, threads), *[dtype] * (dtype != "float32"), *["compiled"] * compiled])
+    if is_plain(bundle) and not asked:
+        return _profiled_alone(bundle, label, (device, threads, dtype, compiled, batch_size), out)
     config = check_folder(bundle) if os.path.isdir(bundle) else read_config(bundle)
     held = Bundle(bundle, config)
-    known, asked = held.measured(), depths or widths or components
+    known = held.measured()
     if known and not asked:
         sizes = [config.size(row["depth"], row["width_ratio"], row["num_components"]) for row in known]
     else:
         sizes = grid_sizes(config, depths, widths, components)
-    label = ", ".join([device_name(device, threads), *[dtype] * (dtype != "float32"), *["compiled"] * compiled])
     rows, timed = [], {}
     with quiet_loading():
         for size in progress_bar(sizes, desc="profiling", unit="size"):
             shape = (size.depth, size.width_ratio)  # components change nothing of a materialised model's speed
             if shape not in timed:
-                timed[shape] = _timings(bundle, size, held.has_head, device, threads, dtype, compiled, batch_size)
+                model = load_size(bundle, size, held.has_head, dtype=getattr(torch, dtype))
+                timed[shape] = _timings(model, device, threads, compiled, batch_size)
             named = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
             rows.append(named | {"device": label} | timed[shape])
     if not known:
@@ -92,25 +98,29 @@ def profile(
     return rows
 
 
-def _timings(
-    bundle: str | os.PathLike,
-    size: Size,
-    head: bool,
-    device: str,
-    threads: int | None,
-    dtype: str,
-    compiled: bool,
-    batch: int,
-) -> dict[str, float]:
-    model = load_size(bundle, size, head, dtype=getattr(torch, dtype)).to(device).eval()
+def _profiled_alone(name: str | os.PathLike, label: str, how: tuple, out: str | Path | None) -> list[dict]:
+    """The one row of a model that is no bundle."""
+    device, threads, dtype, compiled, batch_size = how
+    with quiet_loading():
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=getattr(torch, dtype))
+        timings = _timings(model, device, threads, compiled, batch_size)
+    depth = model.config.num_hidden_layers
+    rows = [{"depth": depth, "width_ratio": "1", "num_components": None, "device": label, **timings}]
+    if out is not None:
+        write_json(Path(out), {"model": str(name), "profiles": rows})
+    return rows
+
+
+def _timings(model: nn.Module, device: str, threads: int | None, compiled: bool, batch_size: int) -> dict[str, float]:
+    model = model.to(device).eval()
     called = torch.compile(model) if compiled else model
     one = latency_ms(called, threads=threads)
-    many = latency_ms(called, threads=threads, batch_size=batch)
+    many = latency_ms(called, threads=threads, batch_size=batch_size)
     return {
         "latency_ms": round(one["median"], 4),
         "iqr_ms": round(one["iqr"], 4),
-        "images_per_second": round(1000 * batch / many["median"], 1),
-        "batch_size": batch,
+        "images_per_second": round(1000 * batch_size / many["median"], 1),
+        "batch_size": batch_size,
     }
 
 

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,7 @@ class Phase:
         size: keywords with which the model is evaluated.
         sampled: whether a step may leave trainable parameters out.
         during: (bare model) -> context in which the phase runs, such as holding what is frozen.
+        rates: how names of parameters end -> their own peak learning rate; these do not decay.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Phase:
     sampled: bool = False
     draw: Callable[[torch.Generator, float], list[dict]] = lambda generator, done: [{}]
     during: Callable[[nn.Module], contextlib.AbstractContextManager] = contextlib.nullcontext
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -246,7 +248,9 @@ class TrainingLoop:
         accelerator.ddp_handler.find_unused_parameters = phase.sampled
         if accelerator.is_fsdp2:
             shard_at_root(self.model, accelerator)
-        optimizer = torch.optim.AdamW(decayed_groups(self.model, settings), settings.learning_rate, fused=True)
+        groups = decayed_groups(self.model, settings, phase.rates)
+        peaks = [group.pop("peak", settings.learning_rate) for group in groups]
+        optimizer = torch.optim.AdamW(groups, settings.learning_rate, fused=True)
         parameters = [list(group["params"]) for group in optimizer.param_groups]
         model, optimizer = accelerator.prepare(self.model, optimizer)
         if accelerator.is_fsdp2:  # Accelerate has found sharded parameters again by address: empty shards share one
@@ -263,7 +267,7 @@ class TrainingLoop:
             progress = _Progress(**{key.name: state[key.name] for key in dataclasses.fields(_Progress)})
             if average is not None:
                 average.load_state_dict(load_file(f"{state['folder']}/{EMA_FILE}"))
-        run = _Run(index, phase, model, optimizer, average, progress)
+        run = _Run(index, phase, model, optimizer, peaks, average, progress)
         bar.set_description(phase.name, refresh=False)
         with phase.during(accelerator.unwrap_model(model)):
             run.forward = _compiled(model) if settings.compile else model
@@ -304,9 +308,8 @@ class TrainingLoop:
         """One optimiser step; the loss, on the device."""
         settings, accelerator, step = self.settings, self.accelerator, run.progress.step
         steps = settings.epochs * self.steps_per_epoch
-        rate = settings.learning_rate * warmup_cosine(step, steps, settings.warmup)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
+        for group, peak in zip(run.optimizer.param_groups, run.peaks):
+            group["lr"] = peak * warmup_cosine(step, steps, settings.warmup)
         run.model.train()
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(parts):
@@ -439,6 +442,7 @@ class _Run:
     phase: Phase
     model: nn.Module
     optimizer: Any
+    peaks: list[float]  # learning rates, by group
     average: AveragedModel | None
     progress: _Progress
     forward: Callable | None = None
@@ -541,12 +545,26 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def decayed_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:
-    """The trainable parameters for AdamW: weight decay on matrices, chosen by name, none on gains, biases, tokens."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [p for name, p in named if name.endswith("weight") and "norm" not in name]
-    others = [p for name, p in named if not (name.endswith("weight") and "norm" not in name)]
-    return [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def decayed_groups(
+    model: nn.Module, settings: TrainingSettings, rates: Mapping[str, float] | None = None
+) -> list[dict]:
+    """The trainable parameters for AdamW: weight decay on matrices, chosen by name, none on gains, biases, tokens.
+
+    Args:
+        rates: see `Phase`; groups with a rate of their own carry it as `peak`.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = [
+        {"params": [named.pop(name) for name in list(named) if name.endswith(end)], "weight_decay": 0.0, "peak": rate}
+        for end, rate in (rates or {}).items()
+    ]
+    decayed = [p for name, p in named.items() if name.endswith("weight") and "norm" not in name]
+    others = [p for name, p in named.items() if not (name.endswith("weight") and "norm" not in name)]
+    return [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        *own,
+    ]
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:

@@ -40,9 +40,9 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run in `out`, or read a finished one back"
     )
     command.add_argument("--augment", choices=AUGMENTATIONS, help="augmentation by name; the flags below change parts")
-    _add_fields(command, Recipe, skip={"data", *GROUPS})
+    add_fields(command, Recipe, skip={"data", *GROUPS})
     for name, settings in GROUPS.items():
-        _add_fields(command.add_argument_group(name), settings)
+        add_fields(command.add_argument_group(name), settings)
 
 
 def asked_recipe(arguments: argparse.Namespace) -> Recipe:
@@ -56,23 +56,25 @@ def asked_recipe(arguments: argparse.Namespace) -> Recipe:
     recipe = RECIPES[arguments.recipe] if arguments.recipe else Recipe(data=arguments.data)
     if arguments.method is not None:
         recipe = as_published(recipe, arguments.method)
-    own = _given(arguments, ModelSettings).keys() - {"num_components", "dropout"}
+    own = given(arguments, ModelSettings).keys() - {"num_components", "dropout"}
     if arguments.init and own:
         raise ValueError(f"`{min(own)}` is the bundle's that `init` names; leave one of them out.")
     if arguments.init and arguments.num_components is None:  # not the recipe's
         arguments.num_components = 0
     if arguments.augment is not None:
         recipe = dataclasses.replace(recipe, augmentation=Augmentation(**AUGMENTATIONS[arguments.augment]))
-    changed = {name: dataclasses.replace(getattr(recipe, name), **_given(arguments, GROUPS[name])) for name in GROUPS}
-    return dataclasses.replace(recipe, **changed, **_given(arguments, Recipe))
+    changed = {name: dataclasses.replace(getattr(recipe, name), **given(arguments, GROUPS[name])) for name in GROUPS}
+    return dataclasses.replace(recipe, **changed, **given(arguments, Recipe))
 
 
-def _given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
+def given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
+    """The fields of some settings that were asked for."""
     names = [field.name for field in dataclasses.fields(settings) if field.name not in GROUPS]
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
 
 
-def _add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> None:
+def add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> None:
+    """A flag for every field of some settings."""
     types, texts = get_type_hints(settings), described(settings)
     for field in dataclasses.fields(settings):
         if field.name not in skip:

@@ -493,7 +493,13 @@ def make_teacher(data: str, scale: Scale, folder: Path) -> None:
     write_json(folder / "results.json", {"test": accuracy, "seconds": sum(row["seconds"] for row in history)})
 
 
-def main(rows: Callable[[Scale], dict[str, Row]], script: str, about: str, scale: str = "fashion") -> None:
+def main(
+    rows: Callable[[Scale], dict[str, Row]],
+    script: str,
+    about: str,
+    scale: str = "fashion",
+    kind: type[Protocol] = Protocol,
+) -> None:
     """The command line of a table."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", required=True)
@@ -504,7 +510,7 @@ def main(rows: Callable[[Scale], dict[str, Row]], script: str, about: str, scale
     parser.add_argument("--known", type=Path, help="results file whose rows are not run again")
     parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
     arguments = parser.parse_args()
-    protocol = Protocol(arguments.data, arguments.work, arguments.scale, rows, arguments.bundle, known=arguments.known)
+    protocol = kind(arguments.data, arguments.work, arguments.scale, rows, arguments.bundle, known=arguments.known)
     if arguments.collect:
         return write_json(arguments.collect, protocol.collect(script))
     for name in arguments.rows.split(";") if arguments.rows else protocol.rows:

@@ -1,0 +1,106 @@
+"""The card of a pruned model, from its measured numbers, and the way of its folder to the Hub."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+
+from ..folders import write_text
+from ..hub import CARD_FILE, check_repo_id, verify_loads
+from ..lingene_vit import LinGeneViTConfig
+from ..markdown import code, text
+from ..measuring.tables import aligned_table, readable
+from ..saving_lingene import ensure_repo
+
+
+PICTURE = "layers.png"
+SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CARD_FILE, PICTURE, "LICENSE", "model*.safetensors*", "*.py")
+PAGE = """---
+{header}
+---
+
+# {name}
+
+A Vision Transformer pruned to {share} of its multiply-accumulates: in some layers attention has become a small
+convolution, or nothing, and MLPs have lost units (SPViT, He et al., TPAMI 2024, arXiv 2111.11802). Plain modules, no
+masks. Pruned from {origin} with `lingene prune`.
+
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("FOLDER OR NAME"{trust})
+```
+
+{table}
+
+Accuracy on {images}; MACs and latency are of one image, latency on {device}.
+
+![What every layer became]({picture})
+"""
+
+
+def prune_table(rows: Sequence[dict]) -> str:
+    """Before and after, as a Markdown table."""
+    lines = [["", "accuracy", "MACs", "parameters", "latency"]]
+    for row in rows:
+        cells = [row["name"], f"{100 * row['accuracy']:.1f} %", readable(row["macs"]), readable(row["params"])]
+        lines.append([*cells, f"{row['latency_ms']:.2f} ms"])
+    return aligned_table(lines)
+
+
+def write_pruned_card(folder: Path, results: dict, picture: Path, stock: bool) -> None:
+    """The card and its picture, into the folder of the model that the results are of.
+
+    Args:
+        stock: whether it loads without code of its own.
+    """
+    row = results["rows"][-1]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["lingene", "vision", "pruning"],
+        datasets=[row["dataset"]] if "/" in row["dataset"] else None,
+    )
+    page = PAGE.format(
+        header=data.to_yaml(),
+        name=text(folder.resolve().parent.name),
+        share=f"{100 * results['share']['macs']:.3g} %",
+        origin=code(Path(results["identity"]["model"]).name),
+        trust="" if stock else ", trust_remote_code=True",
+        table=prune_table(results["rows"]),
+        images=text(f"{row['dataset']} ({row['split']})"),
+        device=text(row["device"]),
+        picture=PICTURE,
+    )
+    shutil.copyfile(picture, folder / PICTURE)
+    write_text(folder / CARD_FILE, ModelCard(page).content)
+
+
+def push_pruned(folder: str | Path, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
+    """Push a pruned model with its code and card, in one commit, and verify it by loading it back in a clean process.
+
+    What else lies in the folder is not sent.
+
+    Returns:
+        The commit's URL.
+
+    Raises:
+        ValueError: `folder` holds no pruned model; `repo_id` can be no repository's name.
+        RuntimeError: what was pushed does not load to the same model; says how it differs.
+    """
+    check_repo_id(repo_id)
+    LinGeneViTConfig.from_pretrained(folder)
+    repo_id, api = ensure_repo(repo_id, private=private), HfApi()
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        revision=revision,
+        allow_patterns=list(SENT),
+        commit_message="Upload pruned model",
+    )
+    verify_loads("AutoModelForImageClassification", (str(folder), {}), (repo_id, {"revision": commit.oid}))
+    return commit.commit_url

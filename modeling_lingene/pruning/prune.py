@@ -1,0 +1,444 @@
+"""`lingene prune`: a trained ViT, or a size of a bundle, to a share of its cost; searched, written, tuned, measured.
+
+    prune("vit", "out", PruneSettings(data="cifar10", target_macs=0.5))
+
+SPViT, He et al., TPAMI 2024, arXiv 2111.11802. OUT/dense is what is pruned, where it comes out of a bundle; OUT/search
+and OUT/tune hold the checkpoints of the two runs; OUT/chosen the network between them; OUT/model the result.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from ..configuration_lingene import LinGeneConfig
+from ..conversion.from_transformers import read_transformers
+from ..conversion.sources import Source
+from ..folders import check_empty, complete_or_absent, publish_model, write_json
+from ..images.augmentation import Augmentation
+from ..images.data import WHOLE, LabelledImages, batches, check_labels, load_images, split_off
+from ..images.loaders import Layout, training_images
+from ..lingene_vit import LinGeneViTForImageClassification
+from ..measuring.metrics import count_parameters, device_name, measure
+from ..measuring.plots import plot_layers
+from ..modeling_lingene import LinGeneForImageClassification
+from ..progress import quiet_loading
+from ..training.checkpoints import check_identity
+from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from ..training.losses import Objective
+from ..training.teachers import load_teacher
+from ..training.warm_start import processor_of
+from .card import PICTURE, write_pruned_card
+from .choose import Worths, check_target, choose
+from .costs import Costs, costs_of
+from .importance import importance
+from .search import make_searched, search_phase, take_search
+from .write import Bottlenecks, dense_network, folded_network, simplest, write_network
+
+
+SEARCHES = ("published", "none", "random")
+DENSE = "dense"  # as a teacher
+NAMES = {"macs": "MACs", "params": "parameters"}
+RUN_FILE, RESULTS_FILE = "run.json", "results.json"
+RANGES = {"target_macs": 1, "target_params": 1, "cost_weight": 1e6, "gate_learning_rate": 1e3}
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What is asked for, and how it is found.
+
+    Args:
+        data: as for `load_images`; searched and tuned on its split `train`, measured on `test`.
+        target_macs: share of the dense network's MACs that the result may have, such as 0.5.
+        target_params: or of its parameters.
+        search: `published`, gates trained with the weights (SPViT), about one and a half times the cost of a training
+            of `search_epochs`; `none`, from the worth of every part by some images, as much as a few steps on each of
+            them; `random`, a control.
+        search_epochs: of the search; 0 is as many as of the tuning.
+        cost_weight: of the squared difference from the target, in shares of the dense cost; in the paper 25 to 63.
+        gate_learning_rate: peak, of the gates.
+        mixing_temperature: alpha of the shares that heads have in a convolution (DeiT: 0.01).
+        calibration_images: of the search `none`.
+        teacher: whom search and tuning learn from beside the labels: `dense`, the network itself; another classifier,
+            by name; or empty for none.
+        tune: train what was chosen.
+        fold: fold BatchNorm into convolutions at the end.
+        workers: processes that decode, where the images are not kept in memory.
+        validation_share: part of the training images that is held out, where the set has no part of its own.
+        validation_seed: draws that part.
+
+    Raises:
+        ValueError: none or both of the targets, a number out of its range, an unknown word.
+    """
+
+    data: str = ""
+    target_macs: float = 0.0
+    target_params: float = 0.0
+    search: str = "published"
+    search_epochs: int = 0
+    cost_weight: float = 30.0
+    gate_learning_rate: float = 1e-3
+    mixing_temperature: float = 0.01
+    calibration_images: int = 256
+    teacher: str = DENSE
+    tune: bool = True
+    fold: bool = False
+    workers: int = 4
+    validation_share: float = 0.1
+    validation_seed: int = 0
+
+    def __post_init__(self):
+        for name, high in RANGES.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"`{name}` must be from 0 to {high:g}, got {getattr(self, name)!r}.")
+        if (self.target_macs > 0) == (self.target_params > 0):
+            raise ValueError("`target_macs` or `target_params` says how much is to be left, such as 0.5: give one.")
+        for name, low in (("search_epochs", 0), ("calibration_images", 1), ("workers", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"`{name}` must be an integer of at least {low}, got {getattr(self, name)!r}.")
+        if self.search not in SEARCHES:
+            raise ValueError(f"`search` must be one of {', '.join(SEARCHES)}, got {self.search!r}.")
+        if not self.mixing_temperature > 0:
+            raise ValueError(f"`mixing_temperature` must be a positive number, got {self.mixing_temperature!r}.")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"`validation_share` must be from 0 to below 1, got {self.validation_share!r}.")
+
+    @property
+    def kind(self) -> str:
+        return "macs" if self.target_macs else "params"
+
+    @property
+    def target(self) -> float:
+        return self.target_macs or self.target_params
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One pruning before its first step: what all of its stages share."""
+
+    out: Path
+    settings: PruneSettings
+    training: TrainingSettings
+    objective: Objective
+    augmentation: Augmentation
+    identity: dict
+    dense: str
+    source: Source
+    processor: Any
+    train: LabelledImages
+    validation: LabelledImages | None
+    test: LabelledImages
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    settings: PruneSettings,
+    training: TrainingSettings | None = None,
+    *,
+    objective: Objective | None = None,
+    augmentation: Augmentation | None = None,
+    size: dict | None = None,
+    resume: bool = False,
+) -> dict:
+    """Prune a network to a share of its cost, and measure what came of it.
+
+    On several processes all call it alike; the main one writes.
+
+    Args:
+        model: a ViT with a classifier for the classes of the data, or a bundle; by folder or name on the Hub.
+        out: folder: `model/` (the result), `best/` (the best state of the tuning so far), `results.json`,
+            `layers.png`, and the states to go on from.
+        settings: target and search.
+        training: of search and tuning; default 30 epochs at 5e-4.
+        objective, augmentation: of both.
+        size: `from_pretrained`'s keywords for a size of a bundle.
+        resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ValueError: whatever of it cannot be met; the folder holds another run or something else.
+    """
+    out, training = Path(out), training or TrainingSettings(epochs=30, learning_rate=5e-4)
+    objective, augmentation = objective or Objective(), augmentation or Augmentation()
+    accelerator = make_accelerator(training, out)
+    asked = {**asdict(settings), **asdict(objective), **asdict(augmentation), "size": size or {}}
+    asked |= {**training.identity(accelerator.num_processes), "model": str(model)}
+    identity = json.loads(json.dumps(asked, default=str))
+    finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
+    if finished is not None:
+        return finished
+    dense = decided_on_main(accelerator, lambda: _dense_folder(model, size or {}, out))
+    of_run = {"training": training, "objective": objective, "augmentation": augmentation, "identity": identity}
+    run = _prepared(out, settings, dense, **of_run)
+    if accelerator.is_main_process:
+        write_json(out / RUN_FILE, {"identity": identity})
+    if not (out / "chosen").is_dir():
+        _choose(run, accelerator)
+    accelerator.wait_for_everyone()
+    state = _tuned(run, accelerator) if settings.tune else None
+    if not accelerator.is_main_process:
+        return {}
+    return _reported(run, state, accelerator)
+
+
+def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
+    """The results of a finished run; None where it is yet to run or to go on. Refuses the place of something else."""
+    if not (out / RUN_FILE).is_file():
+        dense = out / "dense"  # all that an interrupted run may have left before its RUN_FILE
+        if not (resume and dense.is_dir() and set(out.iterdir()) == {dense}):
+            check_empty(out)
+        return None
+    if not resume:
+        raise ValueError(f"`out` {out} is not empty; `resume` goes on with the run in it, or choose another folder.")
+    try:
+        stored = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["identity"]
+        results = out / RESULTS_FILE
+        found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"`out` {out} holds files that are not of a pruning; choose another folder.") from None
+    check_identity(out, stored, identity)
+    return found
+
+
+def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
+    """What is pruned, as a stock model: the one named, or the size of a bundle, written out."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model` {model} cannot be read: {str(error).splitlines()[0]}") from None
+    if config.model_type != LinGeneConfig.model_type:
+        if size:
+            raise ValueError(
+                f"`{next(iter(size))}` chooses a size of a bundle, and {model} is a {config.model_type} model."
+            )
+        return str(model)
+    if not (out / "dense").is_dir():
+        with quiet_loading():
+            materialised = LinGeneForImageClassification.from_pretrained(model, **size)
+        publish_model(materialised, model, out / "dense")
+    return str(out / "dense")
+
+
+def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
+    """Everything checked, and images found, before any work."""
+    try:
+        source = read_transformers(dense)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`source`", "`model`")) from None
+    network = dense_network(source)
+    _target(settings, network)
+    test = load_images(settings.data, "test")
+    validation = load_images(settings.data, "validation")
+    if validation.split == test.split:  # one stands in for the other
+        validation = None
+    train = load_images(settings.data, "train")
+    if WHOLE in (train.split, test.split):
+        raise ValueError(f"`data` {settings.data} must be divided into train and test: a result is measured on test.")
+    if validation is None and settings.validation_share:
+        train, validation = split_off(train, settings.validation_share, settings.validation_seed)
+    _check_classes(source, train)
+    for images in filter(None, (train, validation, test)):
+        check_labels(images, len(train.class_names))
+    processor = processor_of(dense, network)
+    images = {"train": train, "validation": validation, "test": test}
+    return _Run(out=out, settings=settings, dense=dense, source=source, processor=processor, **images, **of_run)
+
+
+def _check_classes(source: Source, images: LabelledImages) -> None:
+    names = [source.config.id2label[index] for index in sorted(source.config.id2label)]
+    if len(names) != len(images.class_names):
+        raise ValueError(
+            f"`data` {images.name} has {len(images.class_names)} classes, and `model` {source.name} has "
+            f"{len(names)}; fine-tune it on these images first."
+        )
+    ours, theirs = ([name.lower() for name in both] for both in (names, images.class_names))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise ValueError(f"`model` {source.name} has the classes of {images.name} in another order.")
+
+
+def _target(settings: PruneSettings, network: LinGeneViTForImageClassification) -> tuple[Costs, float]:
+    """Costs of the kind that is asked about, and what the result may cost."""
+    costs, sizes = costs_of(network.config, settings.kind), network.config.intermediate_sizes
+    target = settings.target * costs.total(network.config.mixers, sizes)
+    try:
+        check_target(costs, sizes, target)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`target`", f"`target_{settings.kind}`")) from None
+    return costs, target
+
+
+def _choose(run: _Run, accelerator: Accelerator) -> None:
+    """The search, and what it chose as a folder."""
+    network, settings = dense_network(run.source), run.settings
+    costs, target = _target(settings, network)
+    if settings.search == "published":
+        make_searched(network, settings.mixing_temperature)
+        epochs = settings.search_epochs or run.training.epochs
+        phase = search_phase(network, costs, target, run.objective, settings.cost_weight, settings.gate_learning_rate)
+        _fit(run, network, phase, "search", replace(run.training, epochs=epochs, evaluate_every=0))
+        if not accelerator.is_main_process:
+            return
+        worths, bottlenecks = take_search(network.cpu().eval())
+    else:
+        if not accelerator.is_main_process:
+            return
+        worths, bottlenecks = _untrained(run, network, costs, accelerator)
+    _publish_chosen(run, network, worths, bottlenecks, costs, target)
+
+
+def _untrained(
+    run: _Run, network: LinGeneViTForImageClassification, costs: Costs, accelerator: Accelerator
+) -> tuple[Worths, Bottlenecks]:
+    """Worths from some images; or at random, with the same bottlenecks."""
+    network.to(accelerator.device)
+    count, seed = min(run.settings.calibration_images, len(run.train)), run.training.seed
+    source = training_images(run.train, run.processor, Augmentation(), accelerator.device, run.settings.workers)
+    size = min(64, count)
+    seen, needed = [], count
+    for (batch,) in source.batches(f"{seed} calibration", Layout(size)):
+        seen.append(batch["pixel_values"][:needed])
+        needed -= len(seen[-1])
+        if needed == 0:
+            break
+    worths, bottlenecks = importance(network, seen, costs, seed)
+    if run.settings.search == "random":
+        generator = torch.Generator().manual_seed(seed)
+        units = [torch.rand(len(units), generator=generator) for units in worths.units]
+        worths = Worths(torch.rand(worths.mixers.shape, generator=generator), units)
+    for one in (one for both in bottlenecks for one in both.values()):
+        one.cpu()
+    network.cpu()
+    return worths, bottlenecks
+
+
+def _publish_chosen(
+    run: _Run,
+    network: LinGeneViTForImageClassification,
+    worths: Worths,
+    bottlenecks: Bottlenecks,
+    costs: Costs,
+    target: float,
+) -> None:
+    chosen = choose(worths, costs, target)
+    written = write_network(network, chosen, bottlenecks)
+    origin = {"model": Path(run.identity["model"]).name, "search": run.settings.search}
+    origin |= {"size": run.identity["size"], f"target_{run.settings.kind}": run.settings.target}
+    written.config.pruned_from = origin
+    _publish(run, written, "chosen")
+
+
+def _publish(run: _Run, model: PreTrainedModel, name: str) -> None:
+    """A model with its preprocessing, complete or absent."""
+    with complete_or_absent(run.out / name) as staging:
+        model.save_pretrained(staging)
+        run.processor.save_pretrained(staging)
+
+
+def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training: TrainingSettings, on_best=None):
+    """One training in the loop; its state on every process."""
+    accelerator = make_accelerator(training, run.out / name)
+    workers, device = run.settings.workers, accelerator.device
+    images = training_images(run.train, run.processor, run.augmentation, device, workers)
+    held_out = None
+    if run.validation is not None:
+        held_out = training_images(run.validation, run.processor, Augmentation(), device, workers)
+    teacher = run.dense if run.settings.teacher == DENSE else run.settings.teacher
+    loop = TrainingLoop(
+        network,
+        images,
+        training,
+        run.out / name,
+        identity=run.identity,
+        held_out=held_out,
+        teacher=load_teacher(teacher, images) if teacher else None,
+        on_best=on_best,
+        accelerator=accelerator,
+    )
+    history = loop.fit([phase])
+    state = loop.full_state()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        write_json(run.out / f"{name}.json", {"epochs": history})
+    return state
+
+
+def _tuned(run: _Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """What was chosen, trained; its state."""
+    network = _load(run.out / "chosen")
+
+    def forward(model: Callable, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        logits = model(batch["pixel_values"]).logits
+        return run.objective(logits, batch["labels"], batch.get("teacher_logits"))
+
+    def keep(state: dict) -> None:
+        best = LinGeneViTForImageClassification(network.config)
+        best.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
+        shutil.rmtree(run.out / "best", ignore_errors=True)
+        _publish(run, best, "best")
+
+    torch.manual_seed(run.training.seed)
+    return _fit(run, network.train(), Phase("tuning", lambda name: True, forward), "tune", run.training, keep)
+
+
+def _load(folder: str | Path) -> PreTrainedModel:
+    with quiet_loading():
+        return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
+
+
+def _reported(run: _Run, state: dict | None, accelerator: Accelerator) -> dict:
+    """The result as a folder, measured beside the network that it comes from."""
+    network = _load(run.out / "chosen").eval()
+    if state is not None:
+        network.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
+    result = simplest(folded_network(network) if run.settings.fold else network)
+    if not (run.out / "model").is_dir():
+        _publish(run, result, "model")
+    device = str(accelerator.device)
+    named = {"dense": run.dense, "chosen, not tuned": run.out / "chosen", "pruned": run.out / "model"}
+    if not run.settings.tune:
+        del named["chosen, not tuned"]
+    rows = [_row(run, name, folder, device) for name, folder in named.items()]
+    dense, config = dense_network(run.source).config, network.config
+    layers = [
+        {"mixer": mixer, "units": units, "of": whole}
+        for mixer, units, whole in zip(config.mixers, config.intermediate_sizes, dense.intermediate_sizes)
+    ]
+    results = {
+        "identity": run.identity,
+        "run": {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes},
+        "share": {kind: rows[-1][kind] / rows[0][kind] for kind in ("macs", "params")},
+        "rows": rows,
+        "layers": layers,
+    }
+    title = f"Pruned to {100 * run.settings.target:g} % of its {NAMES[run.settings.kind]}"
+    plot_layers(layers, run.out / PICTURE, title)
+    write_pruned_card(run.out / "model", results, run.out / PICTURE, stock=result.config.model_type == "vit")
+    write_json(run.out / RESULTS_FILE, results)
+    return results
+
+
+def _row(run: _Run, name: str, folder: str | Path, device: str) -> dict:
+    model = _load(folder)
+    row = measure(
+        model,
+        batches(run.test, run.processor, 128),
+        depth=model.config.num_hidden_layers,
+        width_ratio=1,
+        num_components=None,
+        split=run.test.split,
+        dataset=run.test.name,
+        stored_params=count_parameters(model),
+        latency=True,
+        device=device,
+        progress=True,
+    )
+    return {"name": name, **row}

@@ -1,0 +1,302 @@
+"""Laws of `lingene prune`: from a folder to a smaller one, however often it is stopped; what wrong input gets.
+
+pytest tests/pruning/test_prune.py
+"""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pruning_helpers as made
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+import helpers
+from hub_server import HubServer
+from modeling_lingene.cli import main
+from modeling_lingene.images.data import image_processor
+from modeling_lingene.pruning import prune as pruning
+from modeling_lingene.pruning.prune import PruneSettings, prune
+from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from test_hub_server import in_new_process
+
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+NAMES = {index: str(index) for index in range(10)}
+LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
+TRAINING = TrainingSettings(epochs=1, batch_size=128, learning_rate=5e-3, device="cpu")
+SETTINGS = PruneSettings(data="digits", target_macs=0.5, search="none", calibration_images=32, teacher="")
+
+
+def small_vit(folder, seed: int = 0, **fields):
+    """Three layers, 17 tokens, ten classes, weights changed; with its preprocessing."""
+    shape = dict(hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=3)
+    shape |= dict(image_size=8, patch_size=2, **LABELS)
+    torch.manual_seed(seed)
+    model = ViTForImageClassification(ViTConfig(**{**shape, **fields}))
+    made.shake(model)
+    model.save_pretrained(folder)
+    image_processor(8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    return small_vit(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, vit):
+    """Runs to the end, by search."""
+    folder = tmp_path_factory.mktemp("done")
+    settings = {"none": SETTINGS, "published": replace(SETTINGS, search="published", fold=True, teacher="dense")}
+    return {search: (folder / search, prune(vit, folder / search, one, TRAINING)) for search, one in settings.items()}
+
+
+@pytest.mark.parametrize("search", ["none", "published"])
+def test_the_result_is_a_model_of_the_cost_that_was_asked_for(done, vit, search):
+    """Measured, not computed; and every number of the report belongs to the folder that it lies beside."""
+    folder, results = done[search]
+    dense, chosen, pruned = results["rows"]
+    assert (dense["name"], chosen["name"], pruned["name"]) == ("dense", "chosen, not tuned", "pruned")
+    quantum = 8 * 2 * 17 * 32 / dense["macs"]
+    assert 0.5 - quantum <= results["share"]["macs"] == pruned["macs"] / dense["macs"] <= 0.5
+    model = AutoModelForImageClassification.from_pretrained(folder / "model")
+    assert model.num_parameters() == pruned["params"] < dense["params"]
+    assert [layer["mixer"] for layer in results["layers"]] == model.config.mixers
+    assert [layer["units"] for layer in results["layers"]] == model.config.intermediate_sizes
+    assert model.config.folded == (search == "published")
+    assert model.config.pruned_from == {"model": vit.name, "search": search, "size": {}, "target_macs": 0.5}
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert (folder / "layers.png").read_bytes()[:4] == b"\x89PNG"
+    assert model.config.id2label == NAMES and (folder / "model" / "preprocessor_config.json").is_file()
+
+
+def test_tuning_trains_every_parameter_of_what_was_chosen(done):
+    """From the weights of the search; the best state so far is a model as well."""
+    folder, _ = done["none"]
+    parts = ("chosen", "model", "best")
+    chosen, pruned, best = (AutoModelForImageClassification.from_pretrained(folder / part) for part in parts)
+    assert chosen.config.mixers == pruned.config.mixers == best.config.mixers
+    for (name, one), other in zip(chosen.named_parameters(), pruned.parameters()):
+        assert one.shape == other.shape and not torch.equal(one, other), name
+        assert (one - other).abs().max() < 0.1, name
+    (epoch,) = json.loads((folder / "tune.json").read_text())["epochs"]
+    assert epoch["phase"] == "tuning" and 0 <= epoch["accuracy"] <= 1
+
+
+STAGES = ["write_network", "plot_layers", "_tuned", "_publish"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch, done, vit, stage):
+    """Nothing half written is taken for whole."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pruning, stage, stop)
+        prune(vit, tmp_path / "run", SETTINGS, TRAINING)
+    assert not (tmp_path / "run" / "results.json").exists()
+    with pytest.raises(ValueError, match="`out` .* is not empty; `resume`"):
+        prune(vit, tmp_path / "run", SETTINGS, TRAINING)
+    same(prune(vit, tmp_path / "run", SETTINGS, TRAINING, resume=True), done["none"][1])
+
+
+@pytest.mark.parametrize("step", [4, 14])  # of the ten steps of the search, and of the ten of the tuning
+def test_a_run_that_is_stopped_in_training_goes_on_bit_by_bit(tmp_path, monkeypatch, done, vit, step):
+    """The loop's own checkpoints, of both trainings."""
+    settings = replace(SETTINGS, search="published", fold=True, teacher="dense")
+    count, whole = [0], TrainingLoop._step
+
+    def stopping(*arguments):
+        count[0] += 1
+        if count[0] == step:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    training = replace(TRAINING, checkpoint_every=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingLoop, "_step", stopping)
+        prune(vit, tmp_path / "run", settings, training)
+    assert list((tmp_path / "run").glob("*/checkpoints/*"))
+    same(prune(vit, tmp_path / "run", settings, training, resume=True), done["published"][1])
+
+
+def same(found: dict, expected: dict) -> None:
+    """But for the time that images took."""
+    assert found["layers"] == expected["layers"]
+    for one, other in zip(found["rows"], expected["rows"]):
+        assert {**one, "latency_ms": 0} == {**other, "latency_ms": 0}
+
+
+def test_a_finished_run_is_read_back_and_another_is_refused(done, vit):
+    """In the same folder."""
+    folder, results = done["none"]
+    assert prune(vit, folder, SETTINGS, TRAINING, resume=True) == results
+    with pytest.raises(ValueError, match=r"differing in target_macs \(0.5 there, 0.6 asked\)"):
+        prune(vit, folder, replace(SETTINGS, target_macs=0.6), TRAINING, resume=True)
+
+
+def test_a_size_of_a_bundle_is_pruned_to_a_share_of_its_parameters(tmp_path, capsys):
+    """By the command; the size is written out first, and the result knows where it comes from."""
+    config = helpers.tiny_config(image_size=8, patch_size=2, num_labels=10, **LABELS)
+    helpers.bundle(tmp_path / "bundle", config)
+    image_processor(8).save_pretrained(tmp_path / "bundle")
+    command = ["prune", str(tmp_path / "bundle"), "--depth", "3", "--width-ratio", "1", "--data", "digits", "--quiet"]
+    command += ["--target-params", "0.6", "--search", "none", "--no-tune", "--calibration-images", "16"]
+    assert main([*command, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    assert "| pruned |" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0.57 <= results["share"]["params"] <= 0.6 and len(results["layers"]) == 3
+    dense = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "dense")
+    assert type(dense) is ViTForImageClassification and dense.config.num_hidden_layers == 3
+    assert results["rows"][0]["params"] == dense.num_parameters()
+
+
+def test_a_pruned_model_is_evaluated_profiled_and_exported(tmp_path, done, capsys):
+    """As a size of a bundle is."""
+    model, pruned = str(done["none"][0] / "model"), done["none"][1]["rows"][2]
+    assert main(["evaluate", model, "--data", "digits", "--out", str(tmp_path / "row.json"), "--quiet"]) == 0
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert {key: row[key] for key in ("accuracy", "macs", "params")} == {
+        key: pruned[key] for key in ("accuracy", "macs", "params")
+    }
+    assert main(["profile", model, "--out", str(tmp_path / "p.json"), "--batch-size", "2", "--quiet"]) == 0
+    assert json.loads((tmp_path / "p.json").read_text())["profiles"][0]["latency_ms"] > 0
+    assert main(["profile", model, "--depths", "3", "--quiet"]) == 2
+    for to in ("transformers", "program"):
+        assert main(["export", model, "--to", to, "--out", str(tmp_path / to), "--quiet"]) == 0
+        report = json.loads((tmp_path / to / "export.json").read_text())
+        assert report["relative_difference"] < 1e-4 and report["size"] == {"depth": 3}
+    assert main(["export", model, "--to", "timm", "--out", str(tmp_path / "timm"), "--quiet"]) == 2
+    assert main(["export", model, "--to", "program", "--depth", "2", "--out", str(tmp_path / "x"), "--quiet"]) == 2
+    assert "`depth` chooses a size of a bundle" in capsys.readouterr().err
+
+
+def test_a_pruned_model_runs_in_onnxruntime(tmp_path, done):
+    """Convolutions, padding and attention, at any batch size."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    for search, (folder, _) in done.items():
+        assert main(["export", str(folder / "model"), "--to", "onnx", "--out", str(tmp_path / search), "--quiet"]) == 0
+
+
+def pushed_back(folder: str) -> list:
+    """Pushes by the command, and loads by name."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    from modeling_lingene.cli import main
+
+    assert main(["push", folder, "org/pruned", "--quiet"]) == 0
+    model = AutoModelForImageClassification.from_pretrained("org/pruned", trust_remote_code=True).eval()
+    return model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).logits.tolist()
+
+
+def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_path, done):
+    """And comes back as it was; the card's numbers are the measured ones."""
+    folder, results = done["none"]
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    model = AutoModelForImageClassification.from_pretrained(folder / "model").eval()
+    with HubServer(tmp_path / "hub") as hub, torch.no_grad():
+        found = in_new_process(pushed_back, hub, tmp_path / "home", str(tmp_path / "model"))
+        expected = model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).logits
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
+        files = set(hub.snapshot("org/pruned")[1])
+        card = hub.read("org/pruned", "README.md").decode()
+    code = {f"{name}_lingene.py" for name in ("vit", "configuration", "reading", "recompose")} | {"lingene_vit.py"}
+    others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
+    assert files - {".gitattributes"} == code | others
+    assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
+    assert "pipeline_tag: image-classification" in card
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"target_macs": 0.0}, "`target_macs` or `target_params` says how much is to be left"),
+        ({"target_params": 0.5}, "`target_macs` or `target_params` says how much is to be left"),
+        ({"target_macs": 1.5}, "`target_macs` must be from 0 to 1, got 1.5"),
+        ({"target_macs": float("nan")}, "`target_macs` must be from 0 to 1, got nan"),
+        ({"target_macs": -0.5}, "`target_macs` must be from 0 to 1, got -0.5"),
+        ({"search": "evolution"}, "`search` must be one of published, none, random, got 'evolution'"),
+        ({"mixing_temperature": 0.0}, "`mixing_temperature` must be a positive number"),
+        ({"calibration_images": 0}, "`calibration_images` must be an integer of at least 1"),
+        ({"validation_share": 1.0}, "`validation_share` must be from 0 to below 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, said):
+    """By name, when they are made."""
+    with pytest.raises(ValueError, match=said):
+        replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize(
+    "case, said",
+    [
+        ("all", "`target_macs` 1 of the dense network's cost cannot be met: give a share below 1, and from 0.2"),
+        ("too little", "`target_macs` 0.01 of the dense network's cost cannot be met: give a share below 1, and from"),
+        ("size", "`depth` chooses a size of a bundle, and .* is a vit model"),
+        ("nothing", "`model` .* cannot be read"),
+        ("swin", "`model_type` 'swin' of .* is not one that converts: stages of several widths"),
+        ("registers", "register tokens cannot be expressed"),
+        ("headless", "`model` .* has no classifier; fine-tune it"),
+        ("classes", "`data` digits has 10 classes, and `model` .* has 7; fine-tune it on these images first"),
+        ("order", "`model` .* has the classes of digits in another order"),
+        ("heads", "`model` has so few heads"),
+        ("data", "`data` must be"),
+        ("full", "`out` .* must be a new or empty folder"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, said):
+    """And leaves nothing behind."""
+    from transformers import (
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersForImageClassification,
+        SwinConfig,
+        SwinForImageClassification,
+        ViTModel,
+    )
+
+    model, settings, size, out = tmp_path / "model", SETTINGS, {}, tmp_path / "out"
+    if case == "swin":
+        config = SwinConfig(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
+        SwinForImageClassification(config).save_pretrained(model)
+    elif case == "registers":
+        config = Dinov2WithRegistersConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        Dinov2WithRegistersForImageClassification(config).save_pretrained(model)
+    elif case == "headless":
+        ViTModel(ViTConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)).save_pretrained(model)
+    elif case == "classes":
+        small_vit(model, id2label={n: str(n) for n in range(7)}, label2id={str(n): n for n in range(7)})
+    elif case == "order":
+        small_vit(model, id2label={n: str(9 - n) for n in range(10)}, label2id={str(9 - n): n for n in range(10)})
+    elif case == "heads":
+        small_vit(model, num_attention_heads=1)
+    elif case != "nothing":
+        shutil.copytree(vit, model)
+    if case in ("all", "too little"):
+        settings = replace(SETTINGS, target_macs=1.0 if case == "all" else 0.01)
+    elif case == "size":
+        size = {"depth": 2}
+    elif case == "data":
+        settings = replace(SETTINGS, data="no/such/place")
+    elif case == "full":
+        out = model
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=said):
+        prune(model, out, settings, TRAINING, size=size)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_line_says_what_is_missing(capsys, vit, tmp_path):
+    """One line, status 2."""
+    assert main(["prune", str(vit), "--target-macs", "0.5", "--out", str(tmp_path / "out")]) == 2
+    assert "`data` says what to train and measure on" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""Laws of the search: its gates, its convolutions against the paper's sums, what is written out of it.
+
+pytest tests/pruning/test_search.py
+"""
+
+import copy
+
+import pruning_helpers as made
+import pytest
+import torch
+
+from modeling_lingene.lingene_vit import on_grid
+from modeling_lingene.pruning.costs import costs_of
+from modeling_lingene.pruning.gates import decided, drawn, expected, shares
+from modeling_lingene.pruning.search import expected_cost, make_searched, search_phase, take_search
+from modeling_lingene.training.losses import Objective
+
+
+GRID = (4, 4)
+ALL = [(3 * row + column, row, column) for row in range(3) for column in range(3)]
+TRANSPOSED = [(3 * column + row, row, column) for row in range(3) for column in range(3)]
+CENTRE = [(4, 1, 1)]
+
+
+def searched(dtype=torch.float64, seed: int = 0):
+    """A dense network with gates, head shares that differ from position to position, and BatchNorms that have seen
+    something.
+    """
+    network = made.network(made.dense_config(), seed, dtype)
+    make_searched(network, temperature=1.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        for layer in network.layers:
+            layer.mixer.mixing.data.normal_()
+            made.shake(layer.mixer.norms)
+    return network.eval()
+
+
+def set_gates(network, conv1: bool, conv3: bool, attention: bool, units: bool = True) -> None:
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.mixer.gates.copy_(torch.tensor([1.0 if one else -1.0 for one in (conv1, conv3, attention)]))
+            layer.mlp.gates.fill_(1.0 if units else -1.0)
+
+
+def tokens(dtype=torch.float64, seed: int = 5) -> torch.Tensor:
+    return torch.randn(3, 17, 48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("mixer, positions", [("conv3", ALL), ("conv1", CENTRE)])
+@torch.no_grad()
+def test_the_search_branch_the_written_module_and_the_papers_sum_agree(dtype, tolerance, mixer, positions):
+    """What is fine-tuned must be what was searched; head shares and statistics are asymmetric, so that no two
+    positions can be exchanged.
+    """
+    network = searched(dtype)
+    set_gates(network, True, mixer == "conv3", False)
+    hidden, settings = tokens(dtype), network.settings()
+    branches = [layer.mixer(hidden, settings, GRID)[0] for layer in network.layers]
+    sums = [
+        made.by_position(
+            on_grid(hidden, GRID), layer.mixer.attention, layer.mixer.head_shares, layer.mixer.norms[mixer], positions
+        )
+        for layer in network.layers
+    ]
+    _, bottlenecks = take_search(network)
+    for branch, expected_sum, both in zip(branches, sums, bottlenecks):
+        written, _ = both[mixer].eval()(hidden, settings, GRID)
+        assert (branch - written).abs().max() < tolerance * branch.abs().max()
+        assert (on_grid(written, GRID) - expected_sum).abs().max() < tolerance * branch.abs().max()
+        assert not written[:, 0].any() and written[:, 1:].abs().mean() > 0.01
+
+
+@torch.no_grad()
+def test_a_transposed_kernel_is_another_function():
+    """Or the law above would pass whatever the order of the positions."""
+    network = searched()
+    hidden, settings = tokens(), network.settings()
+    mixers = [layer.mixer for layer in network.layers]
+    turned = [
+        made.by_position(on_grid(hidden, GRID), m.attention, m.head_shares, m.norms["conv3"], TRANSPOSED)
+        for m in mixers
+    ]
+    _, bottlenecks = take_search(network)
+    for both, other in zip(bottlenecks, turned):
+        written, _ = both["conv3"].eval()(hidden, settings, GRID)
+        assert (on_grid(written, GRID) - other).abs().max() > 1e-2 * written.abs().max()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_all_gates_open_is_the_dense_network_to_the_last_bit(training):
+    """The search starts from what was trained."""
+    network = made.network(made.dense_config())
+    dense, pixels = copy.deepcopy(network), torch.randn(2, 3, 16, 16)
+    make_searched(network)
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.mixer.gates.fill_(50.0)
+            layer.mlp.gates.fill_(50.0)
+        assert torch.equal(network.train(training)(pixels).logits, dense.train(training)(pixels).logits)
+
+
+def test_all_gates_closed_is_the_identity():
+    """A layer without operation adds nothing, in the search as in what is written; the last bias of an MLP stays."""
+    network, hidden = searched(), tokens()
+    set_gates(network, False, False, False, units=False)
+    with torch.no_grad():
+        for layer in network.layers:
+            out, _ = layer(hidden, network.settings(), GRID)
+            assert torch.equal(out, hidden + layer.mlp.fc2.bias)
+            layer.mlp.fc2.bias.zero_()
+            assert torch.equal(layer(hidden, network.settings(), GRID)[0], hidden)
+
+
+def test_a_gate_is_drawn_with_its_probability_and_the_gradient_of_the_relaxed_draw():
+    """Values are 0 and 1 exactly: a layer that is nearly closed would not be the one that is written."""
+    torch.manual_seed(0)
+    logits = torch.tensor([-2.0, 0.0, 1.5]).repeat(20_000, 1).requires_grad_()
+    values = drawn(logits)
+    assert set(values.flatten().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(values.mean(0), torch.sigmoid(logits[0]), atol=0.015, rtol=0)
+    torch.manual_seed(0)
+    noise = torch.rand_like(logits)
+    values.sum().backward()
+    relaxed = torch.sigmoid(torch.log(noise) - torch.log1p(-noise) + logits.detach())
+    torch.testing.assert_close(logits.grad, relaxed * (1 - relaxed), atol=1e-4, rtol=0)
+    assert decided(torch.tensor([-0.1, 0.1])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "gates, opened, learning",
+    [
+        ((0, 0, 0), None, [0]),
+        ((0, 1, 1), None, [0]),  # an operation is open on top of those before it only
+        ((1, 0, 1), 0, [0, 1]),
+        ((1, 1, 0), 1, [1, 2]),
+        ((1, 1, 1), 2, [2]),
+    ],
+)
+def test_operations_are_ordered_and_what_lies_below_is_not_blamed(gates, opened, learning):
+    """The published ordering with its detached gates; by hand."""
+    values = torch.tensor(gates, dtype=torch.float32, requires_grad=True)
+    found = shares(values)
+    assert [share.item() for share in found] == [float(index == opened) for index in range(3)]
+    outputs = torch.tensor([2.0, 3.0, 5.0])  # of the three operations
+    (torch.stack(found) * outputs).sum().backward()
+    assert [index for index in range(3) if values.grad[index]] == learning
+    if gates == (1, 1, 1):
+        assert values.grad[2] == 2.0  # what attention adds over the 3x3 convolution
+
+
+def test_the_expected_cost_is_that_of_the_decided_gates_with_gradients_towards_fewer():
+    """Counted of what would be written, not of one draw."""
+    network = searched(torch.float32)
+    costs = costs_of(network.config)
+    states = [((1, 1, 1), "attention"), ((1, 1, -1), "conv3"), ((1, -1, 1), "conv1"), ((-1, 1, 1), "none")]
+    with torch.no_grad():
+        for layer, (gates, _) in zip(network.layers, states):
+            layer.mixer.gates.copy_(torch.tensor(gates))
+            layer.mlp.gates.fill_(-1.0)
+            layer.mlp.gates[:40] = 1.0
+    cost = expected_cost(network, costs)
+    assert float(cost) == pytest.approx(costs.total([mixer for _, mixer in states], [40] * 4), rel=1e-6)
+    cost.backward()
+    for layer in network.layers:
+        assert (layer.mixer.gates.grad > 0).all() and (layer.mlp.gates.grad > 0).all()
+    slope = torch.sigmoid(torch.sigmoid(torch.tensor(1.0)) - 0.5)
+    slope = slope * (1 - slope) * torch.sigmoid(torch.tensor(1.0)) * (1 - torch.sigmoid(torch.tensor(1.0)))
+    assert float(network.layers[0].mlp.gates.grad[0]) == pytest.approx(float(slope) * costs.unit, rel=1e-5)
+    assert expected(torch.tensor([-1.0, 1.0, 1.0]), ordered=True).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_search_closes_gates_until_its_cost_is_the_target():
+    """With the loss of the phase alone, on noise: nothing else holds gates open."""
+    network = made.network(made.dense_config(layers=3, units=64)).train()
+    make_searched(network)
+    costs = costs_of(network.config)
+    dense = costs.total(network.config.mixers, network.config.intermediate_sizes)
+    phase = search_phase(network, costs, 0.5 * dense, Objective(), 30.0, 0.05)
+    optimizer = torch.optim.Adam([p for n, p in network.named_parameters() if n.endswith(".gates")], 0.05)
+    batch = {"pixel_values": torch.randn(8, 3, 16, 16), "labels": torch.arange(8) % 7}
+    torch.manual_seed(0)
+    for _ in range(80):
+        optimizer.zero_grad()
+        phase.forward(network, batch, None).backward()
+        optimizer.step()
+    assert 0.3 < float(expected_cost(network, costs)) / dense < 0.7
+
+
+def test_taking_the_search_out_gives_the_dense_modules_back():
+    """What keeps its attention and its units is written from the very weights that were searched with."""
+    network = searched(torch.float32)
+    set_gates(network, True, True, True)
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        before = network(pixels).logits
+        worths, bottlenecks = take_search(network)
+        assert torch.equal(network(pixels).logits, before)
+    assert worths.mixers.shape == (4, 3) and [len(units) for units in worths.units] == [96] * 4
+    assert [sorted(both) for both in bottlenecks] == [["conv1", "conv3"]] * 4
+    assert network.state_dict().keys() == made.network(made.dense_config()).state_dict().keys()
