@@ -132,7 +132,7 @@ def phases(
         ValueError: totals that do not end at the number of components, or depths the model cannot take.
     """
     objective, config = objective or Objective(), model.config
-    loss = partial(features_loss if objective.kind == "features" else network_loss, objective)
+    loss = partial(features_loss if objective.kind == "features" else labels_loss, objective)
     settings.check(config)
 
     def trainable(name: str) -> bool:  # a mask token that no step reads has no gradient to share among processes
@@ -150,6 +150,7 @@ def phases(
     if settings.schedule == "elastic":
         share = settings.full_share if settings.full_share >= 0 else 0.3 if settings.widths else 0.5
         drawn = partial(drawn_networks, grid_of(settings, config), settings.sampling, share, settings.full_first)
+        loss = partial(network_loss, objective) if objective.kind == "labels" else loss
         return [Phase("elastic", trainable, loss, size=size, sampled=True, draw=drawn)]
     forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, loss)
     return [Phase("simultaneous", trainable, forward, size=size)]
@@ -197,6 +198,14 @@ def _incremental_phase(
         size={"num_components": total},
         during=lambda model: model.holding(before),
     )
+
+
+def labels_loss(
+    objective: Objective, model: Callable, batch: dict, generator: torch.Generator, **size
+) -> torch.Tensor:
+    """The loss of a step's only network."""
+    logits = model(batch["pixel_values"], **size).logits
+    return objective(logits, batch["labels"], batch.get("teacher"))
 
 
 def _forward(
