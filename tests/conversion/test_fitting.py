@@ -257,11 +257,13 @@ def test_no_hooks_are_left_behind():
 def test_paired_moments_are_those_of_what_enters_both_networks(size):
     """By numpy, image by image in the same order: which side is which decides what is fitted to what."""
     model, other, values = stock().double(), stock(seed=1).double(), helpers.images(11).double()
-    found = paired_moments(model, other, values, DEPTH, size)
-    inputs, arriving = entering(model, values), entering(other, values)
+    found, answers = paired_moments(model, other, values, DEPTH, size)
+    inputs, arriving, maps = entering(model, values), entering(other, values), maps_of(model)
     assert list(found) == LINEAR_PARTS
+    assert relative(answers, logits(other, values)) < 1e-6
     for part in LINEAR_PARTS:
         for layer, (x, y) in enumerate(zip(inputs[part], arriving[part])):
+            x = x @ maps[part][layer].T if part == "mlp.fc2" else x  # what the map gives
             numpy.testing.assert_allclose(found[part][0][layer], x.T @ y / 11, rtol=1e-9, atol=1e-9)
             numpy.testing.assert_allclose(found[part][1][layer], y.T @ y / 11, rtol=1e-9, atol=1e-9)
     assert not any(module._forward_hooks for one in (model, other) for module in one.modules())
@@ -893,7 +895,7 @@ def test_what_arrives_is_solved_with_threads_that_were_set():
     cross, own = x.mT @ y / 300, y.mT @ y / 300
     torch.set_num_threads(2)
     try:
-        found = _arriving(Stack(weights, own, own), cross, own).weights.double().numpy()
+        found = _arriving(Stack(weights, own, own), weights @ cross, own).weights.double().numpy()
     finally:
         torch.set_num_threads(before)
     for layer in range(2):
