@@ -23,7 +23,7 @@ from .moments import Stack
 FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
 LEARNED = ("kronecker", "aligned", "matched")  # fits whose coefficients are learned
 ROUNDS = 20  # of coefficients and components in turn
-ITERATIONS = {"once": 100, "round": 3}  # of conjugate gradients
+ITERATIONS = {"once": 100, "round": 5}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
 FOLLOWERS = {"norm1": ("attention.query", "attention.key", "attention.value"), "norm2": ("mlp.fc1",)}
 

@@ -37,9 +37,9 @@ folders progress
 images.decoding images.class_folders  images.data  images.augmentation  images.loaders  images.streams
 measuring.tables measuring.grids measuring.metrics measuring.plots  measuring.sweep
 markdown  hub
-conversion.sources conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
+conversion.sources  conversion.moments  conversion.calibration conversion.alignment conversion.closed_form
     conversion.from_transformers  conversion.from_timm conversion.fitting conversion.report conversion.ordering
-    conversion.matching  conversion.export conversion.convert
+    conversion.matching conversion.rotation  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers  training.loop training.elastic  training.decomposition
     training.warm_start  training.recipes  training.options
 cli
