@@ -7,10 +7,11 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
@@ -33,14 +34,16 @@ from .from_timm import PREFIX, read_timm
 from .from_transformers import read_transformers
 from .matching import PASSES, match
 from .moments import Stack, moments, stacks_of
-from .ordering import sort_width
+from .ordering import order_layers, sort_width
 from .report import advice, logit_error, measure_counts, outputs
-from .sources import Source
+from .rotation import check_widths, rotated
+from .sources import Source, changed
 
 
 logger = logging.get_logger(__name__)
 
 REPORT_IMAGES = 256  # on which every number of components is measured
+READOUT_FILE = "readout.safetensors"  # weight (d, d) and bias (d,): the source's tokens from those of a sorted bundle
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
 
@@ -77,6 +80,7 @@ def convert(
     rounds: int = ROUNDS,
     depths: Sequence[int] = (),
     sort: bool = False,
+    widths: Sequence[str | float] = (),
     device: str | None = None,
     seed: int = 0,
     **basis,
@@ -92,8 +96,11 @@ def convert(
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
         rounds: of coefficients and components in turn, for the fits that learn both.
         depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
-        sort: put the channels, heads and MLP units that matter most on the images first, so that narrower widths are a
-            better start for training. Exact; the weights are then no longer in the source's order.
+        sort: turn the channels so that the leading ones keep most of what passes on the images, and put the heads and
+            MLP units that matter most first (of every layer by itself where there are as many components as layers),
+            so that narrower widths are a better start for training. Exact at full width; without a classifier tokens
+            are then in another basis, and `readout.safetensors` brings them back.
+        widths: at which `sort` has to be good; default every legal one.
         device: for the calibration; default the GPU if there is one.
         seed: of the choice of images and of the labels drawn.
         basis: fields of `LinGeneConfig`: preset, basis, nodes, start_degree, degree_weight, depth_map.
@@ -110,13 +117,17 @@ def convert(
     source = open_source(name, weights, prefix, headless)
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
+    ratios = check_widths(config, widths, sort)
     pixel_values = choose_images(source, calibrate, images, seed)
     answers = ask(source)
+    if sort:
+        source = in_order(source, pixel_values, ratios, fit, device, seed)
+        config = changed(config, qkv_bias=True)
     calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
     config, components = solve_all(source, config, fit, rounds, calibration)
     with complete_or_absent(out) as folder:
         write(source, config, components, folder)
-        if sort:
+        if sort and fit != "exact":
             calibration.sort(folder, config)
         report = describe(name, source, config, fit) | compare(folder, name, source, fit, answers)
         if calibration is not None:
@@ -177,6 +188,19 @@ def check_calibration(source: Source, size: tuple[int, int]) -> None:
         )
 
 
+def in_order(
+    source: Source, pixel_values: torch.Tensor, widths: Sequence[Fraction], fit: str, device: str, seed: int
+) -> Source:
+    """The same function with channels turned for the widths; and, where layers are kept as they are, each layer's
+    heads and units in its own order.
+    """
+    source = rotated(source, pixel_values, widths, device)
+    if fit != "exact":
+        return source
+    with progress_bar(total=len(pixel_values), desc="sorting", unit="image") as bar:
+        return order_layers(source, pixel_values, device, seed, bar.update)
+
+
 def ask(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     """A few random images, and the source's answers to them."""
     random_images = check_images(source)
@@ -222,7 +246,11 @@ def compare(
     """
     gc.collect()  # the model's tensors, before another one is loaded
     random_images, expected = answers
-    found = logit_error(outputs(folder, source.head, random_images), expected)
+    answered = outputs(folder, source.head, random_images)
+    if source.readout is not None:
+        matrix, bias = source.readout
+        answered = (answered.double() @ matrix.T + bias).float()
+    found = logit_error(answered, expected)
     if fit == "exact" and not found["relative_logit_error"] <= LOSSLESS:
         raise RuntimeError(
             f"The bundle's {_compared(source)}s differ from those of {name} by {found['relative_logit_error']:.2g}, "
@@ -281,10 +309,10 @@ class Calibration:
         return changed(config, **changes), tensors_of(parts, config)
 
     def sort(self, folder: Path, config: LinGeneConfig) -> None:
-        """The bundle's channels, heads and units in the order in which they matter."""
-        self._found(folder, config)  # in the source's own order
+        """The bundle's heads and units in the order in which they matter, one for all layers."""
+        self._found(folder, config)  # in the fit's own order
         model = self._loaded(folder)
-        with progress_bar(total=model.config.num_attention_heads + 2, desc="sorting", unit="pass") as bar:
+        with progress_bar(total=len(self.pixel_values), desc="sorting", unit="image") as bar:
             sort_width(model, self.pixel_values, self.seed, bar.update)
         model.to("cpu").save_pretrained(folder)
 
@@ -366,12 +394,6 @@ def check_fit(
     return fit or (FITS[-1] if calibrate else FITS[0])
 
 
-def changed(config: LinGeneConfig, **fields) -> LinGeneConfig:
-    """The same configuration with other fields."""
-    kept = config.to_dict() | {"id2label": config.id2label, "label2id": config.label2id}
-    return LinGeneConfig(**{**kept, **fields})
-
-
 def stock_of(source: Source, weights: dict[str, torch.Tensor]) -> nn.Module:
     """The source as a stock ViT with these block tensors, (l, ...); LayerNorms that were folded away do nothing."""
     ones = torch.ones(source.depth, source.config.hidden_size)
@@ -444,3 +466,6 @@ def write(
     if processor is None:
         processor = image_processor(config.image_size, config.num_channels)
     processor.save_pretrained(folder)
+    if source.readout is not None:
+        matrix, bias = (tensor.float().contiguous() for tensor in source.readout)
+        save_file({"weight": matrix, "bias": bias}, folder / READOUT_FILE)

@@ -23,7 +23,7 @@ from .moments import Stack
 FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
 LEARNED = ("kronecker", "aligned", "matched")  # fits whose coefficients are learned
 ROUNDS = 20  # of coefficients and components in turn
-ITERATIONS = {"once": 100, "round": 10}  # of conjugate gradients
+ITERATIONS = {"once": 100, "round": 5}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
 FOLLOWERS = {"norm1": ("attention.query", "attention.key", "attention.value"), "norm2": ("mlp.fc1",)}
 
@@ -83,18 +83,19 @@ def fit_components(
         scaled = left * (residual @ right) if left.numel() == 1 else left @ residual @ right
         return torch.einsum("mn,noi->moi", inner, scaled)
 
-    wanted = torch.einsum("ln,loi->noi", table, weighed(gradients, stack.weights, inputs))
     components = start
     if components is None:
         components = torch.einsum("nl,loi->noi", torch.linalg.pinv(table), stack.weights)
-    return conjugate_gradients(apply, precondition, wanted, components, iterations)
+    left_over = stack.weights - torch.einsum("ln,noi->loi", table, components)
+    residual = torch.einsum("ln,loi->noi", table, weighed(gradients, left_over, inputs))
+    return components + conjugate_gradients(apply, precondition, residual, iterations)
 
 
 def conjugate_gradients(
-    apply: Callable, precondition: Callable, wanted: torch.Tensor, start: torch.Tensor, iterations: int
-):
-    """Solve apply(x) = wanted for a symmetric positive definite map, from `start`."""
-    solution, residual = start.clone(), wanted - apply(start)
+    apply: Callable, precondition: Callable, wanted: torch.Tensor, iterations: int
+) -> torch.Tensor:
+    """Solve apply(x) = wanted for a symmetric positive definite map, from zero."""
+    solution, residual = torch.zeros_like(wanted), wanted.clone()
     direction = precondition(residual)
     energy = (residual * direction).sum()
     for _ in range(iterations):
@@ -120,14 +121,16 @@ def fit_coefficients(
     Returns:
         (l, n).
     """
-    gram, wanted = 0.0, 0.0
+    depth, count = len(stacks["mlp.fc1"].weights), len(components["mlp.fc1"])
+    first = components["mlp.fc1"]
+    gram, wanted = first.new_zeros(depth, count, count), first.new_zeros(depth, count)
     for part, stack in stacks.items():
         inputs, gradients = metrics[part]
-        own = components[part]
-        target = weighed(gradients, stack.weights, inputs)
-        wanted = wanted + torch.einsum("loi,noi->ln", target, own)
-        images = [weighed(gradients, one.expand_as(stack.weights), inputs) for one in own]
-        gram = gram + torch.stack([torch.einsum("loi,noi->ln", image, own) for image in images], dim=1)
+        own = components[part].flatten(1)
+        for layer in range(depth):
+            image = weighed(gradients[layer], components[part], inputs[layer]).flatten(1)
+            gram[layer] += image @ own.T
+            wanted[layer] += image @ stack.weights[layer].flatten()
     ridge = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
     ridge = ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve(gram + ridge, wanted)

@@ -7,6 +7,7 @@ the layers above. y changes with every pass; moments are averaged over passes, o
 The pass whose answers are nearest to the source's is kept.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -15,12 +16,14 @@ from torch import nn
 
 from .calibration import class_outputs_of, distance
 from .fitting import ITERATIONS, fit_coefficients, fit_components
-from .moments import Stack, damped, paired_moments
+from .moments import GIVEN, Stack, damped, linear_maps, paired_moments
 
 
 PASSES = 16
+PATIENCE, GAIN = 3, 0.01  # no more passes after so many without an answer that is nearer by this share
 MIXING = 0.5  # of a pass's moments with those before
 DAMPING = 0.3  # of the mean diagonal, towards the source's own weights
+ROWS = 8  # tokens of a pass for every input of the widest map
 
 
 def match(
@@ -33,7 +36,7 @@ def match(
     passes: int = PASSES,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Improve components and coefficients on the images, pass by pass.
+    """Improve components and coefficients on the images, pass by pass, as long as the answers come nearer.
 
     Args:
         stacks: of the source, by part.
@@ -41,25 +44,34 @@ def match(
         table: (l, n), a start.
         build: a stock ViT from linear maps by part, (l, o, i).
         head: whether it has a classifier.
-        pixel_values: calibration images.
+        pixel_values: calibration images; of many, each pass takes its moments from others.
+        passes: at most.
         progress: called once per pass.
 
     Returns:
         Components and coefficients of the best pass, the start included.
     """
-    depth = len(table)
-    source = build({part: stack.weights for part, stack in stacks.items()})
+    depth, (source, model) = len(table), (build({part: own.weights for part, own in stacks.items()}) for _ in range(2))
     expected = class_outputs_of(source, pixel_values)
-    best, found = (float("inf"), components, table), None
+    widest, tokens = stacks["mlp.fc2"].inputs.shape[-1], float(stacks["mlp.fc2"].inputs[0, -1, -1])
+    share = min(len(pixel_values), math.ceil(ROWS * widest / tokens))
+    best, found, nearer = (float("inf"), components, table), None, 0
     for number in range(passes + 1):
-        model = build({part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()})
-        far = distance(class_outputs_of(model, pixel_values), expected, head)
+        put(model, {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()})
+        order = torch.arange(len(pixel_values)).roll(-number * share)
+        seen, answers = paired_moments(source, model, pixel_values[order[:share]], depth)
+        if share < len(order):
+            answers = torch.cat((answers, class_outputs_of(model, pixel_values[order[share:]])))
+        far = distance(answers, expected[order], head)
+        nearer = number if far < (1 - GAIN) * best[0] else nearer
         if far < best[0]:
             best = (far, components, table)
-        if number == passes:
+        if number == passes or number - nearer >= PATIENCE:
             break
-        seen = paired_moments(source, model, pixel_values, depth)
-        found = seen if found is None else _mixed(found, seen)
+        given = {
+            part: pair if part in GIVEN else (stacks[part].weights @ pair[0], pair[1]) for part, pair in seen.items()
+        }
+        found = given if found is None else _mixed(found, given)
         arriving = {part: _arriving(stack, *found[part]) for part, stack in stacks.items()}
         metrics = {part: stack.metric("matched") for part, stack in arriving.items()}
         table = fit_coefficients(arriving, components, metrics)
@@ -71,6 +83,14 @@ def match(
     return best[1:]
 
 
+@torch.no_grad()
+def put(model: nn.Module, maps: Mapping[str, torch.Tensor]) -> None:
+    """Linear maps, (l, o, i) with their biases, into a stock ViT."""
+    for part, modules in linear_maps(model, len(maps["mlp.fc2"])).items():
+        for module, whole in zip(modules, maps[part]):
+            module.weight.copy_(whole[:, :-1]), module.bias.copy_(whole[:, -1])
+
+
 def _mixed(before: Mapping, now: Mapping) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {
         part: tuple((1 - MIXING) * one + MIXING * other for one, other in zip(before[part], pair))
@@ -78,10 +98,10 @@ def _mixed(before: Mapping, now: Mapping) -> dict[str, tuple[torch.Tensor, torch
     }
 
 
-def _arriving(stack: Stack, cross: torch.Tensor, own: torch.Tensor) -> Stack:
-    """The map that makes of what arrives what the source makes of its inputs: W E[x y^T] E[y y^T]^-1, damped to W."""
+def _arriving(stack: Stack, given: torch.Tensor, own: torch.Tensor) -> Stack:
+    """The map that makes of what arrives what the source gives: E[W x y^T] E[y y^T]^-1, damped to W."""
     held = damped(own, DAMPING) - own
     # Cholesky: batched LU with set_num_threads may fail or hang on CPUs (PyTorch issue 142815).
     factor = torch.linalg.cholesky(own + held)
-    weights = torch.cholesky_solve((stack.weights @ (cross + held)).mT, factor).mT
+    weights = torch.cholesky_solve((given + stack.weights @ held).mT, factor).mT
     return replace(stack, weights=weights, inputs=own)

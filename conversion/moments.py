@@ -5,7 +5,8 @@ random directions of the class token stand in for them. The two moments of a map
 of Martens and Grosse (arXiv 1503.05671).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..recompose_lingene import BLOCK_LINEARS
+from .sources import class_outputs
 
 
 # Shares of the mean diagonal, and the power of a layer's trace that counts. With few components errors are large, and
@@ -20,6 +22,10 @@ from ..recompose_lingene import BLOCK_LINEARS
 INPUT_DAMPING = {"activations": 0.1, "weighted": 0.1, "kronecker": 0.03, "aligned": 0.03, "matched": 0.03}
 GRADIENT_DAMPING = 2.0
 TRACE_POWER = 0.25
+SHARED = {"attention.key": "attention.query", "attention.value": "attention.query"}  # the same inputs: one moment
+GIVEN = ("mlp.fc2",)  # maps that give less than they take
+PANEL = 512  # columns of a symmetric product at once; what lies above the panel is not computed
+BATCH = {"cpu": 8, "cuda": 64}  # images at once: what passes between two layers stays in the cache of a core
 
 
 @dataclass
@@ -59,13 +65,30 @@ def linear_maps(model: nn.Module, depth: int) -> dict[str, list[nn.Linear]]:
     return {part: found[index::6] for index, part in enumerate(BLOCK_LINEARS)}
 
 
+def add_symmetric(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """total += rows^T rows, on and below the diagonal; (i, i) and (r, i)."""
+    for start in range(0, len(total), PANEL):
+        total[start:, start : start + PANEL].addmm_(rows[:, start:].T, rows[:, start : start + PANEL])
+
+
+def mirrored(totals: list[torch.Tensor], count: int) -> torch.Tensor:
+    """What `add_symmetric` added up, whole and divided by a count: (l, i, i)."""
+    whole = torch.stack(totals).tril_().div_(count)
+    return whole.add_(whole.tril(-1).mT)
+
+
+def extended(states: torch.Tensor) -> torch.Tensor:
+    """(b, t, i) -> (b t, i + 1) with the constant 1."""
+    return functional.pad(states.detach().flatten(0, -2), (0, 1), value=1.0)
+
+
 @torch.enable_grad()
 def moments(
     model: nn.Module,
     head: bool,
     pixel_values: torch.Tensor,
     depth: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -74,36 +97,28 @@ def moments(
     Args:
         model: a stock ViT in evaluation mode; every parameter frozen.
         pixel_values: (images, channels, h, w).
+        batch_size: images at once; default by the device.
 
     Returns:
-        By part inputs (l, i, i) with the constant 1 appended, and output gradients (l, o, o); float32.
+        By part inputs (l, i, i) with the constant 1 appended, one tensor for the maps that have the same inputs, and
+        output gradients (l, o, o); the dtype of the model.
     """
-    maps = linear_maps(model, depth)
-    device = next(model.parameters()).device
-    sums = {part: ([0.0] * depth, [0.0] * depth) for part in maps}
-    seen = 0
+    maps, like = linear_maps(model, depth), next(model.parameters())
+    device = like.device
+    entering = {part: _zeros(modules, "in_features", 1) for part, modules in maps.items() if part not in SHARED}
+    leaving = {part: _zeros(modules, "out_features", 0) for part, modules in maps.items()}
 
     def remember(part: str, layer: int) -> Callable:
         def hook(module: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
-            entered = functional.pad(inputs[0].detach().flatten(0, -2), (0, 1), value=1.0)
-            sums[part][0][layer] = sums[part][0][layer] + entered.T @ entered
-
-            def back(gradient: torch.Tensor) -> None:
-                flat = gradient.flatten(0, -2)
-                sums[part][1][layer] = sums[part][1][layer] + flat.T @ flat
-
-            output.register_hook(back)
+            if part in entering:
+                add_symmetric(entering[part][layer], extended(inputs[0]))
+            output.register_hook(lambda gradient: add_symmetric(leaving[part][layer], gradient.flatten(0, -2)))
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(remember(part, layer))
-        for part, modules in maps.items()
-        for layer, module in enumerate(modules)
-    ]
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        for values in pixel_values.split(batch_size):
+    generator, seen = torch.Generator().manual_seed(seed), 0
+    with hooked(maps, remember):
+        for values in pixel_values.split(batch_size or BATCH[device.type]):
             values = values.to(device).requires_grad_()
             output = model(pixel_values=values)
             if head:
@@ -115,55 +130,77 @@ def moments(
             torch.autograd.grad(loss, values)
             seen += len(values)
             progress(len(values))
+    inputs = {part: mirrored(totals, seen) for part, totals in entering.items()}
+    return {part: (inputs[SHARED.get(part, part)], mirrored(totals, seen)) for part, totals in leaving.items()}
+
+
+def _zeros(modules: list[nn.Linear], side: str, more: int) -> list[torch.Tensor]:
+    """A square of zeros per module."""
+    sizes = [getattr(module, side) + more for module in modules]
+    return [module.weight.new_zeros(size, size) for module, size in zip(modules, sizes)]
+
+
+@contextmanager
+def hooked(maps: Mapping[str, list[nn.Linear]], make: Callable[[str, int], Callable]) -> Iterator[None]:
+    """Forward hooks on linear maps, made by part and layer; taken away at the end whatever happens."""
+    hooks = [
+        module.register_forward_hook(make(part, layer))
+        for part, modules in maps.items()
+        for layer, module in enumerate(modules)
+    ]
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return {part: tuple(torch.stack(parts) / seen for parts in pair) for part, pair in sums.items()}
 
 
 @torch.no_grad()
 def paired_moments(
-    model: nn.Module, approximation: nn.Module, pixel_values: torch.Tensor, depth: int, batch_size: int = 32
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """How the inputs of a model's linear maps go with those of an approximation's, on the same images.
+    model: nn.Module, approximation: nn.Module, pixel_values: torch.Tensor, depth: int, batch_size: int | None = None
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """How what a model's linear maps take, or give, goes with the inputs of an approximation's, on the same images.
 
     Args:
         model, approximation: stock ViTs of one shape in evaluation mode.
         pixel_values: (images, channels, h, w).
+        batch_size: images at once; default by the device.
 
     Returns:
-        By part E[x y^T] and E[y y^T], x of the model and y of the approximation, (l, i, i) each, constant 1 appended.
+        By part E[t y^T] and E[y y^T], (l, t, i) and (l, i, i): y the inputs of the approximation's map and t those of
+        the model's, constant 1 appended, one tensor for maps that have the same inputs; for `mlp.fc2` t is what the
+        model's map gives, which is narrower. And the approximation's class outputs, on the CPU.
     """
-    entered: tuple[dict, dict] = ({}, {})
+    theirs, ours = (
+        {part: modules for part, modules in linear_maps(one, depth).items() if part not in SHARED}
+        for one in (model, approximation)
+    )
+    own = {part: _zeros(modules, "in_features", 1) for part, modules in ours.items()}
+    cross, seen, answers = {part: [0.0] * depth for part in ours}, {}, []
 
-    def remember(which: int, place: tuple[str, int]) -> Callable:
+    def keep(part: str, layer: int) -> Callable:
         def hook(module: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
-            entered[which][place] = functional.pad(inputs[0].flatten(0, -2), (0, 1), value=1.0)
+            seen[part, layer] = output.flatten(0, -2) if part in GIVEN else extended(inputs[0])
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(remember(which, (part, layer)))
-        for which, one in enumerate((model, approximation))
-        for part, modules in linear_maps(one, depth).items()
-        for layer, module in enumerate(modules)
-    ]
-    device, sums = next(model.parameters()).device, {}
-    try:
-        for values in pixel_values.split(batch_size):
-            model(pixel_values=values.to(device)), approximation(pixel_values=values.to(device))
-            for place, x in entered[0].items():
-                y = entered[1][place]
-                cross, own = sums.get(place, (0.0, 0.0))
-                sums[place] = (cross + x.T @ y, own + y.T @ y)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def add(part: str, layer: int) -> Callable:
+        def hook(module: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+            arriving = extended(inputs[0])
+            cross[part][layer] = cross[part][layer] + seen.pop((part, layer)).T @ arriving
+            add_symmetric(own[part][layer], arriving)
+
+        return hook
+
+    device = next(model.parameters()).device
+    with hooked(theirs, keep), hooked(ours, add):
+        for values in pixel_values.split(batch_size or BATCH[device.type]):
+            values = values.to(device)
+            model(pixel_values=values)
+            answers.append(class_outputs(approximation, values).cpu())
     count = len(pixel_values)
-    return {
-        part: tuple(torch.stack([sums[part, layer][kind] for layer in range(depth)]) / count for kind in (0, 1))
-        for part in BLOCK_LINEARS
-    }
+    found = {part: (torch.stack(cross[part]) / count, mirrored(own[part], count)) for part in own}
+    return {part: found[SHARED.get(part, part)] for part in BLOCK_LINEARS}, torch.cat(answers)
 
 
 def stacks_of(weights: Mapping[str, torch.Tensor], found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]):

@@ -1,22 +1,55 @@
-"""What matters first: one order of channels, heads and MLP units for all layers, so that slices start better (ours).
+"""What matters first: orders of heads and MLP units, so that slices start better (ours). Exact.
 
-A width keeps the leading channels, heads and units. Any order of them is the same full model, as long as every layer
-has the same one, because the layers are sums of the same components. So
+A width keeps the leading heads and units. With as many components as layers each layer has its own order; with fewer
+the layers are sums of the same components, and only one order for all leaves them the same. What a part gives to the
+stream counts by what it does to the loss there, E[(W x)^T G (W x)], x what enters the map and G the second moment of
+the gradient behind it:
 
-    units     by what their outputs do to the loss, E[h_u^2] w_u^T G w_u, w_u the unit's column of fc2 and G the second
-              moment of the gradient there, each layer's shares added up
-    heads     by what is lost without them in any layer: the distance of the answers
-    channels  by their variance in what the LayerNorms see
+    units  E[h_u^2] w_u^T G w_u, w_u the unit's column of fc2
+    heads  tr(W_h^T G W_h C_h), W_h the head's columns of the output projection and C_h the moment of what it gives
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..modeling_lingene import LinGenePreTrainedModel
-from .calibration import class_outputs_of, distance
 from .moments import linear_maps, moments
+from .sources import Source
+
+
+# What of a block goes by rows of heads or by units: part -> (kind, dimension).
+ORDERED = {
+    "attention.query": ("rows", 0),
+    "attention.key": ("rows", 0),
+    "attention.value": ("rows", 0),
+    "attention.output": ("rows", 1),
+    "mlp.fc1": ("units", 0),
+    "mlp.fc2": ("units", 1),
+}
+
+
+def order_layers(
+    source: Source, pixel_values: torch.Tensor, device: str, seed: int = 0, progress: Callable = lambda count: None
+) -> Source:
+    """The same function, every layer's heads and units in its own order, the most important first.
+
+    Args:
+        pixel_values: calibration images, (images, channels, h, w).
+        seed: of the labels drawn for the gradients.
+        progress: called with the number of images done.
+    """
+    stock = source.stock().to(device).requires_grad_(False)
+    heads, units = importances(stock, source.head, pixel_values, source.config.num_attention_heads, seed, progress)
+    size = source.config.hidden_size // source.config.num_attention_heads
+    orders = {"rows": _rows(heads, size), "units": units.argsort(1, descending=True)}
+
+    def block(name: str, layer: int) -> torch.Tensor:
+        return _in_order(name, source.block(name, layer), {kind: order[layer] for kind, order in orders.items()})
+
+    return replace(source, block=block)
 
 
 @torch.no_grad()
@@ -24,15 +57,13 @@ def sort_width(
     model: LinGenePreTrainedModel,
     pixel_values: torch.Tensor,
     seed: int = 0,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Reorder a constrained model's channels, heads and units in place, the most important first. Exact.
+    """Reorder a constrained model's heads and units in place, in one order for all layers.
 
     Args:
         model: whose widths were not trained.
-        pixel_values: calibration images.
-        seed: of the labels drawn for the gradients.
-        progress: called once per head, and twice more.
+        pixel_values, seed, progress: as of `order_layers`.
 
     Raises:
         ValueError: trained widths, whose slices would no longer be what was trained.
@@ -43,72 +74,58 @@ def sort_width(
             f"The widths {', '.join(config.trained_width_ratios)} were trained as they are; keep them so."
         )
     stock = model.materialise().eval().requires_grad_(False)
-    maps, head_size = linear_maps(stock, config.num_hidden_layers), config.hidden_size // config.num_attention_heads
-    found = moments(stock, model.has_head, pixel_values, config.num_hidden_layers, seed=seed)
-    units = _unit_shares(maps["mlp.fc2"], *found["mlp.fc2"]).argsort(descending=True)
-    progress()
-    channels = _channel_variance(stock, pixel_values).argsort(descending=True)
-    progress()
-    expected = class_outputs_of(stock, pixel_values)
-    lost = []
-    for head in range(config.num_attention_heads):
-        columns = slice(head * head_size, (head + 1) * head_size)
-        kept = [one.weight[:, columns].clone() for one in maps["attention.output"]]
-        for one in maps["attention.output"]:
-            one.weight[:, columns] = 0
-        lost.append(distance(class_outputs_of(stock, pixel_values), expected, model.has_head))
-        for one, weight in zip(maps["attention.output"], kept):
-            one.weight[:, columns] = weight
-        progress()
-    heads = torch.tensor(lost).argsort(descending=True)
-    rows = (heads[:, None] * head_size + torch.arange(head_size)).flatten()
-    orders = {"channels": channels, "rows": rows, "units": units}
+    found = importances(stock, model.has_head, pixel_values, config.num_attention_heads, seed, progress)
+    heads, units = (_shares(own) for own in found)
+    rows = _rows(heads, config.hidden_size // config.num_attention_heads)[0]
+    orders = {"rows": rows, "units": units[0].argsort(descending=True)}
     for name, parameter in model.named_parameters():
-        for dim, kind in axes(name).items():
-            parameter.copy_(parameter.index_select(dim, orders[kind].to(parameter.device)))
+        if name.startswith("components."):
+            parameter.copy_(_in_order(name.split(".", 2)[2], parameter, orders))
 
 
-def axes(name: str) -> dict[int, str]:
-    """What the dimensions of a bundle's tensor are that shrink with the width: channels, rows of heads, units."""
-    *_, part, kind = name.split(".")
-    if name.startswith("embeddings."):
-        return {0: "channels"} if "patch_embeddings" in name else {2: "channels"}
-    if name.startswith("classifier."):
-        return {} if kind == "bias" else {1: "channels"}
-    if part in ("query", "key", "value", "fc1"):
-        out = "units" if part == "fc1" else "rows"
-        return {0: out, 1: "channels"} if kind == "weight" else {0: out}
-    if part in ("output", "fc2") and kind == "weight":
-        return {0: "channels", 1: "units" if part == "fc2" else "rows"}
-    return {0: "channels"}
+def importances(
+    stock: nn.Module,
+    head: bool,
+    pixel_values: torch.Tensor,
+    heads: int,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the heads and units of every layer of a stock ViT: (l, h) and (l, m), on the CPU."""
+    depth = stock.config.num_hidden_layers
+    found, maps = moments(stock, head, pixel_values, depth, seed=seed, progress=progress), linear_maps(stock, depth)
+    by_unit, by_head = [], []
+    for layer in range(depth):
+        weight, entered, gradient = _around("mlp.fc2", layer, maps, found)
+        by_unit.append(entered.diagonal() * (weight * (gradient @ weight)).sum(0))
+        weight, entered, gradient = _around("attention.output", layer, maps, found)
+        effect = entered * (weight.T @ gradient @ weight)
+        by_head.append(effect.unflatten(0, (heads, -1)).unflatten(2, (heads, -1)).sum((1, 3)).diagonal())
+    return torch.stack(by_head).cpu(), torch.stack(by_unit).cpu()
 
 
-def _unit_shares(maps: list[nn.Linear], inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """(units,), every layer's shares of its own sum added up."""
-    total = 0.0
-    for one, entered, gradient in zip(maps, inputs, gradients):
-        weight = one.weight.float()
-        effect = entered.diagonal()[:-1] * (weight * (gradient @ weight)).sum(0)
-        total = total + effect / effect.sum().clamp_min(torch.finfo(effect.dtype).tiny)
-    return total
+def _around(part: str, layer: int, maps: dict, found: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A map's weight (o, i), and the moments of its inputs (i, i) and of the gradients at its outputs (o, o)."""
+    inputs, gradients = found[part]
+    return maps[part][layer].weight, inputs[layer, :-1, :-1], gradients[layer]
 
 
-def _channel_variance(stock: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """(channels,), of the centred states that enter the LayerNorms, each LayerNorm's shares added up."""
-    norms = [module for module in stock.modules() if isinstance(module, nn.LayerNorm)]
-    sums = [0.0] * len(norms)
+def _shares(importance: torch.Tensor) -> torch.Tensor:
+    """(l, n) -> (1, n): every layer's shares of its own sum added up."""
+    least = torch.finfo(importance.dtype).tiny
+    return (importance / importance.sum(1, keepdim=True).clamp_min(least)).sum(0, keepdim=True)
 
-    def remember(place: int) -> Callable:
-        def hook(module: nn.LayerNorm, inputs: tuple, output: torch.Tensor) -> None:
-            state = inputs[0].float()
-            sums[place] = sums[place] + (state - state.mean(-1, keepdim=True)).square().flatten(0, -2).sum(0)
 
-        return hook
+def _rows(heads: torch.Tensor, size: int) -> torch.Tensor:
+    """Importances of heads (l, h) -> the order of their rows, (l, h e)."""
+    order = heads.argsort(1, descending=True)
+    return (order[:, :, None] * size + torch.arange(size)).flatten(1)
 
-    hooks = [norm.register_forward_hook(remember(place)) for place, norm in enumerate(norms)]
-    try:
-        class_outputs_of(stock, pixel_values)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(one / one.sum() for one in sums)
+
+def _in_order(name: str, tensor: torch.Tensor, orders: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One block tensor with its rows of heads, or its units, in an order."""
+    part, _, kind = name.rpartition(".")
+    axis, dim = ORDERED.get(part, (None, 0))
+    if axis is None or (kind == "bias" and dim == 1):
+        return tensor
+    return tensor.index_select(dim, orders[axis].to(tensor.device))

@@ -29,6 +29,8 @@ class Source:
         reference: builds the model in its own library; (b, channels, h, w) -> logits (b, classes), or without a head
             the normed class token (b, d).
         processor: a transformers image processor, or None where the checkpoint brings none.
+        readout: where channels were turned and no classifier reads them: matrix (d, d) and bias (d,) that make of a
+            normed token what the checkpoint gives.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Source:
     left_out: Mapping[str, str]
     reference: Callable[[], Callable[[torch.Tensor], torch.Tensor]]
     processor: Any = None
+    readout: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def depth(self) -> int:
@@ -54,6 +57,12 @@ class Source:
         return stock_vit(
             dict(self.outside), layers, self.config.vit_config(self.config.size()), self.head, dtype=torch.float32
         ).eval()
+
+
+def changed(config: LinGeneConfig, **fields) -> LinGeneConfig:
+    """The same configuration with other fields."""
+    kept = config.to_dict() | {"id2label": config.id2label, "label2id": config.label2id}
+    return LinGeneConfig(**{**kept, **fields})
 
 
 def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:

@@ -253,9 +253,8 @@ def _print_encoder(rows: list[dict], out: Path) -> None:
     option("--fit", help="weights, activations, weighted, kronecker, aligned, matched (default: the last)"),
     option("--rounds", type=int, default=20, help="of the last three (default: %(default)s)"),
     option("--depths", type=numbers, default=(), metavar="N,N", help="choose the layers to keep there"),
-    option(
-        "--sort", action="store_true", help="put channels, heads and MLP units that matter first, for widths to come"
-    ),
+    option("--sort", action="store_true", help="put what matters first, for widths to come; exact at full width"),
+    option("--widths", type=words, default=(), metavar="R,R", help="of --sort (default: every legal width)"),
     DEVICE,
     SEED,
     QUIET,

@@ -40,10 +40,10 @@ images.decoding images.class_folders  images.data  images.augmentation images.pi
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
 markdown  hub
-conversion.sources conversion.moments conversion.any_size
+conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.from_timm conversion.fitting conversion.report conversion.ordering
-    conversion.matching  conversion.export conversion.convert
+    conversion.matching conversion.rotation  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
     training.warm_start  training.unlabelled  training.recipes  training.options

@@ -43,7 +43,6 @@ from modeling_lingene.conversion.moments import (
     paired_moments,
     stacks_of,
 )
-from modeling_lingene.conversion.ordering import sort_width
 from modeling_lingene.conversion.report import GOOD, LEARNING_RATES, advice, count_table, learning_rate
 from modeling_lingene.images.data import image_processor
 
@@ -257,11 +256,13 @@ def test_no_hooks_are_left_behind():
 def test_paired_moments_are_those_of_what_enters_both_networks(size):
     """By numpy, image by image in the same order: which side is which decides what is fitted to what."""
     model, other, values = stock().double(), stock(seed=1).double(), helpers.images(11).double()
-    found = paired_moments(model, other, values, DEPTH, size)
-    inputs, arriving = entering(model, values), entering(other, values)
+    found, answers = paired_moments(model, other, values, DEPTH, size)
+    inputs, arriving, maps = entering(model, values), entering(other, values), maps_of(model)
     assert list(found) == LINEAR_PARTS
+    assert relative(answers, logits(other, values)) < 1e-6
     for part in LINEAR_PARTS:
         for layer, (x, y) in enumerate(zip(inputs[part], arriving[part])):
+            x = x @ maps[part][layer].T if part == "mlp.fc2" else x  # what the map gives
             numpy.testing.assert_allclose(found[part][0][layer], x.T @ y / 11, rtol=1e-9, atol=1e-9)
             numpy.testing.assert_allclose(found[part][1][layer], y.T @ y / 11, rtol=1e-9, atol=1e-9)
     assert not any(module._forward_hooks for one in (model, other) for module in one.modules())
@@ -898,7 +899,7 @@ def test_what_arrives_is_solved_with_threads_that_were_set():
     cross, own = x.mT @ y / 300, y.mT @ y / 300
     torch.set_num_threads(2)
     try:
-        found = _arriving(Stack(weights, own, own), cross, own).weights.double().numpy()
+        found = _arriving(Stack(weights, own, own), weights @ cross, own).weights.double().numpy()
     finally:
         torch.set_num_threads(before)
     for layer in range(2):
@@ -906,53 +907,3 @@ def test_what_arrives_is_solved_with_threads_that_were_set():
         held = DAMPING * numpy.trace(inputs) / 200 * numpy.eye(200)
         expected = numpy.linalg.solve((inputs + held).T, (plain @ (mixed + held)).T).T
         assert numpy.abs(found[layer] - expected).max() < 1e-4
-
-
-@pytest.mark.parametrize("headless", [False, True])
-@torch.no_grad()
-def test_sorting_changes_the_order_of_widths_and_nothing_else(tmp_path, source, photos, headless):
-    """The full model is the same, but for the order of its channels; a narrower one is another one."""
-    asked = {"num_components": 3, "calibrate": str(photos), "headless": headless, "fit": "weighted"}
-    convert(str(source[1]), tmp_path / "plain", **asked)
-    convert(str(source[1]), tmp_path / "sorted", **asked, sort=True)
-    pixels = helpers.images(6)
-    model_class = AutoModel if headless else AutoModelForImageClassification
-
-    def tokens(name: str, **size) -> torch.Tensor:
-        model = model_class.from_pretrained(tmp_path / name, **size)
-        return model(pixels).last_hidden_state[:, 0] if headless else model(pixels).logits
-
-    one, two = tokens("plain"), tokens("sorted")
-    if headless:  # tokens come in the order of the channels
-        order = torch.cdist(two.T, one.T).argmin(1)
-        assert sorted(order.tolist()) == list(range(48)) != order.tolist()
-        one = one[:, order]
-    assert (one - two).abs().max() < 1e-4
-    half = {"width_ratio": "1/2", "allow_untrained": True}
-    assert (tokens("plain", **half) - tokens("sorted", **half)).abs().max() > 1e-2
-
-
-@torch.no_grad()
-def test_what_matters_comes_first():
-    """A unit, a head and a channel that are made to do most, in every layer, lead; trained widths stay as they are."""
-    model = helpers.tiny_model(helpers.tiny_config(trained_width_ratios=["1"]))
-    for component in model.components:
-        component.mlp.fc2.weight[:, 61] *= 40
-        component.attention.output.weight[:, 24:36] *= 20
-    positions = model.embeddings.position_embeddings
-    positions[..., 37] += 30 * torch.randn(positions.shape[1], generator=torch.Generator().manual_seed(0))
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    pixels = helpers.images(16)
-    expected = model(pixels).logits
-    sort_width(model, pixels)
-    after = dict(model.named_parameters())
-    assert (model(pixels).logits - expected).abs().max() < 1e-3
-    moved = after["components.0.mlp.fc2.bias"], before["components.0.mlp.fc2.bias"]
-    assert moved[0][0] == moved[1][37]
-    assert after["components.1.mlp.fc1.bias"][0] == before["components.1.mlp.fc1.bias"][61]
-    assert torch.equal(
-        after["components.2.attention.query.bias"][:12], before["components.2.attention.query.bias"][24:36]
-    )
-    with pytest.raises(ValueError, match="1/2.*were trained as they are"):
-        model.config.trained_width_ratios = ["1/2", "1"]
-        sort_width(model, pixels)
