@@ -175,7 +175,7 @@ def test_what_was_swept_can_be_loaded_by_budget_and_is_tied_to_the_weights(whole
 @pytest.mark.parametrize(
     "given, metric",
     [({}, "cosine"), ({"train": TRAIN}, "knn"), ({"train": TRAIN, "metric": "probe"}, "probe")],
-    ids=str,
+    ids=("pictures", "labels", "asked"),
 )
 def test_without_a_classifier_the_default_is_what_the_images_allow(bundle, given, metric):
     """One metric, and nothing in the row that was not asked for."""
