@@ -444,6 +444,8 @@ class LinGeneConfig(PretrainedConfig):
         fields |= {name: getattr(self, name) for name in (*VIT_FIELDS, *self.stands_for.fields)}
         for name in ("hidden_size", "num_attention_heads", "intermediate_size"):
             fields[name] = int(fields[name] * size.width_ratio)
+        for name in ("initializer_range", "layer_norm_eps"):  # JSON may say 1, and stock configurations want 1.0
+            fields[name] = float(fields[name])
         config = stock_config(self.family, {**fields, "num_hidden_layers": size.depth, **self._label_fields()})
         config._attn_implementation = self._attn_implementation
         config._output_attentions = self._output_attentions
