@@ -182,8 +182,8 @@ def test_half_of_the_steps_train_the_full_depth_and_the_others_share_the_list(de
     steps = 4000
     for phase in incremental_phases(fresh(), TOTALS, depths):
         counts = drawn(phase, steps)
-        shares = {depth: 0.5 / len(depths) for depth in depths} or {6: 0.5}
-        shares[6] = shares.get(6, 0) + 0.5
+        others = [depth for depth in depths if depth != 6]  # the full one is not drawn among them, too
+        shares = {6: 0.5 if others else 1.0} | {depth: 0.5 / len(others) for depth in others}
         assert counts.keys() == shares.keys()
         for depth, share in shares.items():
             assert abs(counts[depth] - share * steps) <= 5 * (steps * share * (1 - share)) ** 0.5, (depth, counts)
