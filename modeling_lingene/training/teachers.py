@@ -169,13 +169,17 @@ def _preprocessing(name: str, said: dict) -> tuple:
         raise ValueError(
             f"`teacher` {name} flips channels or shifts pixels; only resize, rescale, normalise are known."
         )
-    size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
-    if size and "shortest_edge" in size:
-        size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
-    size = (size["height"], size["width"]) if size and size.get("height") else None
     scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
     mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
-    return size, [value / scale for value in mean], [value / scale for value in std]
+    return made_size(said), [value / scale for value in mean], [value / scale for value in std]
+
+
+def made_size(said: dict) -> tuple[int, int] | None:
+    """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say."""
+    size = (said.get("crop_size") if said.get("do_center_crop") else said.get("size")) or {}
+    if "shortest_edge" in size:
+        return size["shortest_edge"], size["shortest_edge"]
+    return (size["height"], size["width"]) if size.get("height") else None
 
 
 def _first_line(error: Exception) -> str:

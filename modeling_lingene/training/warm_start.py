@@ -14,6 +14,7 @@ from ..images.data import LabelledImages, image_processor
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
+from .teachers import made_size
 
 
 def start_of(
@@ -60,13 +61,19 @@ def content_of(name: str) -> str:
 
 
 def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
-    """A bundle's image size, mean, standard deviation and interpolation, in the processor that is trained with."""
+    """A bundle's image size, mean, standard deviation and interpolation, in the processor that is trained with.
+
+    Where the family takes images of any size, it is the size that its own preprocessing makes.
+    """
     size = model.config.image_size
-    made = image_processor(size if isinstance(size, int) else tuple(size))
+    size = size if isinstance(size, int) else tuple(size)
     try:
         own = read_processor(os.path.expanduser(name))
     except OSError:
-        return made
+        return image_processor(size)
+    if model.config.stands_for.interpolates:
+        size = made_size(own.to_dict()) or size
+    made = image_processor(size)
     made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample
     return made
 

@@ -318,6 +318,27 @@ def test_the_bundles_preprocessing_is_what_is_trained_with_and_what_is_saved(tmp
     assert config.image_size == image_size and [saved.size["height"], saved.size["width"]] == side
 
 
+@pytest.mark.parametrize(
+    "said, size",
+    [
+        ({"size": {"height": 24, "width": 16}}, (24, 16)),
+        ({"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True}, (16, 16)),
+    ],
+)
+def test_a_family_that_takes_any_size_trains_on_the_pictures_that_its_preprocessing_makes(
+    tmp_path, monkeypatch, said, size
+):
+    """A DINOv2 holds positions for 518 pixels and is used at 224: at 518 a step would cost five times as much."""
+    init = begun(tmp_path / "init", family="dinov2", image_size=32, intermediate_size=48)
+    path = init / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    loop = loop_of(monkeypatch, recipe(init), tmp_path / "caught")
+    (batch,) = loop.images.in_order(Layout(28))
+    assert tuple(batch["pixel_values"].shape[-2:]) == size
+    assert dict(loop.images.processor.size) == {"height": size[0], "width": size[1]}
+    assert list(loop.images.processor.image_mean) == MEAN
+
+
 def test_a_bundle_without_preprocessing_takes_the_usual_one_at_its_own_size(tmp_path, monkeypatch, bundle):
     """Saved from memory it has none; the size is not that of the pictures."""
     loop = loop_of(monkeypatch, recipe(bundle), tmp_path / "caught")
