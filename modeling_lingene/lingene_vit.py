@@ -152,7 +152,7 @@ class Attention(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolution to the size of a head, BatchNorm, ReLU, 1x1 convolution back, on the patch tokens (SPViT, Eq. 6)."""
+    """Convolution to the size of a head, BatchNorm, ReLU, 1x1 convolution back, on the patch tokens (SPViT)."""
 
     def __init__(self, config: LinGeneViTConfig, kernel: int):
         super().__init__()

@@ -1,6 +1,6 @@
 """What every part of a network costs, in closed form: multiply-accumulates of one image, or parameters.
 
-SPViT (He et al., arXiv 2111.11802, section 3.4) counts the same products, but leaves out the class token's MLP. Here a
+SPViT (He et al., arXiv 2111.11802) counts the same products, but leaves out the class token's MLP. Here a
 cost is what `count_macs` and `count_parameters` find in the written model, to the last one.
 
 Notation: n patches, t = n + 1 tokens, d hidden size, s head size, m MLP units.

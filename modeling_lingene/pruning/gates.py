@@ -1,6 +1,6 @@
 """Gates of the search: drawn with a straight-through gradient, ordered, and what they cost on average.
 
-SPViT, He et al., arXiv 2111.11802: Eq. 7 to 10. A layer has three gates, of the 1x1 convolution, the 3x3 convolution
+SPViT, He et al., arXiv 2111.11802. A layer has three gates, of the 1x1 convolution, the 3x3 convolution
 and attention, each of which opens its operation on top of the one before; every MLP unit has one of its own.
 """
 

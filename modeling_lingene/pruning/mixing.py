@@ -1,6 +1,6 @@
 """A bottleneck of two convolutions out of the weights of attention: the heads' value and output projections, mixed.
 
-SPViT, He et al., arXiv 2111.11802, section 3.2: each of the nine positions of a 3x3 kernel takes its own mean over the
+SPViT, He et al., arXiv 2111.11802: each of the nine positions of a 3x3 kernel takes its own mean over the
 heads; the 1x1 convolution is its centre. Everything is linear in the weights. Positions go row by row.
 
 Notation: h heads, s head size, d hidden size, p position.

@@ -1,8 +1,8 @@
 """The search: a trained network whose layers may become convolutions or nothing, and whose MLP units may close.
 
-SPViT, He et al., arXiv 2111.11802: one path of weights for all operations (section 3.2), gates (3.3), and the loss
+SPViT, He et al., arXiv 2111.11802: one path of weights for all operations, gates, and the loss
 CE + weight * (cost - target)^2, here with costs as shares of the dense network's, so that one weight serves all sizes:
-the published ones, for squares of GMACs, are 25 (DeiT-B), 63 (S) and 34 (Ti) in this unit.
+the published ones, for squares of GMACs, are about 25 (DeiT-B), 63 (S) and 34 (Ti) in this unit.
 """
 
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def take_search(network: LinGeneViTForImageClassification) -> tuple[Worths, list
 
 
 def expected_cost(network: LinGeneViTForImageClassification, costs: Costs) -> torch.Tensor:
-    """What the gates as they are decide the network to cost, with gradients to them (SPViT, Eq. 12 to 14)."""
+    """What the gates as they are decide the network to cost, with gradients to them (SPViT)."""
     mixers = expected(torch.stack([layer.mixer.gates for layer in network.layers]), ordered=True)
     units = sum(expected(layer.mlp.gates).sum() for layer in network.layers)
     increments = mixers.new_tensor(costs.increments)

@@ -397,6 +397,17 @@ def test_weight_decay_falls_on_matrices_alone():
     )
 
 
+def test_parameters_named_by_a_phase_have_their_own_rate_and_no_decay():
+    """Gates are no weights: at a rate of almost nothing they stay where they are, whatever the rest does."""
+    model, before = linear(), linear()
+    *_, own = decayed_groups(model, settings(weight_decay=0.3), {"weight": 0.5})
+    assert own["params"] == [model[1].weight] and (own["weight_decay"], own["peak"]) == (0.0, 0.5)
+    still = dataclasses.replace(phases()[0], rates={"weight": 1e-12})
+    TrainingLoop(model, IMAGES, settings(weight_decay=0.3)).fit([still])
+    torch.testing.assert_close(model[1].weight, before[1].weight, rtol=0, atol=1e-9)
+    assert (model[1].bias - before[1].bias).abs().max() > 1e-3
+
+
 def test_frozen_parameters_are_in_no_group():
     """Decay moves a parameter without a gradient too."""
     model = helpers.tiny_model()
