@@ -1,6 +1,6 @@
 """A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '{...}'`.
 
-Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp} as JSON; the main process writes
+Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp, family} as JSON; the main process writes
 OUT/weights.safetensors.
 """
 
@@ -31,10 +31,12 @@ def main(
     dropout: float = 0.0,
     ema: float = 0.0,
     fsdp: bool = False,
+    family: str = "vit",
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = LinGeneForImageClassification(helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout))
+    config = helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout, family=family)
+    model = LinGeneForImageClassification(config)
     todo = phases(model, DecompositionSettings(schedule, totals=(1, 4)))
     settings = TrainingSettings(
         epochs=2, batch_size=batch_size, accumulation=accumulation, learning_rate=1e-2, device="cpu", ema=ema
