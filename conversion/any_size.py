@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..families_lingene import FAMILIES
+from ..families_lingene import FAMILIES, Family
 
 
 def cubic(distance: torch.Tensor, a: float) -> torch.Tensor:
@@ -55,10 +55,15 @@ def positions_at(
     return torch.cat((positions[:, :1], patches.to(positions.dtype)), dim=1)
 
 
+def family_of(model: nn.Module) -> Family:
+    """The family of a stock model; a pruned one is a ViT in what families differ in."""
+    return FAMILIES.get(model.config.model_type, FAMILIES["vit"])
+
+
 @contextmanager
 def any_size(model: nn.Module) -> Iterator[None]:
     """Inside, a stock model whose family interpolates does so by products."""
-    family = FAMILIES[model.config.model_type]
+    family = family_of(model)
     if not family.interpolates:
         yield
         return

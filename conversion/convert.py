@@ -17,7 +17,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..bundle_lingene import component_file
 from ..configuration_lingene import LinGeneConfig, check_count
-from ..folders import CONVERSION_FILE, CONVERSION_PICTURE, check_empty, complete_or_absent, write_json
+from ..folders import CONVERSION_FILE, CONVERSION_PICTURE, READOUT_FILE, check_empty, complete_or_absent, write_json
 from ..hub import write_card
 from ..images.data import image_processor, require
 from ..loading_lingene import stock_vit
@@ -43,7 +43,6 @@ from .sources import Source, changed
 logger = logging.get_logger(__name__)
 
 REPORT_IMAGES = 256  # on which every number of components is measured
-READOUT_FILE = "readout.safetensors"  # weight (d, d) and bias (d,): the source's tokens from those of a sorted bundle
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
 

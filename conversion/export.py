@@ -24,7 +24,6 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
-from ..families_lingene import FAMILIES
 from ..folders import (
     check_empty,
     complete_or_absent,
@@ -38,7 +37,7 @@ from ..images.data import require
 from ..measuring.metrics import height_and_width
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
-from .any_size import any_size
+from .any_size import any_size, family_of
 from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
 from .from_transformers import read_transformers
 from .sources import Source
@@ -217,7 +216,7 @@ def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
 def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
     folder.rmdir()
     publish_model(model, bundle, folder, **hub)
-    family = FAMILIES[model.config.model_type]
+    family = family_of(model)
     options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
@@ -360,7 +359,7 @@ def _example(model: PreTrainedModel) -> tuple[torch.Tensor, dict]:
     interpolates height and width, from two patches on.
     """
     batch = {0: torch.export.Dim("batch")}
-    if not FAMILIES[model.config.model_type].interpolates:
+    if not family_of(model).interpolates:
         return _images(model, 2), batch
     least = 2 * model.config.patch_size
     sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}

@@ -37,6 +37,7 @@ from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writin
 
 PLAIN = ("vit", LinGeneViTConfig.model_type)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
+READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")

@@ -23,6 +23,7 @@ from .configuration_lingene import LinGeneConfig, Size
 from .folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
+    READOUT_FILE,
     SIZE_PICTURES,
     check_folder,
     read_config,
@@ -35,7 +36,7 @@ from .saving_lingene import ensure_repo, push_bundle
 
 
 CARD_FILE = "README.md"
-SHOWN = (CONVERSION_FILE, CONVERSION_PICTURE, *SIZE_PICTURES)  # what a card speaks of
+SHOWN = (CONVERSION_FILE, CONVERSION_PICTURE, READOUT_FILE, *SIZE_PICTURES)  # of a bundle, beside its weights
 VERIFY = """
 import json, sys
 import torch

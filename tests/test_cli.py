@@ -532,7 +532,8 @@ def test_decompose_without_labels_ends_with_the_losses_of_its_sizes(lingene, mon
     assert (told.code, told.errors) == (0, [])
     shown = [float(line.split("|")[4]) for line in told.out.splitlines()[3:] if line.startswith("|")]
     assert shown == pytest.approx(sorted(row["feature_loss"] for row in rows))
-    assert "sweep" not in told.out and f"lingene push {tmp_path / 'out' / 'bundle'}" in told.out
+    bundle = tmp_path / "out" / "bundle"
+    assert f"lingene sweep {bundle}" in told.out and f"lingene push {bundle}" in told.out
 
 
 def test_a_process_that_is_not_the_main_one_reports_nothing(lingene, monkeypatch, tmp_path):

@@ -575,7 +575,7 @@ WRONG = {
     "a tolerance that is no number": ("B O transformers", {"tolerance": math.nan}, "`tolerance`"),
     "a folder that holds something": ("B P transformers", {}, "`out`"),
     "a file": ("B P/config.json transformers", {}, "`out`"),
-    "a plain model": ("P O transformers", {}, "`bundle`"),
+    "a size of a plain model": ("P O transformers", {"depth": 1}, "`depth`"),
     "no bundle": ("/absent/bundle O transformers", {}, "`bundle`"),
     "too many layers of selected ones": ("B O timm", {"depth": 7}, "`depth`"),
     "no layers": ("B O onnx", {"depth": 0}, "`depth`"),
@@ -755,13 +755,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_convert_says_what_was_kept_and_what_was_left_out(stock, encoder, tmp_path, capsys):
     """Without loss there is nothing to advise."""
-    for source, left_out in ((stock, 0), (encoder, 2)):
+    for source, left_out, what in ((stock, 0, "logit"), (encoder, 2, "class token")):
         out = tmp_path / source.parent.name
         code, printed, errors = lingene(capsys, "convert", source, "--out", out)
         report = read(out / "conversion.json")
         assert (code, errors, report["advice"]) == (0, [], None)
         assert "6 components of 6 layers, fit: exact\n" in printed
-        assert f"relative logit error on random images {report['relative_logit_error']:.2g}\n" in printed
+        assert f"relative {what} error on random images {report['relative_logit_error']:.2g}\n" in printed
         assert f"bundle   {out}\nnumbers  {out / 'conversion.json'}\n" in printed
         assert ("left out: 2 tensors" in printed) is (left_out == 2) and len(report["left_out"]) == left_out
         assert "lingene decompose" not in printed
@@ -835,8 +835,8 @@ def test_the_card_of_a_converted_bundle_names_its_source_and_its_error(stock, en
 def test_an_export_is_no_bundle_and_a_bundle_made_of_it_is(origin, written, tmp_path):
     """Files of transformers go round: a size of a bundle, plain, is a source of a bundle again."""
     folder = written(origin, "transformers")
-    with pytest.raises(ValueError, match="`bundle`"):
-        export(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="`depth` chooses a size of a bundle"):
+        export(folder, tmp_path / "out", depth=1)
     convert(str(folder), tmp_path / "again")
     values = helpers.images()
     with torch.no_grad():

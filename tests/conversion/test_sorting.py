@@ -23,9 +23,10 @@ from transformers import (
 )
 
 import helpers
-from modeling_lingene.conversion.convert import READOUT_FILE, convert, open_source
+from modeling_lingene.conversion.convert import convert, open_source
 from modeling_lingene.conversion.ordering import order_layers, sort_width
 from modeling_lingene.conversion.rotation import rotated, rotation, stream_moments, zero_sum_axes
+from modeling_lingene.folders import READOUT_FILE
 
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")

@@ -211,7 +211,8 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
         files = set(hub.snapshot("org/pruned")[1])
         card = hub.read("org/pruned", "README.md").decode()
-    code = {f"{name}_lingene.py" for name in ("vit", "configuration", "reading", "recompose")} | {"lingene_vit.py"}
+    code = {f"{name}_lingene.py" for name in ("vit", "configuration", "families", "reading", "recompose")}
+    code |= {"lingene_vit.py"}
     others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
     assert files - {".gitattributes"} == code | others
     assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
@@ -246,7 +247,7 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("size", "`depth` chooses a size of a bundle, and .* is a vit model"),
         ("nothing", "`model` .* cannot be read"),
         ("swin", "`model_type` 'swin' of .* is not one that converts: stages of several widths"),
-        ("registers", "register tokens cannot be expressed"),
+        ("registers", "is no plain ViT, whose parts alone are pruned: .*`embeddings.register_tokens`"),
         ("headless", "`model` .* has no classifier; fine-tune it"),
         ("classes", "`data` digits has 10 classes, and `model` .* has 7; fine-tune it on these images first"),
         ("order", "`model` .* has the classes of digits in another order"),

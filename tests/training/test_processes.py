@@ -80,6 +80,15 @@ def test_accumulated_parts_learn_what_one_batch_does(alone, tmp_path):
     assert difference(weights(alone), weights(tmp_path)) < 0.01
 
 
+def test_a_mask_token_that_nothing_reads_stops_nobody(tmp_path):
+    """Processes wait for the gradients of every parameter that they know of; a family's may lie idle."""
+    for processes in (1, 2):
+        launch(tmp_path / str(processes), processes, batch_size=8 // processes, mixup=0.8, family="dinov2")
+    one, other = (weights(tmp_path / count) for count in ("1", "2"))
+    assert difference(one, other) < 0.01
+    assert torch.allclose(one["classifier.patch_weight"], other["classifier.patch_weight"], atol=1e-3)
+
+
 def test_the_main_process_alone_prints_and_writes(two):
     """One bar, one result; a second one would tear the first."""
     out, done = two

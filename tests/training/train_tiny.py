@@ -1,7 +1,7 @@
 """A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '{...}'`.
 
-Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp, features} as JSON; the main process writes
-OUT/weights.safetensors.
+Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp, features, family} as JSON; the main process
+writes OUT/weights.safetensors.
 """
 
 import json
@@ -49,10 +49,11 @@ def main(
     ema: float = 0.0,
     fsdp: bool = False,
     features: bool = False,
+    family: str = "vit",
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config, parts = helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout), {}
+    config, parts = helpers.tiny_config(num_components=4, hidden_dropout_prob=dropout, family=family), {}
     decomposition = DecompositionSettings(schedule, totals=(1, 4))
     if features:
         model, todo, parts = without_labels(LinGeneModel(config), decomposition)
