@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..components_lingene import Classifier
+from ..families_lingene import FAMILIES
 from ..folders import read_config, read_processor
 from ..images.data import LabelledImages, image_processor
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
@@ -71,7 +72,7 @@ def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
         own = read_processor(os.path.expanduser(name))
     except OSError:
         return image_processor(size)
-    if model.config.stands_for.interpolates:
+    if getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates:  # a plain model's is a ViT's
         size = made_size(own.to_dict()) or size
     made = image_processor(size)
     made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample

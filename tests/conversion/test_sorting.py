@@ -131,7 +131,7 @@ def test_sorting_changes_nothing_at_full_width(tmp_path, photos, given):
     model, values = stock(**given), helpers.images(6)
     model.save_pretrained(tmp_path / "source")
     convert(str(tmp_path / "source"), tmp_path / "bundle", calibrate=str(photos), sort=True, widths=["1/2", "3/4"])
-    if model.config.num_labels == 7:
+    if hasattr(model, "classifier"):
         found = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle")(values).logits
         assert relative(found, model(values).logits) < 1e-5
         assert not (tmp_path / "bundle" / READOUT_FILE).exists()
