@@ -68,8 +68,16 @@ def test_the_model_is_itself_afterwards(family):
     assert far(inside, model(pixels((28, 35))).last_hidden_state) < 1e-5
 
 
-@pytest.mark.parametrize("to, kind", [("onnx", "encoder"), ("program", "classifier"), ("transformers", "classifier")])
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize(
+    "family, to, kind",
+    [
+        ("dinov2", "onnx", "classifier"),
+        ("dinov2", "transformers", "encoder"),
+        ("dinov2_with_registers", "program", "classifier"),
+        pytest.param("dinov2", "program", "encoder", marks=pytest.mark.slow),
+        pytest.param("dinov2_with_registers", "onnx", "encoder", marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_an_exported_model_takes_images_of_every_size(tmp_path, bundles, family, to, kind):
     """One file for all: other sizes, other shapes, the grid's own, and other batches."""

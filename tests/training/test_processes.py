@@ -121,7 +121,7 @@ def test_sharded_at_the_root_two_processes_learn_the_same_and_go_on_bit_by_bit(a
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("schedule", ["incremental", "elastic"])
+@pytest.mark.parametrize("schedule", ["incremental", pytest.param("elastic", marks=pytest.mark.slow)])
 def test_without_labels_two_processes_learn_what_one_does(tmp_path, schedule):
     """Teacher, heads, and the masks, which are an image's own wherever it is; the held-out loss is one mean."""
     launch(tmp_path / "one", 1, schedule=schedule, features=True)
