@@ -470,7 +470,7 @@ def push(bundle: Path, repo: str, private: bool | None, revision: str | None, su
     from .hub import push as run
     from .lingene_vit import LinGeneViTConfig
 
-    if model_type_of(bundle) == LinGeneViTConfig.model_type:
+    if bundle.is_dir() and model_type_of(bundle) == LinGeneViTConfig.model_type:
         from .pruning.card import push_pruned
 
         if subfolder:

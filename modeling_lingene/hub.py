@@ -42,16 +42,17 @@ import json, sys
 import torch
 import transformers
 
-name, auto_class, kwargs = json.loads(sys.argv[1])
+auto_class, places = json.loads(sys.argv[1])
 sys.modules["modeling_lingene"] = None  # as on a machine without the package: the code comes from the repository
-model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True, **kwargs)
-size = model.config.image_size
-height, width = (size, size) if isinstance(size, int) else size
-pixels = torch.linspace(-1, 1, model.config.num_channels * height * width).view(1, -1, height, width)
-with torch.no_grad():
-    output = model(pixels.to(model.dtype))
-    values = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
-    print(json.dumps(values.float().flatten().tolist()))
+for name, kwargs in places:
+    model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True, **kwargs)
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.linspace(-1, 1, model.config.num_channels * height * width).view(1, -1, height, width)
+    with torch.no_grad():
+        output = model(pixels.to(model.dtype))
+        values = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
+        print(json.dumps(values.float().flatten().tolist()), flush=True)
 """
 
 
@@ -224,18 +225,19 @@ def verify(folder: str, repo_id: str, place: dict[str, str], size: Size, head: b
 
 
 def verify_loads(auto_class: str, here: tuple[str, dict], there: tuple[str, dict]) -> None:
-    """Compare what a folder and the repository it was pushed to give, each in a process without this package.
+    """Compare what a folder and the repository it was pushed to give, in a process without this package.
 
     Args:
         here, there: name and keywords of `from_pretrained`.
     """
-    (folder, _), (repo_id, _), logits = here, there, []
-    for name, kwargs in (here, there):
-        command = [sys.executable, "-c", VERIFY, json.dumps([name, auto_class, kwargs])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{name} does not load in a clean process:\n{done.stderr[-2000:]}")
-        logits.append(torch.tensor(json.loads(done.stdout.splitlines()[-1])))
+    (folder, _), (repo_id, _) = here, there
+    command = [sys.executable, "-c", VERIFY, json.dumps([auto_class, (here, there)])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    if done.returncode != 0:
+        name = repo_id if lines else folder
+        raise RuntimeError(f"{name} does not load in a clean process:\n{done.stderr[-2000:]}")
+    logits = [torch.tensor(json.loads(line)) for line in lines]
     if not torch.allclose(*logits, rtol=1e-5, atol=1e-5):
         difference = (logits[0] - logits[1]).abs().max().item()
         raise RuntimeError(f"{repo_id} was pushed, but its logits differ from {folder}'s by up to {difference:.3g}.")
