@@ -1,6 +1,6 @@
 """Laws of runs on several processes, with gloo on a CPU: what is learned does not depend on how a step is divided.
 
-Each case is `train_tiny.py` under torchrun: a tiny bundle, a dozen steps of eight images, crop, flip and mixing.
+Runs are those of `train_tiny.py`, under torchrun: a tiny bundle, a dozen steps of eight images, crop, flip and mixing.
 
     pytest tests/training/test_processes.py
 """
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,21 +21,28 @@ pytest.importorskip("torchvision")  # mixes the images
 
 TESTS = str(Path(__file__).parents[1])
 SCRIPT = Path(__file__).parent / "train_tiny.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
+ALL_STEPS = 12  # of a run that goes through
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, and Adam
 # makes full steps of it.
 ROUNDING = "key.bias"
 
 
-def launch(out: Path, processes: int, **options) -> subprocess.CompletedProcess:
-    """One run; `options` as train_tiny.py takes them."""
-    out.mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), json.dumps({"out": str(out), **options})]
+def launch(folder: Path, processes: int, runs: dict[str, dict]) -> SimpleNamespace:
+    """Runs by name, as train_tiny.py takes them, one after the other in the same processes.
+
+    A run whose name begins with that of another one, then a blank, goes on in its folder.
+    """
+    cases = [{"out": str(folder / name.split()[0]), **options} for name, options in runs.items()]
+    for case in cases:
+        Path(case["out"]).mkdir(exist_ok=True)
+    command = [sys.executable, str(SCRIPT), json.dumps(cases)]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    said = [line.split() for line in done.stdout.splitlines() if line.startswith(("done", "stopped"))]
+    return SimpleNamespace(folder=folder, said=[(end, name, int(steps)) for end, name, steps in said], **vars(done))
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -52,117 +60,122 @@ def difference(one: dict, other: dict) -> float:
     return apart / moved
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("alone")
-    launch(out, 1, mixup=0.8)
-    return out
+def alike(one: Path, other: Path) -> bool:
+    """Bit by bit."""
+    weights_of_one, weights_of_other = weights(one), weights(other)
+    return all(torch.equal(weights_of_one[name], weights_of_other[name]) for name in weights_of_one)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    out = tmp_path_factory.mktemp("two")
-    return out, launch(out, 2, batch_size=4, mixup=0.8)
+def one(tmp_path_factory) -> Path:
+    """What one process learns, by the name of the run."""
+    runs = {
+        "mixed": {"mixup": 0.8},
+        "accumulated": {"batch_size": 4, "accumulation": 2, "mixup": 0.8},
+        "dinov2": {"mixup": 0.8, "family": "dinov2"},
+        "features": {"features": True},
+    }
+    return launch(tmp_path_factory.mktemp("one"), 1, runs).folder
 
 
-def test_two_processes_learn_what_one_does_with_their_batches_together(alone, two):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> SimpleNamespace:
+    """The same of two processes; some are asked to stop and go on."""
+    half = {"batch_size": 4, "mixup": 0.8}
+    runs = {
+        "mixed": half,
+        "stopped": {**half, "stop_at": 4},
+        "stopped again": half,
+        "dinov2": {**half, "family": "dinov2"},
+        "features": {"batch_size": 4, "features": True},
+        "sharded": {**half, "fsdp": True},
+        "parted": {**half, "fsdp": True, "stop_at": 9},
+        "parted again": {**half, "fsdp": True},
+    }
+    return launch(tmp_path_factory.mktemp("two"), 2, runs)
+
+
+def test_two_processes_learn_what_one_does_with_their_batches_together(one, two):
     """Order, crops, flips, mixing partners and the mean of the gradients; the steps moved weights by far more."""
-    assert difference(weights(alone), weights(two[0])) < 0.01
-    one, other = (json.loads((out / "history.json").read_text()) for out in (alone, two[0]))
-    assert [row["accuracy"] for row in one] == [row["accuracy"] for row in other]
-    for row, twin in zip(one, other):
+    assert difference(weights(one / "mixed"), weights(two.folder / "mixed")) < 0.01
+    rows, twins = (json.loads((folder / "mixed" / "history.json").read_text()) for folder in (one, two.folder))
+    assert [row["accuracy"] for row in rows] == [row["accuracy"] for row in twins]
+    for row, twin in zip(rows, twins, strict=True):
         assert row["loss"] == pytest.approx(twin["loss"], abs=1e-4)
 
 
-def test_accumulated_parts_learn_what_one_batch_does(alone, tmp_path):
+def test_accumulated_parts_learn_what_one_batch_does(one):
     """The same law within one process."""
-    launch(tmp_path, 1, batch_size=4, accumulation=2, mixup=0.8)
-    assert difference(weights(alone), weights(tmp_path)) < 0.01
+    assert difference(weights(one / "mixed"), weights(one / "accumulated")) < 0.01
 
 
-def test_a_mask_token_that_nothing_reads_stops_nobody(tmp_path):
+def test_a_mask_token_that_nothing_reads_stops_nobody(one, two):
     """Processes wait for the gradients of every parameter that they know of; a family's may lie idle."""
-    for processes in (1, 2):
-        launch(tmp_path / str(processes), processes, batch_size=8 // processes, mixup=0.8, family="dinov2")
-    one, other = (weights(tmp_path / count) for count in ("1", "2"))
-    assert difference(one, other) < 0.01
-    assert torch.allclose(one["classifier.patch_weight"], other["classifier.patch_weight"], atol=1e-3)
+    alone, both = weights(one / "dinov2"), weights(two.folder / "dinov2")
+    assert difference(alone, both) < 0.01
+    assert torch.allclose(alone["classifier.patch_weight"], both["classifier.patch_weight"], atol=1e-3)
 
 
 def test_the_main_process_alone_prints_and_writes(two):
     """One bar, one result; a second one would tear the first."""
-    out, done = two
-    assert done.stdout.count("done") == 1
-    assert (out / "best.txt").read_text().split()[0] == "0"
-    assert done.stderr.count("training:   0%") == 1
+    ends = [name for end, name, _ in two.said if end == "done"]
+    assert len(ends) == len(set(ends)) == 6
+    assert (two.folder / "mixed" / "best.txt").read_text().split()[0] == "0"
+    assert two.stderr.count("training:   0%") == 6  # what goes on begins later
 
 
-def test_two_processes_that_are_asked_to_stop_go_on_bit_by_bit(two, tmp_path):
+def test_two_processes_that_are_asked_to_stop_go_on_bit_by_bit(two):
     """They agree on the step, write one checkpoint together, and end with the weights of the run that went through."""
-    stopped = launch(tmp_path, 2, batch_size=4, mixup=0.8, stop_at=4)
-    assert stopped.stdout.count("stopped") == 2 and not (tmp_path / "weights.safetensors").exists()
-    resumed = launch(tmp_path, 2, batch_size=4, mixup=0.8)
-    steps = int(resumed.stdout.split("done")[1].split()[0])
-    assert 0 < steps < 12
-    one, other = weights(two[0]), weights(tmp_path)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    stops = [steps for end, name, steps in two.said if (end, name) == ("stopped", "stopped")]
+    (rest,) = [steps for end, name, steps in two.said if (end, name) == ("done", "stopped")]
+    assert len(stops) == 2 and stops[0] == stops[1] and stops[0] + rest == ALL_STEPS and 0 < rest < ALL_STEPS
+    assert alike(two.folder / "mixed", two.folder / "stopped")
 
 
-def test_sharded_at_the_root_two_processes_learn_the_same_and_go_on_bit_by_bit(alone, tmp_path):
+def test_sharded_at_the_root_two_processes_learn_the_same_and_go_on_bit_by_bit(one, two):
     """FSDP2: parts of the model are read, not called, so that only the root may be a unit. Some tensors have fewer
     rows than there are processes: their optimiser state must come back too."""
-    through, parted = tmp_path / "through", tmp_path / "parted"
-    launch(through, 2, batch_size=4, mixup=0.8, fsdp=True)
-    assert difference(weights(alone), weights(through)) < 0.01
-    launch(parted, 2, batch_size=4, mixup=0.8, fsdp=True, stop_at=9)
-    assert not (parted / "weights.safetensors").exists()
-    launch(parted, 2, batch_size=4, mixup=0.8, fsdp=True)
-    one, other = weights(through), weights(parted)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert difference(weights(one / "mixed"), weights(two.folder / "sharded")) < 0.01
+    stops = [steps for end, name, steps in two.said if (end, name) == ("stopped", "parted")]
+    assert len(stops) == 2 and max(stops) < ALL_STEPS
+    assert alike(two.folder / "sharded", two.folder / "parted")
 
 
-@pytest.mark.parametrize("schedule", ["incremental", pytest.param("elastic", marks=pytest.mark.slow)])
-def test_without_labels_two_processes_learn_what_one_does(tmp_path, schedule):
+def check_without_labels(one: Path, two: Path) -> None:
     """Teacher, heads, and the masks, which are an image's own wherever it is; the held-out loss is one mean."""
-    launch(tmp_path / "one", 1, schedule=schedule, features=True)
-    launch(tmp_path / "two", 2, schedule=schedule, features=True, batch_size=4)
-    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert difference(one, other) < 0.01
+    alone, both = weights(one), weights(two)
+    assert difference(alone, both) < 0.01
     torch.testing.assert_close(
-        one["heads.masked.linear.weight"], other["heads.masked.linear.weight"], atol=1e-3, rtol=0
+        alone["heads.masked.linear.weight"], both["heads.masked.linear.weight"], atol=1e-3, rtol=0
     )
-    rows, twins = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
-    for row, twin in zip(rows, twins):
+    rows, twins = (json.loads((folder / "history.json").read_text()) for folder in (one, two))
+    for row, twin in zip(rows, twins, strict=True):
         for name in ("loss", "feature_loss"):  # rounding, which a later phase at this rate enlarges
             assert row[name] == pytest.approx(twin[name], rel=1e-5 if row["epoch"] == 1 and row is rows[0] else 2e-3)
 
 
+def test_without_labels_two_processes_learn_what_one_does(one, two):
+    check_without_labels(one / "features", two.folder / "features")
+
+
 @pytest.mark.slow
-def test_steps_that_leave_components_out_reduce_their_gradients_on_two_processes(tmp_path):
-    """The elastic schedule draws the same number of components on every process."""
-    launch(tmp_path / "one", 1, schedule="elastic")
-    launch(tmp_path / "two", 2, schedule="elastic", batch_size=4)
-    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in one if not name.endswith(ROUNDING))
+def test_the_elastic_schedule_on_two_processes(tmp_path):
+    """Every process draws the same number of components, and what a step leaves out has gradients to reduce."""
+    for folder, processes, size in ((tmp_path / "one", 1, 8), (tmp_path / "two", 2, 4)):
+        folder.mkdir()
+        elastic = {"schedule": "elastic", "batch_size": size}
+        launch(folder, processes, {"labels": elastic, "features": {**elastic, "features": True}})
+    alone, both = (weights(tmp_path / name / "labels") for name in ("one", "two"))
+    assert all(torch.allclose(alone[name], both[name], atol=2e-3) for name in alone if not name.endswith(ROUNDING))
+    check_without_labels(tmp_path / "one" / "features", tmp_path / "two" / "features")
 
 
 def test_what_the_main_process_refuses_is_told_once_and_ends_all(tmp_path):
     """The others would wait for ever, or repeat the line."""
     (tmp_path / "notes.txt").write_text("mine")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [
-        "-m",
-        "modeling_lingene.cli",
-        "decompose",
-        "--data",
-        "digits",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command += "-m modeling_lingene.cli decompose --data digits --device cpu --out".split() + [str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("lingene decompose: `out`") == 1 and "is not empty" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,7 +1,8 @@
-"""A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '{...}'`.
+"""A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '[{...}]'`.
 
-Takes {out, schedule, batch_size, accumulation, mixup, stop_at, fsdp, features, family} as JSON; the main process
-writes OUT/weights.safetensors.
+Takes runs, one after the other (an import takes longer than all of them), as {out, schedule, batch_size, accumulation,
+mixup, stop_at, fsdp, features, family} in JSON. Every process says how each ended, and after how many steps; the main
+one writes OUT/weights.safetensors.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 import helpers
@@ -91,14 +93,20 @@ def main(
     try:
         history = loop.fit(todo)
     except Interrupted:
-        print("stopped", flush=True)
-        return
+        return say(out, "stopped", len(steps))
     state = {name.removeprefix("encoder."): tensor for name, tensor in loop.full_state().items()}
     if loop.is_main:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(out) / "weights.safetensors")
         (Path(out) / "history.json").write_text(json.dumps(history))
-        print("done", len(steps), flush=True)
+        say(out, "done", len(steps))
+
+
+def say(out: str, end: str, steps: int) -> None:
+    """A line that another process cannot tear."""
+    os.write(1, f"{end} {Path(out).name} {steps}\n".encode())
 
 
 if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
+    for case in json.loads(sys.argv[1]):
+        AcceleratorState._reset_state()  # which another run made; the group of processes stays
+        main(**case)
