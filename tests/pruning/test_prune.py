@@ -89,7 +89,7 @@ def test_tuning_trains_every_parameter_of_what_was_chosen(done):
     assert epoch["phase"] == "tuning" and 0 <= epoch["accuracy"] <= 1
 
 
-STAGES = ["write_network", "plot_layers", "_tuned", "_publish"]
+STAGES = ["write_network", pytest.param("plot_layers", marks=pytest.mark.slow), "_tuned", "_publish"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

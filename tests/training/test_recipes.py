@@ -171,7 +171,7 @@ def test_a_run_stopped_while_measuring_goes_on_without_a_step(run, unfinished, u
     assert read(unfinished / "results.json") == read(run.out / "results.json")
 
 
-@pytest.mark.parametrize("written", [[], ["model.safetensors"]])
+@pytest.mark.parametrize("written", [pytest.param([], marks=pytest.mark.slow), ["model.safetensors"]])
 def test_a_run_stopped_in_its_first_save_goes_on(run, unmeasured, tmp_path, monkeypatch, written):
     """The folder then holds a part of a checkpoint and nothing else; it must not pass for somebody else's."""
 
@@ -271,7 +271,7 @@ def tiny_recipe(data: Path, **changes) -> recipes.Recipe:
     return recipes.Recipe(**{"data": str(data), "model": model, "training": settings, **changes})
 
 
-@pytest.mark.parametrize("schedule", ["incremental", "simultaneous", "elastic"])
+@pytest.mark.parametrize("schedule", ["incremental", pytest.param("simultaneous", marks=pytest.mark.slow), "elastic"])
 def test_every_schedule_gives_a_bundle_with_every_prefix_measured_at_every_trained_depth(folders, tmp_path, schedule):
     """From a folder of pictures to a folder that can be pushed, the class names with it."""
     chosen = recipes.DecompositionSettings(schedule, totals=(1, 3), depths=(2,))
