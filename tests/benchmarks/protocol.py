@@ -430,14 +430,18 @@ def slug(name: str) -> str:
 
 
 def write_parts(data: str, scale: Scale, folder: Path) -> None:
-    """The parts of the protocol as a set of their own: encoded pictures, as they are."""
-    datasets = require("datasets")
+    """The parts of the protocol as a set of their own."""
     train, test = load_images(data, "train"), load_images(data, "test")
     rest, validation = split_off(train, scale.images[1] / len(train), seed=0)
     if scale.images[0] < len(rest):
         _, rest = split_off(rest, scale.images[0] / len(rest), seed=1)
+    write_set({"train": rest, "validation": validation, "test": test}, folder)
+
+
+def write_set(parts: dict[str, LabelledImages], folder: Path) -> None:
+    """Parts as a set of parquet files, by name: encoded pictures, as they are; and how many of each."""
+    datasets, train = require("datasets"), parts["train"]
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"train": rest, "validation": validation, "test": test}
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in train.class_names])}
     )
