@@ -28,9 +28,9 @@ from ..folders import (
     check_empty,
     complete_or_absent,
     is_plain,
+    processor_or_none,
     publish_model,
     read_config,
-    read_processor,
     write_json,
 )
 from ..images.data import require
@@ -205,11 +205,9 @@ def _differences(
 
 def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
     """The bundle's preprocessing, beside the model; None where it has none."""
-    try:
-        processor = read_processor(bundle, **hub)
-    except OSError:
-        return None
-    processor.save_pretrained(folder)
+    processor = processor_or_none(bundle, **hub)
+    if processor is not None:
+        processor.save_pretrained(folder)
     return processor
 
 

@@ -308,8 +308,8 @@ def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | Non
 @command("write one size of a bundle as a plain model folder", BUNDLE, REVISION, OUT, SIZE)
 def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     from .bundle_lingene import Bundle
-    from .folders import check_empty, publish_model, read_config
-    from .measuring.metrics import count_macs, count_parameters
+    from .folders import check_empty, processor_or_none, publish_model, read_config
+    from .measuring.metrics import count_macs, count_parameters, seen_size
     from .measuring.tables import readable
     from .modeling_lingene import LinGeneForImageClassification, LinGeneModel
     from .progress import quiet_loading
@@ -321,7 +321,8 @@ def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
         model_class = LinGeneForImageClassification if head else LinGeneModel
         model = model_class.from_pretrained(bundle, **_given(size), **hub)
     publish_model(model, bundle, out, **hub)
-    params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head))
+    seen = seen_size(model.config, processor_or_none(bundle, **hub))
+    params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head, seen))
     print(f"{out}: ViT of {model.config.num_hidden_layers} layers, {params} parameters, {macs} MACs")
 
 

@@ -135,6 +135,13 @@ def read_processor(name: str | os.PathLike, **hub) -> Any:
         raise ValueError(f"{where} give no image processor: {' '.join(str(error).split())}; {AGAIN}.") from None
 
 
+def processor_or_none(name: str | os.PathLike, **hub) -> Any:
+    """`read_processor`, and None where there is none."""
+    with suppress(OSError):
+        return read_processor(name, **hub)
+    return None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no half-written one is ever seen."""
     with writing(path):

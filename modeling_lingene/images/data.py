@@ -174,6 +174,14 @@ def check_labels(images: LabelledImages, num_labels: int) -> None:
         )
 
 
+def made_size(said: dict) -> tuple[int, int] | None:
+    """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say."""
+    size = (said.get("crop_size") if said.get("do_center_crop") else said.get("size")) or {}
+    if "shortest_edge" in size:
+        return size["shortest_edge"], size["shortest_edge"]
+    return (size["height"], size["width"]) if size.get("height") else None
+
+
 def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) -> Any:
     """The preprocessing that is saved beside a bundle: RGB, resize to (h, w), rescale to 0..1, then (x - 0.5) / 0.5.
 

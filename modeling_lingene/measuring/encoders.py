@@ -35,6 +35,7 @@ def measured_by(
     known: dict[str, dict] | None = None,
     keep: Callable[[dict], None] = lambda found: None,
     progress: bool = True,
+    image_size: tuple[int, int] | None = None,
 ) -> dict[str, dict]:
     """Measures, parameters and latency of every size, by its name.
 
@@ -50,7 +51,7 @@ def measured_by(
         if "measures" not in one:
             one |= {"params": count_parameters(model), "measures": stick.measure(model, bar.update)}
         if latency:
-            one["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
+            one["latency_ms"] = round(latency_ms(model, threads=threads, image_size=image_size)["median"], 4)
             one["device"] = device_name(device, threads)
         return one
 

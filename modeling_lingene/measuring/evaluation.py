@@ -10,7 +10,7 @@ from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
 from .features import load_encoder
-from .metrics import check_device, count_parameters, measure
+from .metrics import check_device, count_parameters, measure, seen_size
 from .yardsticks import Sets, Yardstick, check_sets, default_metrics, has_classifier, open_sets, yardstick
 
 
@@ -84,6 +84,7 @@ def evaluate_model(
         device=device,
         progress=True,
         head=head,
+        image_size=seen_size(model.config, processor),
         measures=None if stick is None else _measures(stick, model.to(device).eval()),
     )
 

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from transformers import AutoModel, AutoModelForImageClassification, PretrainedC
 
 from ..budget_lingene import device_name
 from ..configuration_lingene import LinGeneConfig
+from ..families_lingene import FAMILIES
+from ..images.data import made_size
 from ..progress import progress_bar
 from .features import no_pooler
 
@@ -28,7 +31,19 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(config: PretrainedConfig, head: bool = True) -> int:
+def seen_size(config: PretrainedConfig, processor: Any = None) -> tuple[int, int]:
+    """(height, width) in pixels of the images that a model gets.
+
+    Args:
+        config: of the model, or of a bundle. It says how large images are, but for a family that takes any size:
+        processor: the model's own preprocessing, which decides there; None where there is none.
+    """
+    family = getattr(config, "stands_for", FAMILIES.get(config.model_type, FAMILIES["vit"]))
+    made = made_size(processor.to_dict()) if family.interpolates and processor is not None else None
+    return made or height_and_width(config)
+
+
+def count_macs(config: PretrainedConfig, head: bool = True, image_size: tuple[int, int] | None = None) -> int:
     """The multiply-accumulates of one image through the stock model of this config.
 
     Counts every matrix product, those of attention, the patch embedding and the head included, with torch's FLOP
@@ -39,6 +54,7 @@ def count_macs(config: PretrainedConfig, head: bool = True) -> int:
     Args:
         config: of the model; its attention implementation does not matter.
         head: with the classifier; without it also without a pooler.
+        image_size: (height, width) of the image, see `seen_size`; None: what the config says.
 
     Returns:
         MACs of one image: floating point operations / 2.
@@ -49,7 +65,7 @@ def count_macs(config: PretrainedConfig, head: bool = True) -> int:
     with torch.device("meta"):
         auto_class, without = (AutoModelForImageClassification, {}) if head else (AutoModel, no_pooler(config))
         model = auto_class.from_config(config, attn_implementation="eager", **without).eval()
-        height, width = height_and_width(config)
+        height, width = image_size or height_and_width(config)
         pixel_values = torch.empty(1, config.num_channels, height, width, dtype=model.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pixel_values)
@@ -103,6 +119,7 @@ def latency_ms(
     min_run_time: float = 0.5,
     threads: int | None = None,
     batch_size: int = 1,
+    image_size: tuple[int, int] | None = None,
 ) -> dict[str, float | int]:
     """The time of one forward pass, where the model is.
 
@@ -110,7 +127,8 @@ def latency_ms(
 
     Args:
         model: as for `accuracy`.
-        pixel_values: (b, C, h, w); None: `batch_size` images of the size that the model's config says.
+        pixel_values: (b, C, h, w); None: `batch_size` images of `image_size`, or of the size that the model's config
+            says.
         min_run_time: seconds to measure for, after the warm-up; at least 10 passes are timed.
         threads: on the CPU; None: as many as torch uses.
 
@@ -119,7 +137,9 @@ def latency_ms(
     """
     weight = _floating_parameter(model)
     if pixel_values is None:
-        pixel_values = torch.zeros(batch_size, model.config.num_channels, *height_and_width(model.config))
+        pixel_values = torch.zeros(
+            batch_size, model.config.num_channels, *image_size or height_and_width(model.config)
+        )
     threads = threads or torch.get_num_threads()
     timer = Timer(
         "model(pixel_values=pixel_values)",
@@ -153,6 +173,7 @@ def measure(
     progress: bool = False,
     head: bool = True,
     measures: dict[str, float | str] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> dict[str, int | float | str]:
     """One row of `sizes.json`.
 
@@ -166,6 +187,7 @@ def measure(
         device, progress: as for `accuracy`.
         head: whether it has a classifier.
         measures: fields that were measured in place of the accuracy.
+        image_size: (height, width) at which MACs are counted and the image is timed, as for `count_macs`.
 
     Returns:
         depth, width_ratio (a fraction string), num_components, params and macs of the ViT (both with its head, one
@@ -186,13 +208,13 @@ def measure(
         "num_components": num_components,
         "params": count_parameters(model),
         "stored_params": stored_params,
-        "macs": count_macs(config, head),
+        "macs": count_macs(config, head, image_size),
         **(measures or {"accuracy": round(accuracy(model, batches, device, progress)[0], 6)}),
         "split": split,
         "dataset": dataset,
     }
     if latency:
-        row["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
+        row["latency_ms"] = round(latency_ms(model, threads=threads, image_size=image_size)["median"], 4)
         row["device"] = device_name(_floating_parameter(model).device, threads)
     return row
 

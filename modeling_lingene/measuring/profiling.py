@@ -15,11 +15,11 @@ from transformers.utils import logging
 from ..budget_lingene import device_name
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import check_count
-from ..folders import check_folder, is_plain, read_config, write_json
+from ..folders import check_folder, is_plain, processor_or_none, read_config, write_json
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size
 from .grids import grid_sizes
-from .metrics import check_device, latency_ms
+from .metrics import check_device, latency_ms, seen_size
 from .tables import aligned_table
 
 
@@ -83,7 +83,7 @@ def profile(
             shape = (size.depth, size.width_ratio)  # components change nothing of a materialised model's speed
             if shape not in timed:
                 model = load_size(bundle, size, held.has_head, dtype=getattr(torch, dtype))
-                timed[shape] = _timings(model, device, threads, compiled, batch_size)
+                timed[shape] = _timings(bundle, model, device, threads, compiled, batch_size)
             named = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
             rows.append(named | {"device": label} | timed[shape])
     if not known:
@@ -103,7 +103,7 @@ def _profiled_alone(name: str | os.PathLike, label: str, how: tuple, out: str | 
     device, threads, dtype, compiled, batch_size = how
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, dtype=getattr(torch, dtype))
-        timings = _timings(model, device, threads, compiled, batch_size)
+        timings = _timings(name, model, device, threads, compiled, batch_size)
     depth = model.config.num_hidden_layers
     rows = [{"depth": depth, "width_ratio": "1", "num_components": None, "device": label, **timings}]
     if out is not None:
@@ -111,11 +111,15 @@ def _profiled_alone(name: str | os.PathLike, label: str, how: tuple, out: str | 
     return rows
 
 
-def _timings(model: nn.Module, device: str, threads: int | None, compiled: bool, batch_size: int) -> dict[str, float]:
+def _timings(
+    name: str | os.PathLike, model: nn.Module, device: str, threads: int | None, compiled: bool, batch_size: int
+) -> dict[str, float]:
+    """Of a model with images as the preprocessing beside it, if there is any, makes them."""
+    seen = seen_size(model.config, processor_or_none(name))
     model = model.to(device).eval()
     called = torch.compile(model) if compiled else model
-    one = latency_ms(called, threads=threads)
-    many = latency_ms(called, threads=threads, batch_size=batch_size)
+    one = latency_ms(called, threads=threads, image_size=seen)
+    many = latency_ms(called, threads=threads, batch_size=batch_size, image_size=seen)
     return {
         "latency_ms": round(one["median"], 4),
         "iqr_ms": round(one["iqr"], 4),

@@ -38,6 +38,7 @@ from .metrics import (
     count_right,
     height_and_width,
     latency_ms,
+    seen_size,
 )
 from .plots import plot_heat, plot_sizes
 from .yardsticks import Sets, check_sets, default_metrics, fingerprint, open_sets, yardstick
@@ -118,7 +119,7 @@ def sweep(
     )
     if not main:
         return []
-    rows = _rows(config, sizes, found, images, held.has_head)
+    rows = _rows(config, sizes, found, images, held.has_head, way.image_size)
     whole = _merged(held.measured() if folder == Path(bundle) else _rows_in(folder, held.weights_id), rows)
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
@@ -155,16 +156,18 @@ class _Way:
         device: str,
     ):
         self.bundle, self.head, self.sets, self.device, self.stick = bundle, head, sets, device, None
+        config = LinGeneConfig.from_pretrained(bundle)
+        self.image_size = seen_size(config, processor)
         if sets.metrics == ("accuracy",):
             if reference is not None:
                 raise ValueError("`reference` is whom the cosine compares with; `metric` is accuracy.")
             self.batches = batches(sets.images, processor, batch_size)
         else:
-            size = LinGeneConfig.from_pretrained(bundle).hidden_size
-            self.stick = yardstick(bundle, size, sets, processor, batch_size, reference, device)
+            self.stick = yardstick(bundle, config.hidden_size, sets, processor, batch_size, reference, device)
 
     def measured(self, sizes: Sequence[Size], **options) -> dict[str, dict]:
         """What is found of every size, by its name."""
+        options["image_size"] = self.image_size
         if self.stick is None:
             return measured(self.bundle, self.batches, sizes, device=self.device, **options)
         return measured_by(self.stick, self.bundle, sizes, head=self.head, device=self.device, **options)
@@ -221,7 +224,8 @@ def measure_sizes(
     sets = Sets(default_metrics(metric, head, train), held.images, train)
     check_sets(sets, bundle, head)
     way = _Way(bundle, head, sets, held.processor, held.batch_size, reference, device or "cpu")
-    return _rows(config, sizes, way.measured(sizes, threads=threads, progress=progress), held.images, head)
+    found = way.measured(sizes, threads=threads, progress=progress)
+    return _rows(config, sizes, found, held.images, head, way.image_size)
 
 
 def measured(
@@ -236,6 +240,7 @@ def measured(
     known: dict[str, dict] | None = None,
     keep: Callable[[dict], None] = lambda found: None,
     progress: bool = True,
+    image_size: tuple[int, int] | None = None,
 ) -> dict[str, dict]:
     """Right answers, images, parameters and latency of every size, by its name.
 
@@ -244,10 +249,11 @@ def measured(
         process: which of how many; each takes its share of the images, and all call this alike.
         known: what an earlier call found before it was interrupted.
         keep: called with everything found so far after every size.
+        image_size: of the image that is timed, as for `latency_ms`.
     """
     found = {name: dict(one) for name, one in (known or {}).items()}
     config = LinGeneConfig.from_pretrained(bundle)
-    window = max(1, HELD_BYTES // (4 * config.num_channels * prod(height_and_width(config))))
+    window = max(1, HELD_BYTES // (4 * config.num_channels * prod(image_size or height_and_width(config))))
     mine = range(process[0], len(held.images), process[1])
     bar = progress_bar(total=len(sizes) * len(mine), desc="measuring", unit="image", shown=progress)
     with quiet_loading(), bar:
@@ -268,7 +274,7 @@ def measured(
                     one["right"], one["images"] = one["right"] + right, one["images"] + images
                     one["parts"], one["params"] = number + 1, count_parameters(model)
                 if not timed:
-                    one["latency_ms"] = round(latency_ms(model, threads=threads)["median"], 4)
+                    one["latency_ms"] = round(latency_ms(model, threads=threads, image_size=image_size)["median"], 4)
                     one["device"] = device_name(device, threads)
                 if not (counted and timed):
                     keep(found)
@@ -276,10 +282,17 @@ def measured(
     return found
 
 
-def _rows(config: LinGeneConfig, sizes: Sequence[Size], found: dict, images: LabelledImages, head: bool) -> list[dict]:
+def _rows(
+    config: LinGeneConfig,
+    sizes: Sequence[Size],
+    found: dict,
+    images: LabelledImages,
+    head: bool,
+    image_size: tuple[int, int],
+) -> list[dict]:
     @functools.cache
     def macs(depth: int, width: Fraction) -> int:  # components do not change them
-        return count_macs(config.vit_config(config.size(depth, width)), head)
+        return count_macs(config.vit_config(config.size(depth, width)), head, image_size)
 
     rows = []
     for size in sizes:

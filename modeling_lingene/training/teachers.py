@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageClassification
 
 from ..folders import read_processor
-from ..images.data import require
+from ..images.data import made_size, require
 from ..images.loaders import Layout, MemoryImages, PictureImages
 
 
@@ -172,14 +172,6 @@ def _preprocessing(name: str, said: dict) -> tuple:
     scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
     mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
     return made_size(said), [value / scale for value in mean], [value / scale for value in std]
-
-
-def made_size(said: dict) -> tuple[int, int] | None:
-    """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say."""
-    size = (said.get("crop_size") if said.get("do_center_crop") else said.get("size")) or {}
-    if "shortest_edge" in size:
-        return size["shortest_edge"], size["shortest_edge"]
-    return (size["height"], size["width"]) if size.get("height") else None
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from ..images.data import image_processor, split_off
 from ..images.loaders import training_images
 from ..images.pictures import load_pictures
 from ..measuring.features import no_pooler
-from ..measuring.metrics import count_macs, count_parameters
+from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_lingene import LinGeneModel
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 from .features import FEATURE_LOSS, FeatureStudent, feature_metric
@@ -116,6 +116,7 @@ def feature_rows(loop: TrainingLoop, start: UnlabelledStart, sizes: list[tuple])
         sizes: (depth, width ratio, components).
     """
     config, held, rows = start.model.config, start.held_out.images, []
+    seen = seen_size(config, start.source.processor)
     for depth, width, count in sizes:
         size, asked = config.size(depth, width, count), {"depth": depth, "num_components": count}
         value = loop.evaluate(**asked, width_ratio=width)
@@ -123,6 +124,9 @@ def feature_rows(loop: TrainingLoop, start: UnlabelledStart, sizes: list[tuple])
         with torch.device("meta"):
             params = count_parameters(AutoModel.from_config(shape, **no_pooler(shape)))
         row = {"depth": depth, "width_ratio": str(size.width_ratio), "num_components": count, "params": params}
-        row |= {"stored_params": config.stored_params(size, head=False), "macs": count_macs(shape, head=False)}
+        row |= {
+            "stored_params": config.stored_params(size, head=False),
+            "macs": count_macs(shape, head=False, image_size=seen),
+        }
         rows.append(row | {FEATURE_LOSS: round(value, 6), "split": held.split, "dataset": held.name})
     return rows

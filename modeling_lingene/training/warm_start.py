@@ -10,12 +10,11 @@ from torch import nn
 
 from ..components_lingene import Classifier
 from ..families_lingene import FAMILIES
-from ..folders import read_config, read_processor
-from ..images.data import LabelledImages, image_processor
+from ..folders import processor_or_none, read_config
+from ..images.data import LabelledImages, image_processor, made_size
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
-from .teachers import made_size
 
 
 def start_of(
@@ -68,9 +67,8 @@ def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
     """
     size = model.config.image_size
     size = size if isinstance(size, int) else tuple(size)
-    try:
-        own = read_processor(os.path.expanduser(name))
-    except OSError:
+    own = processor_or_none(os.path.expanduser(name))
+    if own is None:
         return image_processor(size)
     if getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates:  # a plain model's is a ViT's
         size = made_size(own.to_dict()) or size

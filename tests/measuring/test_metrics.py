@@ -5,9 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification
 
-from modeling_lingene.measuring.metrics import accuracy, count_macs, count_parameters, device_name, latency_ms, measure
+from modeling_lingene.measuring.metrics import (
+    accuracy,
+    count_macs,
+    count_parameters,
+    device_name,
+    latency_ms,
+    measure,
+    seen_size,
+)
 
 
 SMALL = dict(
@@ -66,6 +74,22 @@ def test_counted_macs_are_the_closed_form_for_any_attention(shape, attention):
     before = (config.to_dict(), config._attn_implementation)
     assert count_macs(config) == closed_form(config)
     assert (config.to_dict(), config._attn_implementation) == before  # transformers writes into what it is given
+
+
+@pytest.mark.parametrize("seen", [(12, 20), (28, 28)])
+def test_a_family_of_any_image_size_is_counted_and_timed_at_the_one_it_sees(monkeypatch, seen):
+    """DINOv2 keeps positions for 518 pixels and sees 224: a sixth of the MACs, and a tenth of the time."""
+    shape = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, patch_size=4, num_channels=3)
+    config = Dinov2Config(**shape, image_size=40)
+    made = BitImageProcessor(crop_size={"height": seen[0], "width": seen[1]})
+    assert seen_size(config, made) == seen and seen_size(config) == (40, 40)
+    assert seen_size(ViTConfig(image_size=40), made) == (40, 40)  # which takes no other
+    vit = ViTConfig(**{**SHAPES[0], **shape, "image_size": seen, "intermediate_size": 48, "num_labels": 0})
+    assert count_macs(config, head=False, image_size=seen) == closed_form(vit)
+    timed, model = [], Dinov2Model(config)
+    monkeypatch.setattr(model, "forward", lambda pixel_values: timed.append(pixel_values.shape))
+    latency_ms(model, min_run_time=1e-6, image_size=seen)
+    assert set(timed) == {(1, 3, *seen)}
 
 
 def test_vit_base_costs_what_is_published():

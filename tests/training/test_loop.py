@@ -671,7 +671,9 @@ def test_a_teacher_is_asked_for_every_batch_and_its_logits_reach_the_phase():
     assert len(asked) == 2 * STEPS
 
 
-@pytest.mark.parametrize("changes", [pytest.param({"compile": True}, marks=pytest.mark.slow), {"activation_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({"compile": True}, marks=pytest.mark.slow), {"activation_checkpointing": True}]
+)
 def test_options_that_change_the_work_do_not_change_what_is_learned(whole_bundle, changes):
     """Compiled, or with activations recomputed: the same steps up to rounding."""
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def cheap(monkeypatch) -> None:
     monkeypatch.setattr(
         sweep,
         "count_macs",
-        lambda vit, head=True: counted_macs(vit.num_hidden_layers, vit.hidden_size, vit.image_size),
+        lambda vit, head=True, image_size=None: counted_macs(vit.num_hidden_layers, vit.hidden_size, vit.image_size),
     )
     for name in ("plot_sizes", "plot_heat"):
         monkeypatch.setattr(sweep, name, lambda *_: None)

@@ -34,7 +34,7 @@ PROGRESS = "sweep.json"
 HERE, OTHER, GPU = device_name(), "Another processor (8 threads)", "A fast GPU"
 
 
-def made_up_time(model, pixel_values=None, min_run_time=0.5, threads=None, batch_size=1) -> dict:
+def made_up_time(model, pixel_values=None, min_run_time=0.5, threads=None, batch_size=1, image_size=None) -> dict:
     """In place of a measured latency: it follows from the shape and dtype of the model alone."""
     weight = next(model.parameters())
     median = sum(p.numel() for p in model.parameters()) * weight.element_size() / 3e5 * (1 + (batch_size - 1) / 3)

@@ -511,3 +511,27 @@ def test_evaluate_takes_the_metric_that_the_images_allow(bundle, tmp_path):
         picture.save(tmp_path / "flat" / f"{index}.png")
     row = evaluate_data(bundle, {"depth": 3}, str(tmp_path / "flat"), "test")
     assert (row["metric"], row["split"], row["dataset"]) == ("cosine", "whole", "flat")
+
+
+def test_where_a_family_takes_any_image_size_macs_and_time_are_those_of_the_pictures_it_is_given(
+    tmp_path, monkeypatch
+):
+    """Of the size that its preprocessing makes, in every row: positions may be kept for more."""
+    config, timed = helpers.tiny_config(family="dinov2", image_size=32), []
+    helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(tmp_path / "bundle")
+    image_processor(16).save_pretrained(tmp_path / "bundle")
+
+    def time(model, image_size=None, **_):
+        timed.append(image_size)
+        return {"median": 1.0, "iqr": 0.1}
+
+    for module in (encoders, metrics, profiling):
+        monkeypatch.setattr(module, "latency_ms", time)
+    (row,) = sweep.sweep(tmp_path / "bundle", TEST, metric="cosine", widths=("1",), components=(5,))
+    alone = evaluate_model(tmp_path / "bundle", {}, TEST, metric="cosine")
+    profiling.profile(tmp_path / "bundle")
+    assert timed == [(16, 16)] * 4
+    encoder = AutoModel.from_pretrained(tmp_path / "bundle", attn_implementation="eager").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(as_pixels(TEST.images[:1]))
+    assert row["macs"] == alone["macs"] == counter.get_total_flops() // 2
