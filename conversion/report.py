@@ -128,13 +128,15 @@ def advice(error: float, source: str, out: Path, compared: str = "logit") -> dic
     """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model.
 
     Args:
-        error: relative, of what is compared, logits or class tokens.
+        error: relative, of what is compared, `logit` or `class token`; the latter is all that a bundle without a
+            classifier has, which learns from the source's tokens and needs no labels.
     """
     if error <= GOOD:
         return None
     rate = learning_rate(error)
+    unlabelled = "" if compared == "logit" else "--objective features "
     command = (
-        f"lingene decompose --init {out} --data DATA --teacher {source} --schedule simultaneous "
+        f"lingene decompose --init {out} --data DATA --teacher {source} {unlabelled}--schedule simultaneous "
         f"--learning-rate {rate:g} --epochs 3 --out RUN"
     )
     said = f"This bundle is a start for training, not a model: its {compared}s are off by {100 * error:.0f} %."

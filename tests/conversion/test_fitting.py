@@ -46,6 +46,7 @@ from modeling_lingene.conversion.moments import (
 )
 from modeling_lingene.conversion.report import GOOD, LEARNING_RATES, advice, count_table, learning_rate
 from modeling_lingene.images.data import image_processor
+from modeling_lingene.training import options
 
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
@@ -889,6 +890,13 @@ def test_advice_is_a_command_that_the_command_line_takes():
     assert (str(arguments.init), arguments.teacher, arguments.data) == ("bundle", "google/vit", "DATA")
     assert arguments.learning_rate == given["learning_rate"] == learning_rate(0.3)
     assert "30 %" in given["statement"] and "not a model" in given["statement"]
+    headless = advice(0.3, "facebook/dinov2-small", "bundle", "class token")
+    recipes = [
+        options.asked_recipe(cli.build_parser("decompose").parse_args(shlex.split(one["command"])[1:]))
+        for one in (given, headless)
+    ]
+    assert [recipe.objective.kind for recipe in recipes] == ["labels", "features"]
+    assert recipes[1].teacher == "facebook/dinov2-small" and "class tokens are off" in headless["statement"]
 
 
 def test_what_arrives_is_solved_with_threads_that_were_set():
