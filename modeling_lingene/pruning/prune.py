@@ -376,8 +376,7 @@ def _tuned(run: _Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     network = _load(run.out / "chosen")
 
     def forward(model: Callable, batch: dict, generator: torch.Generator) -> torch.Tensor:
-        logits = model(batch["pixel_values"]).logits
-        return run.objective(logits, batch["labels"], batch.get("teacher_logits"))
+        return run.objective.of_batch(model(batch["pixel_values"]).logits, batch)
 
     def keep(state: dict) -> None:
         best = LinGeneViTForImageClassification(network.config)

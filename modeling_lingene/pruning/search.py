@@ -155,4 +155,4 @@ def _forward(
     generator: torch.Generator,
 ) -> torch.Tensor:
     logits = model(batch["pixel_values"]).logits
-    return objective(logits, batch["labels"], batch.get("teacher_logits")) + cost_weight * distance().square()
+    return objective.of_batch(logits, batch) + cost_weight * distance().square()

@@ -205,7 +205,7 @@ def labels_loss(
 ) -> torch.Tensor:
     """The loss of a step's only network."""
     logits = model(batch["pixel_values"], **size).logits
-    return objective(logits, batch["labels"], batch.get("teacher"))
+    return objective.of_batch(logits, batch)
 
 
 def _forward(

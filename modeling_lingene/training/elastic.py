@@ -97,7 +97,7 @@ def network_loss(
     logits = model(batch["pixel_values"], **size).logits
     larger, batch["larger_logits"] = batch.get("larger_logits"), logits.detach()
     if larger is None:
-        return objective(logits, batch["labels"], batch.get("teacher"))
+        return objective.of_batch(logits, batch)
     return objective(logits, batch["labels"]) + divergence(logits, larger, objective.temperature)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..configuration_lingene import LinGeneConfig, Size
 from ..images.loaders import derived_seed
 from ..modeling_lingene import LinGeneModel, slice_of
-from .losses import Objective
+from .losses import TEACHER, Objective
 from .validation import Metric
 
 
@@ -145,9 +145,9 @@ def features_loss(
     """
     masked = None
     if objective.mask_share:
-        seed, patches = int(torch.randint(1 << 31, (), generator=generator)), batch["teacher"].shape[1] - 1
+        seed, patches = int(torch.randint(1 << 31, (), generator=generator)), batch[TEACHER].shape[1] - 1
         masked = masked_patches(seed, batch["index"], patches, objective.mask_share)
-    return student(batch["pixel_values"], batch["teacher"], masked, **size).mean()
+    return student(batch["pixel_values"], batch[TEACHER], masked, **size).mean()
 
 
 def masked_patches(seed: int, index: torch.Tensor, patches: int, share: float) -> torch.Tensor:

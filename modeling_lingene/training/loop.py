@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
 from ..progress import Bar, progress_bar
 from .checkpoints import Checkpoints
+from .losses import TEACHER
 from .validation import ACCURACY, Metric
 
 
@@ -319,7 +320,7 @@ class TrainingLoop:
                 draws = torch.Generator().manual_seed(derived_seed(settings.seed, "draws", run.index, step))
                 if self.teacher is not None:
                     with accelerator.autocast():
-                        batch["teacher"] = self.teacher(batch)
+                        batch[TEACHER] = self.teacher(batch)
                 set_seed(derived_seed(settings.seed, "noise", run.index, step, number, self.layout.process))
                 *others, last = run.phase.draw(draws, step / steps)
                 for network in (*others, last):

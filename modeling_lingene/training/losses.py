@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 
+TEACHER = "teacher"  # in a batch of the loop: what the teacher says of it
 CHOICES = {"kind": ("labels", "features"), "distillation": ("soft", "hard"), "feature_heads": ("linear", "identity")}
 
 
@@ -73,6 +74,10 @@ class Objective:
         if self.distillation == "hard":
             return 0.5 * (loss + functional.cross_entropy(logits, teacher_logits.argmax(-1)))
         return loss + divergence(logits, teacher_logits, self.temperature)
+
+    def of_batch(self, logits: torch.Tensor, batch: dict) -> torch.Tensor:
+        """The same for logits (b, c) of a batch of the loop, whose teacher, if there is one, is asked already."""
+        return self(logits, batch["labels"], batch.get(TEACHER))
 
 
 def divergence(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

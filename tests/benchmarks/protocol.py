@@ -458,7 +458,7 @@ def fit_plain(model, recipe: Recipe, out: Path, identity: dict, image_size: int)
     source = training_images(images, processor, recipe.augmentation, accelerator.device)
 
     def forward(model, batch, generator):
-        return recipe.objective(model(batch["pixel_values"]).logits, batch["labels"], batch.get("teacher"))
+        return recipe.objective.of_batch(model(batch["pixel_values"]).logits, batch)
 
     taught = load_teacher(recipe.teacher, source) if recipe.teacher else None
     loop = TrainingLoop(

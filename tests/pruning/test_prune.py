@@ -19,6 +19,7 @@ from modeling_lingene.images.data import image_processor
 from modeling_lingene.pruning import prune as pruning
 from modeling_lingene.pruning.prune import PruneSettings, prune
 from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from modeling_lingene.training.losses import Objective
 from test_hub_server import in_new_process
 
 
@@ -126,6 +127,30 @@ def test_a_run_that_is_stopped_in_training_goes_on_bit_by_bit(tmp_path, monkeypa
         prune(vit, tmp_path / "run", settings, training)
     assert list((tmp_path / "run").glob("*/checkpoints/*"))
     same(prune(vit, tmp_path / "run", settings, training, resume=True), done["published"][1])
+
+
+def test_whoever_teaches_is_heard_in_search_and_tuning(tmp_path, monkeypatch, vit):
+    """By the objective, in every step of both; the same run without a teacher minimises something else."""
+    heard, steps, whole, step = [], [0], Objective.__call__, TrainingLoop._step
+
+    def listening(objective, logits, labels, teacher_logits=None):
+        heard.append(teacher_logits)
+        return whole(objective, logits, labels, teacher_logits)
+
+    def stopping(*arguments):
+        steps[0] += 1
+        if steps[0] == 13:  # the third of the tuning
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(Objective, "__call__", listening)
+    monkeypatch.setattr(TrainingLoop, "_step", stopping)
+    for teacher in ("dense", ""):
+        heard.clear()
+        steps[0] = 0
+        with pytest.raises(KeyboardInterrupt):
+            prune(vit, tmp_path / f"by {teacher}", replace(SETTINGS, search="published", teacher=teacher), TRAINING)
+        assert len(heard) == 12 and all((logits is not None) == bool(teacher) for logits in heard)
 
 
 def same(found: dict, expected: dict) -> None:
