@@ -29,7 +29,7 @@ from ..measuring.metrics import count_parameters, device_name, measure
 from ..measuring.plots import plot_layers
 from ..modeling_lingene import LinGeneForImageClassification
 from ..progress import quiet_loading
-from ..training.checkpoints import check_identity
+from ..training.checkpoints import check_identity, contents
 from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 from ..training.losses import Objective
 from ..training.teachers import load_teacher
@@ -172,7 +172,8 @@ def prune(
     accelerator = make_accelerator(training, out)
     asked = {**asdict(settings), **asdict(objective), **asdict(augmentation), "size": size or {}}
     asked |= {**training.identity(accelerator.num_processes), "model": str(model)}
-    identity = json.loads(json.dumps(asked, default=str))
+    teacher = "" if settings.teacher == DENSE else settings.teacher
+    identity = json.loads(json.dumps(asked, default=str)) | contents(model=model, teacher=teacher)
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished

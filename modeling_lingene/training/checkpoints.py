@@ -6,17 +6,21 @@ OUT/.checkpoint.partial/           one that is being written
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+
 from ..folders import check_writable
 from ..identity_lingene import file_sha256
 from ..writing_lingene import writing
 
 
+NAMED, WEIGHTS = (CONFIG_NAME, IMAGE_PROCESSOR_NAME), (".safetensors", ".bin")  # of a model in a folder
 STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
 CHECKPOINT = re.compile(r"\d{3}-\d{9}")
 
@@ -115,6 +119,20 @@ class Checkpoints:
     def clear_staging(self) -> None:
         """Remove what a killed run left half written."""
         shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def contents(**folders: str | os.PathLike) -> dict[str, str]:
+    """What tells models in folders from others of the same name, as `NAME_content` of a run's identity: a hash of the
+    configuration, preprocessing and weights of each. What is no folder, such as a name on the Hub, has none.
+    """
+    found = {}
+    for name, folder in folders.items():
+        folder = Path(os.path.expanduser(folder))
+        if folder.name and folder.is_dir():
+            files = [file for file in sorted(folder.iterdir()) if file.name in NAMED or file.suffix in WEIGHTS]
+            state = {file.name: file_sha256(file) for file in files}
+            found[f"{name}_content"] = _digest(state)
+    return found
 
 
 def _digest(state: dict) -> str:

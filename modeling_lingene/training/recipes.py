@@ -28,7 +28,7 @@ from ..measuring.metrics import device_name
 from ..measuring.plots import plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
 from ..modeling_lingene import LinGeneForImageClassification
-from .checkpoints import STAGING, check_identity
+from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 from .settings import ModelSettings, Recipe
@@ -225,7 +225,7 @@ def train(recipe: Recipe, out: str | Path) -> list[dict]:
 
 
 def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
-    identity = recipe.identity(accelerator.num_processes)
+    identity = recipe.identity(accelerator.num_processes) | contents(teacher=recipe.teacher)
     return identity | {"init_content": content_of(recipe.init)} if recipe.init else identity
 
 

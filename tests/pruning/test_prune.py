@@ -168,6 +168,18 @@ def test_a_finished_run_is_read_back_and_another_is_refused(done, vit):
         prune(vit, folder, replace(SETTINGS, target_macs=0.6), TRAINING, resume=True)
 
 
+def test_a_run_goes_on_with_the_model_and_the_teacher_that_it_began_with(tmp_path):
+    """Not with others that lie in their places by now."""
+    asked = replace(SETTINGS, calibration_images=8, tune=False, teacher=str(small_vit(tmp_path / "teacher", seed=2)))
+    prune(small_vit(tmp_path / "vit"), tmp_path / "run", asked, TRAINING)
+    small_vit(tmp_path / "vit", seed=1)
+    with pytest.raises(ValueError, match=r"differing in model_content \(\S+ there, \S+ asked\);"):
+        prune(tmp_path / "vit", tmp_path / "run", asked, TRAINING, resume=True)
+    small_vit(tmp_path / "vit"), small_vit(tmp_path / "teacher", seed=3)
+    with pytest.raises(ValueError, match=r"differing in teacher_content \(\S+ there, \S+ asked\);"):
+        prune(tmp_path / "vit", tmp_path / "run", asked, TRAINING, resume=True)
+
+
 def test_a_size_of_a_bundle_is_pruned_to_a_share_of_its_parameters(tmp_path, capsys):
     """By the command; the size is written out first, and the result knows where it comes from."""
     config = helpers.tiny_config(image_size=8, patch_size=2, num_labels=10, **LABELS)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeling_lingene.training.checkpoints import Checkpoints, check_identity
+from modeling_lingene.training.checkpoints import Checkpoints, check_identity, contents
 
 
 IDENTITY = {"epochs": 3, "data": "digits", "totals": [1, 2, 4]}
@@ -372,3 +372,18 @@ def test_damaged_checkpoints_of_later_steps_are_removed_by_the_next_save(tmp_pat
         truncated(save(checkpoints, 0, step) / WEIGHTS)
     kept = save(checkpoints, 0, 1)
     assert names(checkpoints.folder) == [kept.name]
+
+
+def test_the_content_of_a_folder_is_what_a_model_does(tmp_path):
+    """Its weights, shape and preprocessing, not what is written about it; a name on the Hub has none."""
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors", "README.md"):
+        (tmp_path / name).write_text(name)
+    before = contents(teacher=tmp_path, other="", another="org/name")
+    assert set(before) == {"teacher_content"}
+    (tmp_path / "README.md").write_text("other")
+    assert contents(teacher=str(tmp_path)) == before
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (tmp_path / name).write_text("other")
+        assert contents(teacher=tmp_path) != before
+        (tmp_path / name).write_text(name)
+        assert contents(teacher=tmp_path) == before

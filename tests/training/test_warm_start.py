@@ -437,6 +437,16 @@ def test_a_finished_run_from_another_bundle_is_not_read_back(tmp_path, init):
         trained(tmp_path / "out", other)
 
 
+def test_a_run_does_not_go_on_with_another_teacher_of_the_same_name(tmp_path, init):
+    """Half of what was learned came from the one that is gone."""
+    teacher = begun(tmp_path / "teacher")
+    trained(tmp_path / "out", init, teacher=str(teacher))
+    assert trained(tmp_path / "out", init, teacher=str(teacher)).is_dir()
+    LinGeneForImageClassification.from_pretrained(teacher, constrained=True, num_components=2).save_pretrained(teacher)
+    with pytest.raises(ValueError, match=r"another run, differing in teacher_content \(\S+ there, \S+ asked\);"):
+        trained(tmp_path / "out", init, teacher=str(teacher))
+
+
 def test_a_run_does_not_go_on_from_another_bundle_of_the_same_name(tmp_path, monkeypatch):
     """Converted anew with other coefficients: the checkpoint's components belong to the old ones."""
     init = begun(tmp_path / "init", **FITTED)
