@@ -3,13 +3,15 @@
     prune("vit", "out", PruneSettings(data="cifar10", target_macs=0.5))
 
 SPViT, He et al., TPAMI 2024, arXiv 2111.11802. OUT/dense is what is pruned, where it comes out of a bundle; OUT/search
-and OUT/tune hold the checkpoints of the two runs; OUT/chosen the network between them; OUT/model the result.
+and OUT/tune hold the checkpoints of the two runs; OUT/chosen the network between them; OUT/model the result. With a
+bundle OUT/unpruned is its own size of that cost, trained alike (OUT/compare): what the result has to beat.
 """
 
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_lingene import LinGeneConfig, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
@@ -36,6 +38,7 @@ from ..training.teachers import load_teacher
 from ..training.warm_start import processor_of
 from .card import PICTURE, write_pruned_card
 from .choose import Worths, check_target, choose
+from .compare import nearest_size
 from .costs import Costs, costs_of
 from .importance import importance
 from .search import make_searched, search_phase, take_search
@@ -68,6 +71,8 @@ class PruneSettings:
         teacher: whom search and tuning learn from beside the labels: `dense`, the network itself; another classifier,
             by name; or empty for none.
         tune: train what was chosen.
+        compare: with a bundle, train its unpruned size of that cost for as many epochs as search and tuning together,
+            and measure it beside the result; takes about as long as both.
         fold: fold BatchNorm into convolutions at the end.
         workers: processes that decode, where the images are not kept in memory.
         validation_share: part of the training images that is held out, where the set has no part of its own.
@@ -88,6 +93,7 @@ class PruneSettings:
     calibration_images: int = 256
     teacher: str = DENSE
     tune: bool = True
+    compare: bool = True
     fold: bool = False
     workers: int = 4
     validation_share: float = 0.1
@@ -129,6 +135,7 @@ class _Run:
     augmentation: Augmentation
     identity: dict
     dense: str
+    smaller: Size | None
     source: Source
     processor: Any
     train: LabelledImages
@@ -179,6 +186,7 @@ def prune(
         return finished
     dense = decided_on_main(accelerator, lambda: _dense_folder(model, size or {}, out))
     of_run = {"training": training, "objective": objective, "augmentation": augmentation, "identity": identity}
+    of_run["smaller"] = _smaller(model, size or {}, settings, dense)
     run = _prepared(out, settings, dense, **of_run)
     if accelerator.is_main_process:
         write_json(out / RUN_FILE, {"identity": identity})
@@ -186,6 +194,8 @@ def prune(
         _choose(run, accelerator)
     accelerator.wait_for_everyone()
     state = _tuned(run, accelerator) if settings.tune else None
+    if run.smaller is not None and not (out / "unpruned").is_dir():
+        _compare(run, model, accelerator)
     if not accelerator.is_main_process:
         return {}
     return _reported(run, state, accelerator)
@@ -227,6 +237,13 @@ def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
             materialised = LinGeneForImageClassification.from_pretrained(model, **size)
         publish_model(materialised, model, out / "dense")
     return str(out / "dense")
+
+
+def _smaller(model: str | Path, size: dict, settings: PruneSettings, dense: str) -> Size | None:
+    """The unpruned size that is trained beside the result, if any is."""
+    if not (settings.tune and settings.compare):
+        return None
+    return nearest_size(model, size, settings.kind, dense, settings.target)
 
 
 def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
@@ -372,12 +389,31 @@ def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training:
     return state
 
 
+def _forward(run: _Run, model: Callable, batch: dict, generator: torch.Generator) -> torch.Tensor:
+    return run.objective.of_batch(model(batch["pixel_values"]).logits, batch)
+
+
+def _compare(run: _Run, bundle: str | Path, accelerator: Accelerator) -> None:
+    """The unpruned size, trained as long as search and tuning, as a folder."""
+    asked = {"depth": run.smaller.depth, "width_ratio": str(run.smaller.width_ratio)}
+    with quiet_loading():
+        network = LinGeneForImageClassification.from_pretrained(
+            bundle, **asked, num_components=run.smaller.num_components, dtype=torch.float32
+        )
+    epochs = run.training.epochs
+    if run.settings.search == "published":
+        epochs += run.settings.search_epochs or epochs
+    torch.manual_seed(run.training.seed)
+    phase = Phase("unpruned size", lambda name: True, partial(_forward, run))
+    state = _fit(run, network.train(), phase, "compare", replace(run.training, epochs=epochs))
+    if accelerator.is_main_process:
+        network.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
+        _publish(run, network.cpu().eval(), "unpruned")
+
+
 def _tuned(run: _Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """What was chosen, trained; its state."""
     network = _load(run.out / "chosen")
-
-    def forward(model: Callable, batch: dict, generator: torch.Generator) -> torch.Tensor:
-        return run.objective.of_batch(model(batch["pixel_values"]).logits, batch)
 
     def keep(state: dict) -> None:
         best = LinGeneViTForImageClassification(network.config)
@@ -386,7 +422,8 @@ def _tuned(run: _Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
         _publish(run, best, "best")
 
     torch.manual_seed(run.training.seed)
-    return _fit(run, network.train(), Phase("tuning", lambda name: True, forward), "tune", run.training, keep)
+    phase = Phase("tuning", lambda name: True, partial(_forward, run))
+    return _fit(run, network.train(), phase, "tune", run.training, keep)
 
 
 def _load(folder: str | Path) -> PreTrainedModel:
@@ -406,6 +443,9 @@ def _reported(run: _Run, state: dict | None, accelerator: Accelerator) -> dict:
     named = {"dense": run.dense, "chosen, not tuned": run.out / "chosen", "pruned": run.out / "model"}
     if not run.settings.tune:
         del named["chosen, not tuned"]
+    if run.smaller is not None:
+        shape = f"{run.smaller.depth} layers, width {run.smaller.width_ratio}"
+        named = {"dense": run.dense, f"unpruned size, {shape}": run.out / "unpruned"} | named
     rows = [_row(run, name, folder, device) for name, folder in named.items()]
     dense, config = dense_network(run.source).config, network.config
     layers = [

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("frozen_heap")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+RUNS = ("search", "tune", "compare")
 NAMES = {index: str(index) for index in range(10)}
 LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
 TRAINING = TrainingSettings(epochs=1, batch_size=128, learning_rate=5e-3, device="cpu")
@@ -194,6 +195,37 @@ def test_a_size_of_a_bundle_is_pruned_to_a_share_of_its_parameters(tmp_path, cap
     dense = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "dense")
     assert type(dense) is ViTForImageClassification and dense.config.num_hidden_layers == 3
     assert results["rows"][0]["params"] == dense.num_parameters()
+
+
+def test_the_bundles_own_size_of_that_cost_is_trained_alike_and_measured_beside_the_result(tmp_path):
+    """Five sizes are smaller; the one nearest to half of the MACs has three layers. It sees as many pictures."""
+    config = helpers.tiny_config(
+        image_size=8,
+        patch_size=2,
+        num_labels=10,
+        trained_depths=[2, 3, 6],
+        trained_width_ratios=["1/2", "1"],
+        **LABELS,
+    )
+    helpers.bundle(tmp_path / "bundle", config)
+    image_processor(8).save_pretrained(tmp_path / "bundle")
+    settings = replace(SETTINGS, search="published", search_epochs=1, calibration_images=16, teacher="dense")
+    results = prune(tmp_path / "bundle", tmp_path / "out", settings, TRAINING, size={"num_components": 2})
+    names = [row["name"] for row in results["rows"]]
+    assert names == ["dense", "unpruned size, 3 layers, width 1", "chosen, not tuned", "pruned"]
+    start, end = (
+        AutoModelForImageClassification.from_pretrained(folder, **size).state_dict()
+        for folder, size in (
+            (tmp_path / "bundle", {"depth": 3, "num_components": 2}),
+            (tmp_path / "out" / "unpruned", {}),
+        )
+    )
+    assert start.keys() == end.keys() and not any(torch.equal(start[name], end[name]) for name in start)
+    dense, unpruned = results["rows"][:2]
+    assert unpruned["depth"] == 3 and 0.45 < unpruned["macs"] / dense["macs"] < 0.55
+    epochs = {name: len(json.loads((tmp_path / "out" / f"{name}.json").read_text())["epochs"]) for name in RUNS}
+    assert epochs == {"search": 1, "tune": 1, "compare": 2}
+    assert results["share"]["macs"] <= 0.5
 
 
 def test_a_pruned_model_is_evaluated_profiled_and_exported(tmp_path, done, capsys):
