@@ -196,9 +196,8 @@ def prune(
     state = _tuned(run, accelerator) if settings.tune else None
     if run.smaller is not None and not (out / "unpruned").is_dir():
         _compare(run, model, accelerator)
-    if not accelerator.is_main_process:
-        return {}
-    return _reported(run, state, accelerator)
+    accelerator.end_training()  # of all of them: it dissolves the group of processes
+    return _reported(run, state, accelerator) if accelerator.is_main_process else {}
 
 
 def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
@@ -383,7 +382,8 @@ def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training:
     )
     history = loop.fit([phase])
     state = loop.full_state()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if accelerator.is_main_process:
         write_json(run.out / f"{name}.json", {"epochs": history})
     return state

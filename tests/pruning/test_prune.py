@@ -4,7 +4,10 @@ pytest tests/pruning/test_prune.py
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pruning_helpers as made
@@ -370,3 +373,24 @@ def test_the_command_line_says_what_is_missing(capsys, vit, tmp_path):
     """One line, status 2."""
     assert main(["prune", str(vit), "--target-macs", "0.5", "--out", str(tmp_path / "out")]) == 2
     assert "`data` says what to train and measure on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_prune_to_what_one_finds(tmp_path, vit):
+    """Search, tuning and the reports are one's; half a batch on each is the same step, up to rounding."""
+    found = {}
+    for processes, size in ((1, 128), (2, 64)):
+        out = tmp_path / str(processes)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += ["-m", "modeling_lingene.cli", "prune", str(vit), "--out", str(out), "--data", "digits"]
+        command += ["--target-macs", "0.5", "--epochs", "1", "--batch-size", str(size), "--device", "cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count(" pruned |") == 1
+        found[processes] = json.loads((out / "results.json").read_text())
+    assert found[2]["run"]["processes"] == 2
+    searches = [json.loads((tmp_path / name / "search.json").read_text())["epochs"] for name in "12"]
+    for one, other in zip(*searches, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    assert found[1]["share"]["macs"] == pytest.approx(found[2]["share"]["macs"], abs=0.01)
