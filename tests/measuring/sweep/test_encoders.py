@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -535,3 +538,22 @@ def test_where_a_family_takes_any_image_size_macs_and_time_are_those_of_the_pict
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(as_pixels(TEST.images[:1]))
     assert row["macs"] == alone["macs"] == counter.get_total_flops() // 2
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_command_find_what_one_does(tmp_path):
+    """Each takes half of the sizes, and all images; the main one alone prints."""
+    config = helpers.tiny_config(image_size=8, patch_size=2, trained_depths=[6, 3], **STORED)
+    helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(tmp_path / "bundle")
+    image_processor(8).save_pretrained(tmp_path / "bundle")
+    found = {}
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += ["-m", "modeling_lingene.cli", "sweep", str(tmp_path / "bundle"), "--data", "digits"]
+        command += ["--metric", "knn,cosine", "--device", "cpu", "--components", "5", "--no-latency"]
+        command += ["--out", str(tmp_path / str(processes))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0 and done.stdout.count("| depth") == 1, done.stderr[-3000:]
+        found[processes] = read(tmp_path / str(processes) / "sizes.json")["sizes"]
+    assert found[2] == close(found[1]) and len(found[1]) == 4
