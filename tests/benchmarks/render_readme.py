@@ -35,24 +35,19 @@ def loading_table() -> str:
     return "\n".join([*lines, "", f"{results['hardware']}, {versions}."])
 
 
-SHOWN = ("dense", "simultaneous", "incremental, paper", "incremental", "elastic, sandwich", "elastic")
-SHOWN += (
-    "elastic, degree weight 1",
-    "elastic, degree weight 1, half the epochs",
-    "elastic, degree weight 1, depths drawn",
-)
+SHOWN = {
+    "dense": "one stock ViT, alone",
+    "simultaneous": "all components at once (`--schedule simultaneous`)",
+    "incremental, paper": "more and more of them, the paper's (`--method lindec`)",
+    "incremental": "the same, our coefficients (`--schedule incremental`)",
+    "incremental, outside frozen": "the same, what lies outside frozen (`--freeze-outside`)",
+    "elastic, degree weight 1": "one run, every prefix drawn: the default",
+}
 
 
 def decomposition_table() -> str:
-    rows = json.loads((RESULTS / "decomposition_fashion.json").read_text())["rows"]
-    rows = sorted((row for row in rows if row["row"] in SHOWN), key=lambda row: SHOWN.index(row["row"]))
-    labels = [label for label in next(r for r in rows if r["row"] == "incremental")["accuracy"] if "at" not in label]
-    lines = [f"| training | {' | '.join(f'{label} comp.' for label in labels)} |", "|---|" + "---:|" * len(labels)]
-    for row in rows:
-        dense = f"{100 * row['accuracy']['model']:.1f}" if row["row"] == "dense" else ""
-        cells = [f"{100 * row['accuracy'][label]:.1f}" if label in row["accuracy"] else "" for label in labels]
-        lines.append(f"| {row['row']} | {' | '.join([*cells[:-1], dense or cells[-1]])} |")
-    return "\n".join(lines)
+    """What a choice between schedules needs."""
+    return schedules_table(SHOWN)
 
 
 STARTS = {
@@ -109,17 +104,20 @@ def elastic_table() -> str:
     return "\n".join(lines)
 
 
-def schedules_table() -> str:
-    """Every row of the schedules that is measured."""
+def schedules_table(names: dict[str, str] | None = None) -> str:
+    """The rows by these names, or all that are measured, with their learning rates."""
     table = Table.read("schedules_fashion")
     labels = [str(count) for count in SCALES["fashion"].totals]
-    lines = [f"| training | rate | cost | {' | '.join(f'{label} comp.' for label in labels)} |"]
-    lines.append("|---|---:|---:|" + "---:|" * len(labels))
+    columns = ["training", *([] if names else ["rate"]), "cost", *(f"{label} comp." for label in labels)]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for name, row in table.rows.items():
+        if names and name not in names:
+            continue
         cells = [with_range(row["test"][label]) if label in row["test"] else "" for label in labels]
         if len(row["test"]) == 1:
             cells[-1] = with_range(*row["test"].values())
-        lines.append(f"| {name} | {row['rate']:g} | {row['cost']:.2f} | {' | '.join(cells)} |")
+        before = [names[name]] if names else [name, f"{row['rate']:g}"]
+        lines.append(f"| {' | '.join([*before, format(row['cost'], '.2f'), *cells])} |")
     return "\n".join(lines)
 
 

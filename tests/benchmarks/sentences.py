@@ -120,7 +120,7 @@ def schedules() -> list[str]:
         )
     said.append(
         f"At equal cost the single run that is best on the validation part (`{elastic}`) against the best incremental "
-        f"one (`{incremental}`): {table.against(elastic, incremental)} prefixes."
+        f"one (`{incremental}`), prefix by prefix: {table.against(elastic, incremental)}."
     )
     pairs = [
         ("incremental, outside frozen", "incremental", "Freezing what lies outside the blocks after the first phase"),
@@ -131,7 +131,11 @@ def schedules() -> list[str]:
         ("simultaneous, paper", "simultaneous", "The paper's coefficients in simultaneous training"),
         ("elastic, sandwich, degree weight 1", "elastic, degree weight 1", "Two networks a step instead of one"),
     ]
-    said += [f"{what}: {table.against(one, other)} prefixes." for one, other, what in pairs if table.has(one, other)]
+    said += [
+        f"{what}, prefix by prefix: {table.against(one, other)}."
+        for one, other, what in pairs
+        if table.has(one, other)
+    ]
     return said
 
 
@@ -158,7 +162,7 @@ def sizes() -> list[str]:
         f"The bundle (`one`: one network a step) costs {one['cost']:.2f} trainings of the largest network and sees "
         f"{one['pictures'] / seen:.1f} times the pictures of each size alone; the {len(sizes)} sizes alone cost "
         f"{together:.2f} together.",
-        f"Against each size alone, trained for the largest one's epochs, the bundle is {beside('one', twins)} sizes.",
+        f"Against each size alone, trained for the largest one's epochs, the bundle is {beside('one', twins)}.",
     ]
     if long:
         cost = sum(table.rows[name]["cost"] for name in long.values())
@@ -168,16 +172,18 @@ def sizes() -> list[str]:
         ]
         said.append(
             f"Against {len(long)} sizes alone that see as many pictures as the bundle, which cost {cost:.2f} "
-            f"trainings of the largest, the bundle is {beside('one', long)} sizes. {'; '.join(numbers)}."
+            f"trainings of the largest, the bundle is {beside('one', long)}. {'; '.join(numbers)}."
         )
     if table.has(CHEAP):
-        said.append(f"At the cost of the largest network alone the bundle is {beside(CHEAP, twins)} sizes.")
+        said.append(f"At the cost of the largest network alone the bundle is {beside(CHEAP, twins)}.")
     others = sorted(
         (name for name in table.rows if name in SAMPLINGS), key=lambda name: -table.average(name, "validation")
     )
     ranked = [f"`{name}` {points(table.average(name, 'validation'))}" for name in others]
     said.append(f"Mean over the sizes on the validation part, at equal cost: {', '.join(ranked)}.")
-    said += [f"`{name}` against `one`: {table.against(name, 'one')} sizes." for name in others if name != "one"]
+    said += [
+        f"`{name}` against `one`, size by size: {table.against(name, 'one')}." for name in others if name != "one"
+    ]
     return said
 
 
@@ -209,9 +215,9 @@ def tuning() -> list[str]:
 
     return [
         *protocol(table),
-        f"Tuned freely against scratch: {beside(tuned['free'], 'scratch')} sizes.",
-        f"Tuned with the constraint against scratch: {beside(tuned['constrained'], 'scratch')} sizes.",
-        f"With the constraint against without: {beside(tuned['constrained'], 'free')} sizes.",
+        f"Tuned freely against scratch: {beside(tuned['free'], 'scratch')}.",
+        f"Tuned with the constraint against scratch: {beside(tuned['constrained'], 'scratch')}.",
+        f"With the constraint against without: {beside(tuned['constrained'], 'free')}.",
     ]
 
 

@@ -350,7 +350,7 @@ def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_chang
     ],
 )
 def test_the_degree_weight_is_the_schedules_unless_it_is_given(line, weight):
-    """It helps prefixes that are drawn, and nothing else (tests/benchmarks/results/decomposition_fashion.json)."""
+    """It helps prefixes that are drawn, and nothing else (tests/benchmarks/results/schedules_fashion.json)."""
     recipe = asked(f"--data faces {line}")
     assert recipe.model.shape(recipe.decomposition)["degree_weight"] == weight
 
