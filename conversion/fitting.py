@@ -23,6 +23,7 @@ from .moments import Stack
 FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
 LEARNED = ("kronecker", "aligned", "matched")  # fits whose coefficients are learned
 ROUNDS = 20  # of coefficients and components in turn
+ORDERED_ROUNDS = 5  # the first ones, that look for the best of all orders of units
 ITERATIONS = {"once": 100, "round": 5}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
 FOLLOWERS = {"norm1": ("attention.query", "attention.key", "attention.value"), "norm2": ("mlp.fc1",)}
@@ -184,10 +185,10 @@ def fit_block(
     progress()
     if fit not in LEARNED:
         return dict(stacks), components, table
-    for _ in range(rounds - 1):
+    for number in range(rounds - 1):
         if fit != "kronecker":
             targets = {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()}
-            stacks = align(stacks, targets, metrics, heads)
+            stacks = align(stacks, targets, metrics, heads, best_order=number < ORDERED_ROUNDS)
             metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
         table = fit_coefficients(stacks, components, metrics)
         for part, stack in stacks.items():

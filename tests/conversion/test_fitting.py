@@ -20,7 +20,7 @@ import helpers
 from helpers import STOCK_PARTS
 from modeling_lingene import cli
 from modeling_lingene.conversion import fitting
-from modeling_lingene.conversion.alignment import align
+from modeling_lingene.conversion.alignment import _assigned, _exchanged, align
 from modeling_lingene.conversion.calibration import calibration_images, choose_rows
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.fitting import (
@@ -481,6 +481,21 @@ def test_aligning_undoes_any_symmetry(one_layer, source_in_disguise):
         assert relative(turned[part].weights, target) < 1e-8, part
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_exchanges_of_two_end_where_none_gains(seed):
+    """An order of all units, better than before; the best one stays as it is."""
+    gains = normal(9, 9, seed=seed)
+    order = _exchanged(gains)
+    assert sorted(order.tolist()) == list(range(9))
+    found = gains[:, order]
+    for one, other in itertools.combinations(range(9), 2):
+        apart = found[one, one] + found[other, other]
+        assert found[one, other] + found[other, one] <= apart + 1e-5, (one, other)
+    assert found.trace() > gains.trace()
+    best = gains[:, _assigned(gains)]
+    assert best.trace() >= found.trace() and _exchanged(best).tolist() == list(range(9))
+
+
 def test_aligned_layers_are_nearest_in_the_metric_of_the_fit():
     """No other order of units is nearer to the target, nor a head turned a little on; parts count by their metric.
 
@@ -531,7 +546,7 @@ def test_alignment_finds_much_of_what_layers_share(source_in_disguise):
     model, stacks, values = source_in_disguise
     expected, table = logits(model, values), torch.ones(DEPTH, 1)
     aligned, plain = (fitted_logits(model, stacks, table, fit, values, ROUNDS) for fit in ("aligned", "kronecker"))
-    assert relative(aligned, expected) < 0.55 * relative(plain, expected)
+    assert relative(aligned, expected) < 0.4 * relative(plain, expected)
     assert relative(plain, expected) > 0.1
 
 
