@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol import SCALES, label
-from sentences import SENTENCES, Table, points, with_range
+from sentences import SENTENCES, Table, backbone_rows, points, with_range
 
 from modeling_lingene.measuring.tables import size_table
 
@@ -139,6 +139,54 @@ def sizes_table() -> str:
     return "\n".join(lines)
 
 
+def backbone_table() -> str:
+    """Widths of the real ViT, and each width trained alone: k-NN and probe, percent."""
+    rows, widths = backbone_rows(), ("1/2", "2/3", "5/6", "1")
+    lines = [f"| start or training | pictures | {' | '.join(f'width {width}' for width in widths)} |"]
+    lines.append("|---|---:|" + "---:|" * len(widths))
+    for name, row in rows.items():
+        if name.startswith(("untrained", "elastic")):
+            found = {width: one for (depth, width, _), one in row["sizes"].items() if depth == 12}
+        elif name.startswith("alone"):  # a bundle of its own, all of it
+            found = {name.split(", ")[1]: one for one in row["sizes"].values()}
+        else:
+            continue
+        cells = [_worth(found[width]) if width in found else "" for width in widths]
+        lines.append(f"| {name} | {row.get('pictures', 0):,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def components_table() -> str:
+    """Components against as many layers, chosen: cosine of the class token, k-NN and probe."""
+    rows, counts = backbone_rows(), (3, 4, 6, 8, 9, 10, 12)
+    lines = [f"| of twelve | {' | '.join(map(str, counts))} |", "|---|" + "---:|" * len(counts)]
+    layers = {depth: one for (depth, *_), one in rows.get("layers", {"sizes": {}})["sizes"].items()}
+    fitted = {count: rows.get(f"{count} components", {"sizes": {}})["sizes"] for count in counts}
+    components = {count: one for count, sizes in fitted.items() for one in sizes.values()}
+    healed = {count: rows.get(f"healed, {count} components", {"sizes": {}})["sizes"] for count in counts}
+    after = {count: one for count, sizes in healed.items() for one in sizes.values()}
+    depths = {}
+    for heads in ("linear", "identity"):
+        sizes = rows.get(f"depths, {heads} heads", {"sizes": {}})["sizes"]
+        depths[f"layers, trained ({heads} heads)"] = {depth: one for (depth, *_), one in sizes.items()}
+    shown = {
+        "layers, chosen": layers,
+        **depths,
+        "components, fitted": components,
+        "components, fitted and trained": after,
+    }
+    for name, found in shown.items():
+        if found:
+            cells = [_worth(found[count]) if count in found else "" for count in counts]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _worth(row: dict) -> str:
+    cosine = f"{row['cosine']:.2f}, " if "cosine" in row else ""
+    return f"{cosine}{points(row['knn'])} / {points(row['probe'])}"
+
+
 def _row_of(table: Table, row: str, size: str) -> str:
     """The row that measured a size; empty where none did."""
     if table.has(row):
@@ -156,6 +204,7 @@ TABLES |= {"conversion": conversion_table, "elastic": elastic_table}
 NUMBERS = {"source": conversion_source}
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
+NOTES |= {"backbone table": backbone_table, "components table": components_table}
 
 
 def render(text: str, tables: dict = TABLES, numbers: dict = NUMBERS) -> str:

@@ -249,6 +249,64 @@ def _behind(rows: dict, count: int, stage: str) -> list[str]:
     return [f"`{row['start']}`" for row in others if rows["matched", count][stage] - row[stage] >= 0.02]
 
 
+def backbone_rows() -> dict[str, dict]:
+    """By name; their sizes by (layers, width, components)."""
+    rows = json.loads((RESULTS / "backbone.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        row["sizes"] = {(one["depth"], one["width_ratio"], one["num_components"]): one for one in row["sizes"]}
+    return {row["row"]: row for row in rows}
+
+
+def backbone() -> list[str]:
+    """Only what lies further apart than chance: two standard errors of a difference of judged pictures."""
+    results = json.loads((RESULTS / "backbone.json").read_text(encoding="utf-8"))
+    rows, (trained, _, voters, judged) = backbone_rows(), results["pictures"]
+    chance = 2 * (2 * 0.25 / judged) ** 0.5
+    first = next(iter(rows.values()))
+    said = [
+        f"The source is a trained ViT-S/14 at 126 pixels; up to {trained:,} unlabelled pictures of Imagenette train, "
+        f"{voters:,} with labels vote or fit the probe, {judged:,} are judged; one seed, so that differences under "
+        f"{points(chance)} points of k-NN or probe say nothing. {first['hardware']}, torch "
+        f"{first['versions']['torch'].partition('+')[0]}."
+    ]
+    rotated = rows["untrained, rotated"]["sizes"]
+    for other, what in (("sorted", "the earlier `--sort`"), ("plain", "no sorting")):
+        if f"untrained, {other}" in rows:
+            sizes = rows[f"untrained, {other}"]["sizes"]
+            told = [
+                f"{rotated[size]['cosine']:.2f} against {sizes[size]['cosine']:.2f} at {size[1]} of the width"
+                for size in rotated
+                if size[1] != "1"
+            ]
+            said.append(
+                f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
+            )
+    return said + [
+        f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
+        for one, other in BESIDE
+        if one in rows and other in rows
+    ]
+
+
+BESIDE = (
+    ("elastic, rotated, 1", "untrained, rotated"),
+    ("elastic, rotated, 1", "elastic, plain, 1"),
+    ("elastic, rotated, 1", "elastic, sorted, 1"),
+    ("elastic, rotated, 3", "elastic, rotated, 1"),
+    ("depths, identity heads", "depths, linear heads"),
+)
+
+
+def beside(one: dict, other: dict, chance: float) -> str:
+    """The sizes that two rows share, by their probes, in words."""
+    pairs = []
+    for size in one["sizes"].keys() & other["sizes"].keys():
+        difference = one["sizes"][size]["probe"] - other["sizes"][size]["probe"]
+        word = "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
+        pairs.append((word, difference))
+    return counted(pairs)
+
+
 def loading() -> list[str]:
     results = json.loads((RESULTS / "loading.json").read_text(encoding="utf-8"))
     said = []
@@ -268,6 +326,7 @@ def loading() -> list[str]:
 
 
 SENTENCES = {"loading": loading, "conversion": conversion, "schedules": schedules, "sizes": sizes}
+SENTENCES |= {"backbone": backbone}
 
 
 if __name__ == "__main__":
