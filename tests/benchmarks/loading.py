@@ -1,12 +1,13 @@
-"""Loading a size of a bundle against stock loading of the same ViT-Base saved plain, side by side in one run.
+"""Loading a size of a bundle against stock loading of the same model saved plain, side by side in one run.
 
     python tests/benchmarks/loading.py [--out tests/benchmarks/results/loading.json]
 
 Time: `from_pretrained` of a size, against stock `from_pretrained` followed by a copy of every parameter (stock only
-maps the file); the two in turn, the ratio pair by pair, medians; once on a quiet machine, once with one process beside
-them that keeps a core busy; and what `verify=True` adds. Peak memory: in a fresh process each, through
-/proc/self/clear_refs and VmHWM (ru_maxrss is inherited), against stock loading with every parameter read once. Warm
-file cache; the threads that torch has.
+maps the file), of a ViT-Base with a classifier and of a DINOv2 ViT-Small/14, an encoder; the two in turn, the ratio
+pair by pair, medians; once on a quiet machine, once with one process beside them that keeps a core busy; and what
+`verify=True` adds. Peak memory of the ViT-Base: in a fresh process each, through /proc/self/clear_refs and VmHWM
+(ru_maxrss is inherited), against stock loading with every parameter read once. Warm file cache; the threads that torch
+has.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.measuring.metrics import device_name
 
 
@@ -36,16 +37,23 @@ SIZES = {
     "half width, 4 components": {"width_ratio": "1/2", "num_components": 4},
     "6 of 12 layers": {"depth": 6},
 }
+ENCODER = {"DINOv2 ViT-S/14, all": {}, "DINOv2 ViT-S/14, 8 of 12 layers": {"depth": 8}}
 VERIFIED = {"12 of 12 components, verified": {"verify": True}}
 LIMITS = {"12 of 12 components": 1.3, "4 of 12 components": 1.1, "half width": 0.6}  # with one busy process 1.5 times
 MEMORY_LIMIT = 2.1
 
 
 def make(folder: Path) -> None:
-    """A ViT-Base bundle of random components, and the ViT it gives saved plain."""
+    """A ViT-Base bundle of random components, and the ViT it gives saved plain; in `encoder`, a DINOv2 ViT-Small."""
     torch.manual_seed(0)
     config = LinGeneConfig(depth=12, num_components=12, num_labels=1000, trained_width_ratios=["1/2", "1"])
-    model = LinGeneForImageClassification(config)
+    _save(LinGeneForImageClassification(config), folder)
+    shape = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+    config = LinGeneConfig(family="dinov2", depth=12, num_components=12, image_size=518, patch_size=14, **shape)
+    _save(LinGeneModel(config), folder / "encoder")
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
@@ -54,9 +62,8 @@ def make(folder: Path) -> None:
 
 
 def load(folder: Path, kwargs: dict | None):
-    if kwargs is None:
-        return AutoModelForImageClassification.from_pretrained(folder / "plain")
-    return AutoModelForImageClassification.from_pretrained(folder / "bundle", **kwargs)
+    auto_class = AutoModel if folder.name == "encoder" else AutoModelForImageClassification
+    return auto_class.from_pretrained(folder / ("plain" if kwargs is None else "bundle"), **kwargs or {})
 
 
 def seconds(folder: Path, kwargs: dict | None) -> float:
@@ -141,9 +148,12 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
+        encoder = Path(folder) / "encoder"
         quiet = times(Path(folder), arguments.repeats, SIZES | VERIFIED)
+        quiet |= times(encoder, arguments.repeats, ENCODER)
         with one_busy_process():
             busy = times(Path(folder), arguments.repeats, SIZES, allowance=1.5)
+            busy |= times(encoder, arguments.repeats, ENCODER, allowance=1.5)
         results = {
             "command": "python tests/benchmarks/loading.py",
             "hardware": device_name(),
