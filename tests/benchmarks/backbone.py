@@ -198,15 +198,15 @@ class Backbone:
         """Fewer components than layers, by the default fit, untrained."""
         bundle = self._fitted(name)
         found = self.measured(bundle, "cosine,knn,probe", self.source, components=(int(name.split()[0]),))
-        seconds = json.loads((bundle.parent / f"{bundle.name}.json").read_text())["seconds"]
-        return {"sizes": found, "fit_seconds": seconds, "threads": torch.get_num_threads()}
+        return {"sizes": found, "fit": json.loads((bundle.parent / f"{bundle.name}.json").read_text())}
 
     def _fitted(self, name: str) -> Path:
         bundle = self.work / "starts" / name.replace(" ", "-")
         if not bundle.exists():
             asked, begun = {"calibrate": str(self.pictures), "images": self.scale.calibration}, time.perf_counter()
             convert(str(self.source), bundle, num_components=int(name.split()[0]), **asked)
-            write_json(bundle.parent / f"{bundle.name}.json", {"seconds": round(time.perf_counter() - begun, 1)})
+            fit = {"seconds": round(time.perf_counter() - begun, 1), "threads": torch.get_num_threads()}
+            write_json(bundle.parent / f"{bundle.name}.json", fit)
         return bundle
 
     def layers(self, name: str) -> dict:
