@@ -444,6 +444,30 @@ def verify(bundle: str, revision: str | None) -> None:
 
 
 @command(
+    "explain a model by its weights: how they change over depth",
+    option(
+        "what", choices=("trend",), help="trend: the linear trend of weights over depth, of any stack of equal layers"
+    ),
+    option("model", metavar="MODEL", help="of transformers, by folder or name on the Hub; a bundle, too"),
+    OUT,
+    QUIET,
+)
+def analyse(what: str, model: str, out: Path) -> None:
+    from .analysis.trend import PICTURES, RESULTS_FILE, analyse_trend
+    from .measuring.tables import aligned_table
+
+    trends = analyse_trend(model, out)
+    lines = [["stack", "layers", "axis holds", "correlation"]]
+    for name, trend in trends.items():
+        cells = [str(len(trend.values)), f"{100 * trend.explained:.0f} %", f"{trend.correlation:.2f}"]
+        lines.append([name, *cells])
+    print(f"\n{aligned_table(lines)}\n")
+    for name, trend in trends.items():
+        print(f"{name}: {trend.sentence()}")
+    print(f"\nplot     {out / PICTURES[0]}\nnumbers  {out / RESULTS_FILE}")
+
+
+@command(
     "render a bundle's model card from its measured numbers",
     BUNDLE_FOLDER,
     option("--repo", metavar="REPO", help="name in the loading example (default: the folder's)"),

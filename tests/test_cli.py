@@ -42,7 +42,7 @@ from test_hub import ROWS, assert_table_shows, files, number, read, table
 
 
 COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile", "verify"}
-COMMANDS |= {"info", "card", "push", "prune"}
+COMMANDS |= {"info", "card", "push", "prune", "analyse"}
 BAR = re.compile(r"\d%\|.*\|")  # of tqdm
 LONG = {  # the commands whose work takes a while
     "quickstart": "",
@@ -52,6 +52,7 @@ LONG = {  # the commands whose work takes a while
     "evaluate": "model --data digits",
     "sweep": "bundle --data digits",
     "profile": "bundle",
+    "analyse": "trend model --out out",
     "prune": "model --target-macs 0.5 --data digits --out out",
     "push": "bundle org/name",
 }

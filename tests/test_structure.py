@@ -47,6 +47,7 @@ conversion.sources conversion.any_size  conversion.moments
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
     training.warm_start  training.unlabelled  training.recipes  training.options
+analysis.trend
 pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare  pruning.choose
     pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
 cli
@@ -118,6 +119,7 @@ def test_rooms_know_the_floors_below_them_only():
     """Images are read without measuring, sizes measured without training; training knows no conversion."""
     rooms = {"images": set(), "measuring": {"images"}, "training": {"images", "measuring"}}
     rooms["conversion"] = {"images", "measuring"}
+    rooms["analysis"] = {"images", "measuring"}
     rooms["pruning"] = {"images", "measuring", "training", "conversion"}
     for name in MODULES:
         room = name.rpartition(".")[0]

@@ -6,7 +6,7 @@ Usage: `plot_sizes(json.loads(Path("bundle/sizes.json").read_text())["sizes"], "
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,51 @@ def plot_layers(layers: Sequence[dict[str, Any]], path: str | Path, title: str |
     _save(figure, Path(path))
 
 
+def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None = None) -> None:
+    """Draws where the layers of stacks lie on their first principal axis, over depth, as a PNG or SVG.
+
+    Args:
+        trends: by the name of the stack, a `Trend` of `analysis.trend`.
+        path: of the picture, its kind by its suffix; written atomically.
+        title: of the figure.
+
+    Raises:
+        ValueError: no stacks.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not trends:
+        raise ValueError("`trends` must hold at least one stack; got none.")
+    figure = _figure()
+    columns = min(2, len(trends))
+    lines = math.ceil(len(trends) / columns)
+    figure.set_size_inches(0.6 + 4.6 * columns, 0.8 + 3.2 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel, (name, trend) in zip(panels, trends.items()):
+        depth = range(1, len(trend.values) + 1)
+        panel.plot(depth, _fitted_line(trend.values), color="#999999", linewidth=1.2, zorder=2, label="straight line")
+        panel.plot(depth, trend.values, "o-", color="#0072B2", markersize=5, linewidth=1.2, zorder=3, label="layers")
+        said = f"{'' if trend.strong else 'weak: '}axis holds {100 * trend.explained:.0f} %"
+        panel.set_title(f"{name}\n{said}, correlation with depth {trend.correlation:.2f}", fontsize=9.5, color=INK)
+        panel.set_xlabel("Layer (1 is next to the input)")
+        panel.set_ylabel("Place on the first axis")
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(trends) :]:
+        panel.set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8.5)
+    figure.suptitle(title)
+    _save(figure, Path(path))
+
+
+def _fitted_line(values: Sequence[float]) -> list[float]:
+    """Least squares over 0, 1, 2, ..."""
+    count = len(values)
+    middle, mean = (count - 1) / 2, sum(values) / count
+    slope = sum((place - middle) * value for place, value in enumerate(values))
+    slope /= sum((place - middle) ** 2 for place in range(count))
+    return [mean + slope * (place - middle) for place in range(count)]
+
+
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
     """Which points no other point beats: at most the cost and at least the value, and better in one of them."""
     points = list(zip(costs, values, strict=True))
@@ -444,11 +489,11 @@ def _write(panel: Any, text: str, x: float, y: float, colour: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Writes a PNG beside its place and renames it, so that no half-written one is ever seen."""
+    """Writes a picture beside its place and renames it, so that no half-written one is ever seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=path.suffix[1:])
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
