@@ -446,17 +446,34 @@ def verify(bundle: str, revision: str | None) -> None:
 @command(
     "explain a model by its weights: how they change over depth",
     option(
-        "what", choices=("trend",), help="trend: the linear trend of weights over depth, of any stack of equal layers"
+        "what",
+        choices=("trend", "coefficients"),
+        help="trend: the linear trend of weights over depth, of any stack of equal layers; coefficients: how much of "
+        "every component of a bundle its layers hold",
     ),
-    option("model", metavar="MODEL", help="of transformers, by folder or name on the Hub; a bundle, too"),
+    option("model", metavar="MODEL", help="a bundle or, for the trend, any model of transformers, by folder or name"),
     OUT,
+    option("--depths", type=numbers, default=(), metavar="N,N", help="of coefficients (default: the trained ones)"),
     QUIET,
 )
-def analyse(what: str, model: str, out: Path) -> None:
-    from .analysis.trend import PICTURES, RESULTS_FILE, analyse_trend
+def analyse(what: str, model: str, out: Path, depths: tuple[int, ...]) -> None:
+    if what == "coefficients":
+        from .analysis.coefficients import PICTURES, RESULTS_FILE, analyse_coefficients
+
+        analyse_coefficients(model, out, depths)
+    else:
+        from .analysis.trend import PICTURES, RESULTS_FILE, analyse_trend
+
+        if depths:
+            raise ValueError("`depths` are of coefficients; the trend is of all layers that a model has.")
+        _print_trends(analyse_trend(model, out))
+    print(f"\nplot     {out / PICTURES[0]}\nnumbers  {out / RESULTS_FILE}")
+
+
+def _print_trends(trends: dict) -> None:
+    """A table of the stacks, and what each says."""
     from .measuring.tables import aligned_table
 
-    trends = analyse_trend(model, out)
     lines = [["stack", "layers", "axis holds", "correlation"]]
     for name, trend in trends.items():
         cells = [str(len(trend.values)), f"{100 * trend.explained:.0f} %", f"{trend.correlation:.2f}"]
@@ -464,7 +481,6 @@ def analyse(what: str, model: str, out: Path) -> None:
     print(f"\n{aligned_table(lines)}\n")
     for name, trend in trends.items():
         print(f"{name}: {trend.sentence()}")
-    print(f"\nplot     {out / PICTURES[0]}\nnumbers  {out / RESULTS_FILE}")
 
 
 @command(

@@ -295,12 +295,56 @@ def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None =
         said = f"{'' if trend.strong else 'weak: '}axis holds {100 * trend.explained:.0f} %"
         panel.set_title(f"{name}\n{said}, correlation with depth {trend.correlation:.2f}", fontsize=9.5, color=INK)
         panel.set_xlabel("Layer (1 is next to the input)")
+        panel.locator_params(axis="x", integer=True)
         panel.set_ylabel("Place on the first axis")
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(trends) :]:
         panel.set_visible(False)
     panels[0].legend(frameon=False, fontsize=8.5)
+    figure.suptitle(title)
+    _save(figure, Path(path))
+
+
+def plot_coefficients(
+    tables: Mapping[int, Sequence[Sequence[float]]], path: str | Path, title: str | None = None
+) -> None:
+    """Draws how much of every component the layers hold, a panel per depth, as a PNG or SVG.
+
+    Args:
+        tables: a(l, n) by number of layers: l rows of n numbers.
+        path: of the picture, its kind by its suffix; written atomically.
+        title: of the figure.
+
+    Raises:
+        ValueError: no tables.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not tables:
+        raise ValueError("`tables` must hold at least one depth; got none.")
+    figure = _figure()
+    columns = min(3, len(tables))
+    lines = math.ceil(len(tables) / columns)
+    figure.set_size_inches(1.6 + 3.4 * columns, 0.8 + 3.0 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    count = max(len(table[0]) for table in tables.values())
+    colours = _colours(range(count))
+    for panel, (depth, table) in zip(panels, tables.items()):
+        for component, values in enumerate(zip(*table, strict=True)):
+            marker = MARKERS[component % len(MARKERS)]
+            style = {"color": colours[component], "marker": marker, "markersize": 4.5, "linewidth": 1.2}
+            panel.plot(range(1, depth + 1), values, label=f"component {component + 1}", **style)
+        panel.axhline(0, color="#999999", linewidth=0.8, zorder=1)
+        panel.set_title(f"{depth} layers", fontsize=9.5, color=INK)
+        panel.set_xlabel("Layer (1 is next to the image)")
+        panel.locator_params(axis="x", integer=True)
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(tables) :]:
+        panel.set_visible(False)
+    panels[0].set_ylabel("Coefficient")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5)
     figure.suptitle(title)
     _save(figure, Path(path))
 

@@ -1,0 +1,45 @@
+"""The coefficients of a bundle over depth: how much of every component each layer holds.
+
+    lingene analyse coefficients BUNDLE --out DIR
+
+W_l = sum_n a(l, n) A_n (LinDec, Eq. 3 and 9); no weights are read.
+
+Notation: l layers, n components.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..folders import check_empty, complete_or_absent, read_config, write_json
+from ..images.data import require
+from ..measuring.plots import plot_coefficients
+
+
+RESULTS_FILE, PICTURES = "coefficients.json", ("coefficients.png", "coefficients.svg")
+
+
+def analyse_coefficients(bundle: str | Path, out: str | Path, depths: Sequence[int] = ()) -> dict[int, list]:
+    """Numbers and a picture of the coefficients.
+
+    Args:
+        bundle: folder or name on the Hub.
+        out: new or empty folder for `coefficients.json`, `coefficients.png` and `coefficients.svg`.
+        depths: numbers of layers; default those that were trained.
+
+    Returns:
+        a(l, n) by number of layers: a list of l lists of n.
+
+    Raises:
+        ValueError: it is no bundle, or has no network of such a depth; nothing is written.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    check_empty(out)
+    require("matplotlib")
+    config = read_config(bundle)
+    sizes = [config.size(depth) for depth in depths or sorted(map(int, config.trained_depths))]
+    tables = {size.depth: config.coefficients(size).tolist() for size in sizes}
+    with complete_or_absent(out) as folder:
+        write_json(folder / RESULTS_FILE, {"bundle": str(bundle), "coefficients": tables})
+        for picture in PICTURES:
+            plot_coefficients(tables, folder / picture, f"Components over depth: {Path(bundle).name}")
+    return tables
