@@ -447,27 +447,47 @@ def verify(bundle: str, revision: str | None) -> None:
     "explain a model by its weights: how they change over depth",
     option(
         "what",
-        choices=("trend", "coefficients"),
+        choices=("trend", "coefficients", "similarity"),
         help="trend: the linear trend of weights over depth, of any stack of equal layers; coefficients: how much of "
-        "every component of a bundle its layers hold",
+        "every component of a bundle its layers hold; similarity: how alike the layers of a size and of its reference "
+        "are on pictures",
     ),
-    option("model", metavar="MODEL", help="a bundle or, for the trend, any model of transformers, by folder or name"),
+    option("model", metavar="MODEL", help="a bundle or another model of transformers, by folder or name on the Hub"),
     OUT,
     option("--depths", type=numbers, default=(), metavar="N,N", help="of coefficients (default: the trained ones)"),
+    option("--data", help="of the similarity: pictures, as for the other commands; labels are not needed"),
+    option("--reference", metavar="MODEL", help="of the similarity: an encoder (default: the bundle's full size)"),
     QUIET,
+    SIZE,
 )
-def analyse(what: str, model: str, out: Path, depths: tuple[int, ...]) -> None:
+def analyse(what: str, model: str, out: Path, **asked) -> None:
+    asked = {name: value for name, value in _given(asked).items() if value != ()}
+    for name in asked:
+        whose = {"depths": "coefficients"}.get(name, "similarity")
+        if whose != what:
+            raise ValueError(f"`{name}` is of {whose}, and {what} has no such choice.")
     if what == "coefficients":
         from .analysis.coefficients import PICTURES, RESULTS_FILE, analyse_coefficients
 
-        analyse_coefficients(model, out, depths)
+        analyse_coefficients(model, out, **asked)
+    elif what == "similarity":
+        from .analysis.similarity import PICTURES, RESULTS_FILE, analyse_similarity
+
+        if "data" not in asked:
+            raise ValueError("`data` says on which pictures layers are compared: give --data.")
+        _print_similarity(analyse_similarity(model, out, **asked))
     else:
         from .analysis.trend import PICTURES, RESULTS_FILE, analyse_trend
 
-        if depths:
-            raise ValueError("`depths` are of coefficients; the trend is of all layers that a model has.")
         _print_trends(analyse_trend(model, out))
     print(f"\nplot     {out / PICTURES[0]}\nnumbers  {out / RESULTS_FILE}")
+
+
+def _print_similarity(table: list[list[float]]) -> None:
+    """To which layer of the reference each is most alike."""
+    for layer, values in enumerate(table, start=1):
+        best = max(range(len(values)), key=values.__getitem__)
+        print(f"layer {layer:>2} is most alike to layer {best + 1:>2} of the reference ({values[best]:.2f})")
 
 
 def _print_trends(trends: dict) -> None:

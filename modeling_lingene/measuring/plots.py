@@ -349,6 +349,40 @@ def plot_coefficients(
     _save(figure, Path(path))
 
 
+def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: str, reference: str) -> None:
+    """Draws how alike the layers of two models are, as a PNG or SVG.
+
+    Args:
+        table: (l, m) CKA; rows are the layers of the model.
+        path: of the picture, its kind by its suffix; written atomically.
+        model, reference: their names.
+
+    Raises:
+        ValueError: no layers.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not table:
+        raise ValueError("`table` must hold at least one layer; got none.")
+    figure = _figure()
+    rows, columns = len(table), len(table[0])
+    figure.set_size_inches(2.4 + 0.42 * columns, 1.8 + 0.42 * rows)
+    panel = figure.subplots()
+    drawn = panel.imshow(table, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
+    for y, values in enumerate(table):
+        for x, value in enumerate(values):
+            colour = "white" if value < 0.5 else INK
+            panel.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=6.5)
+    panel.set_xticks(range(columns), range(1, columns + 1))
+    panel.set_yticks(range(rows), range(1, rows + 1))
+    panel.set_xlabel(f"Layers of {reference}")
+    panel.set_ylabel(f"Layers of {model}")
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    figure.colorbar(drawn, ax=panel, label="Similarity (linear CKA)")
+    figure.suptitle("How alike layers are", fontsize=11)
+    _save(figure, Path(path))
+
+
 def _fitted_line(values: Sequence[float]) -> list[float]:
     """Least squares over 0, 1, 2, ..."""
     count = len(values)

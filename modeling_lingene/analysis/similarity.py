@@ -1,0 +1,132 @@
+"""How alike the layers of two models are on the same pictures: a size of a bundle and its full size, or its source.
+
+    lingene analyse similarity BUNDLE --depth 6 --data PICTURES --out DIR
+
+Linear centred kernel alignment (CKA; Kornblith et al., ICML 2019, arXiv 1905.00414) with the unbiased estimate of
+Song et al. (JMLR 2012), of the mean of a layer's tokens: 1 where one is the other turned and scaled, near 0 where
+they have nothing in common. Widths may differ.
+
+Notation: n pictures, d and e channels, l and m layers.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from ..configuration_lingene import LinGeneConfig
+from ..folders import check_empty, complete_or_absent, read_processor, write_json
+from ..images.data import LabelledImages, batches, picked, require
+from ..images.pictures import load_pictures
+from ..measuring.features import load_encoder
+from ..measuring.metrics import check_device
+from ..measuring.plots import plot_similarity
+from ..progress import progress_bar
+
+
+RESULTS_FILE, PICTURES = "similarity.json", ("similarity.png", "similarity.svg")
+LEAST_IMAGES, BATCH = 4, 32  # fewer have no unbiased estimate
+
+
+def analyse_similarity(
+    model: str | Path,
+    out: str | Path,
+    data: str,
+    *,
+    reference: str | Path | None = None,
+    split: str = "test",
+    images: int = 256,
+    seed: int = 0,
+    device: str | None = None,
+    **asked: Any,
+) -> list[list[float]]:
+    """CKA of every layer of a model with every layer of a reference, as numbers and a picture.
+
+    Args:
+        model: a bundle or another encoder, by folder or name.
+        out: new or empty folder for `similarity.json`, `similarity.png` and `similarity.svg`.
+        data, split: pictures, as for `load_pictures`.
+        reference: an encoder; default the bundle's full size.
+        images: how many of the pictures, drawn by `seed`.
+        device: default the GPU if there is one.
+        asked: `from_pretrained`'s keywords for a size of the bundle.
+
+    Returns:
+        (l, m): rows are the model's layers.
+
+    Raises:
+        ValueError: a model, its preprocessing or pictures cannot be read; fewer than four pictures; a size asked of
+            what is no bundle, a reference missing for it; nothing is written.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    check_empty(out)
+    require("matplotlib")
+    config, device = _config(model), check_device(device)
+    bundle = config.model_type == LinGeneConfig.model_type
+    if not bundle and (asked or reference is None):
+        what = f"`{next(iter(asked))}` chooses a size of a bundle" if asked else "`reference` is by default a bundle's"
+        raise ValueError(f"{what}, and {model} is a {config.model_type} model.")
+    other = model if reference is None else reference
+    configs = config, _config(other, "reference")
+    chosen = _chosen(load_pictures(data, split), images, seed)
+    means = []
+    for name, own, size in zip((model, other), configs, (asked, {})):
+        try:
+            seen = batches(chosen, read_processor(name), BATCH)
+        except OSError:
+            raise ValueError(f"{name} has no preprocessor_config.json; save its image processor beside it.") from None
+        encoder = load_encoder(name, own, **size).to(device)
+        means.append(layer_means(encoder, progress_bar(seen, desc="similarity", unit="batch")))
+    table = [[round(cka(one, another), 4) for another in means[1]] for one in means[0]]
+    with complete_or_absent(out) as folder:
+        said = {"model": str(model), "size": {key: str(value) for key, value in asked.items()}, "images": len(chosen)}
+        write_json(folder / RESULTS_FILE, {**said, "reference": str(other), "cka": table})
+        names = Path(model).name, Path(other).name if reference is not None else "its full size"
+        for picture in PICTURES:
+            plot_similarity(table, folder / picture, *names)
+    return table
+
+
+@torch.no_grad()
+def layer_means(encoder: nn.Module, seen: Iterable[dict]) -> list[torch.Tensor]:
+    """The mean over tokens of what each layer gives, (n, d) float64 on the CPU, by layer."""
+    weight, parts = next(encoder.parameters()), []
+    for batch in seen:
+        pixel_values = batch["pixel_values"].to(weight.device, weight.dtype)
+        states = encoder(pixel_values=pixel_values, output_hidden_states=True).hidden_states[1:]
+        parts.append([state.mean(1).double().cpu() for state in states])
+    return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+
+def cka(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Unbiased linear CKA of (n, d) and (n, e); 0 where one of them does not vary."""
+    grams = [features @ features.T for features in (one, other)]
+    both, own, others = (_hsic(grams[a], grams[b]) for a, b in ((0, 1), (0, 0), (1, 1)))
+    scale = (own.clamp(min=0) * others.clamp(min=0)).sqrt()
+    return float(both / scale) if scale > 0 else 0.0
+
+
+def _hsic(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Song et al., Eq. 5: the unbiased Hilbert-Schmidt independence criterion of two Gram matrices (n, n)."""
+    count = len(one)
+    one, other = (gram - torch.diag(gram.diagonal()) for gram in (one, other))
+    trace = (one * other).sum()
+    means = one.sum() * other.sum() / ((count - 1) * (count - 2))
+    return (trace + means - 2 * (one.sum(0) @ other.sum(0)) / (count - 2)) / (count * (count - 3))
+
+
+def _chosen(pictures: LabelledImages, images: int, seed: int) -> LabelledImages:
+    if min(images, len(pictures)) < LEAST_IMAGES:
+        raise ValueError(f"`images` must be at least {LEAST_IMAGES}; got {min(images, len(pictures))}.")
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:images]
+    return picked(pictures, order.tolist())
+
+
+def _config(name: str | Path, what: str = "model") -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`{what}` {name} cannot be read: {str(error).splitlines()[0]}") from None
