@@ -84,9 +84,11 @@ def analyse_similarity(
     with complete_or_absent(out) as folder:
         said = {"model": str(model), "size": {key: str(value) for key, value in asked.items()}, "images": len(chosen)}
         write_json(folder / RESULTS_FILE, {**said, "reference": str(other), "cka": table})
-        names = Path(model).name, Path(other).name if reference is not None else "its full size"
+        size = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in asked.items())
+        shown = Path(model).name + (f" ({size})" if size else "")
+        other = Path(other).name if reference is not None else "its full size"
         for picture in PICTURES:
-            plot_similarity(table, folder / picture, *names)
+            plot_similarity(table, folder / picture, shown, other)
     return table
 
 
