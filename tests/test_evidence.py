@@ -75,12 +75,14 @@ def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_
 
 
 def test_rows_of_one_table_cost_what_they_say():
-    """In trainings of the dense network, its teacher counted: those that are compared cost the same, to 3 %."""
+    """In trainings of the dense network, its teacher counted: those that are compared cost the same, to 3 %, or to half
+    an epoch where that is more: epochs are whole ones."""
     schedules, sizes = (Table.read(name) for name in TABLES)
     assert all(abs(row["cost"] - 1) < 0.03 for row in schedules.rows.values())
     bundles = [row for name, row in sizes.rows.items() if not name.startswith(("alone", "dense", "not trained"))]
-    costs = {row["row"]: row["cost"] for row in bundles if "dense network" not in row["row"]}
-    assert all(abs(cost - COST) < 0.03 * COST for cost in costs.values()), costs
+    for row in bundles:
+        half = 0.5 * row["cost"] / row["epochs"]
+        assert "dense network" in row["row"] or abs(row["cost"] - COST) <= max(0.03 * COST, half + 1e-3), row["row"]
 
 
 def test_the_defaults_are_the_best_on_the_validation_part_or_equal_to_it():

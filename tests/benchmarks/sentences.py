@@ -152,17 +152,19 @@ def sizes() -> list[str]:
         return said
     one, sizes = table.rows["one"], table.labels("one")
     twins = {label: "dense" if label in table.labels("dense") else f"alone, {label}" for label in sizes}
+    twins = {label: name for label, name in twins.items() if table.has(name)}  # rows are added as they are run
     long = {label: f"alone, long, {label}" for label in sizes if table.has(f"alone, long, {label}")}
 
     def beside(name: str, others: dict[str, str]) -> str:
         return counted([table.compare(name, other, label) for label, other in others.items()])
 
     together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
+    of = "the" if len(twins) == len(sizes) else f"of the {len(sizes)} sizes"
     said += [
         f"The bundle (`one`: one network a step) costs {one['cost']:.2f} trainings of the largest network and sees "
-        f"{one['pictures'] / seen:.1f} times the pictures of each size alone; the {len(sizes)} sizes alone cost "
+        f"{one['pictures'] / seen:.1f} times the pictures of each size alone; {of} {len(twins)} trained alone cost "
         f"{together:.2f} together.",
-        f"Against each size alone, trained for the largest one's epochs, the bundle is {beside('one', twins)}.",
+        f"Against these, trained for the largest one's epochs, the bundle is {beside('one', twins)}.",
     ]
     if long:
         cost = sum(table.rows[name]["cost"] for name in long.values())
@@ -171,8 +173,8 @@ def sizes() -> list[str]:
             for label, name in long.items()
         ]
         said.append(
-            f"Against {len(long)} sizes alone that see as many pictures as the bundle, which cost {cost:.2f} "
-            f"trainings of the largest, the bundle is {beside('one', long)}. {'; '.join(numbers)}."
+            f"Against sizes alone that see as many pictures as the bundle ({len(long)} of them, {cost:.2f} trainings "
+            f"of the largest), the bundle is {beside('one', long)}. {'; '.join(numbers)}."
         )
     if table.has(CHEAP):
         said.append(f"At the cost of the largest network alone the bundle is {beside(CHEAP, twins)}.")
