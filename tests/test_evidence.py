@@ -47,6 +47,7 @@ def test_verdicts_are_counted_and_their_differences_told():
     pairs = [("better", 0.021), ("better", 0.006), ("equal", 0.004), ("worse", -0.03)]
     assert counted(pairs) == "better at 2 of 4 by 0.6 to 2.1 points, equal at 1 of 4, worse at 1 of 4 by 3.0 points"
     assert counted([("worse", -0.01), ("worse", -0.01)]) == "worse at all by 1.0 points"
+    assert counted([("worse", -0.01)]) == "worse by 1.0 points"
     assert with_range([0.784, 0.782, 0.785]) == "78.4 (78.2-78.5)" and with_range([0.5, 0.5]) == "50.0"
 
 
@@ -75,8 +76,8 @@ def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_
 
 
 def test_rows_of_one_table_cost_what_they_say():
-    """In trainings of the dense network, its teacher counted: those that are compared cost the same, to 3 %, or to half
-    an epoch where that is more: epochs are whole ones."""
+    """In trainings of the dense network, its teacher counted: what is compared costs the same, to 3 %, or to half an
+    epoch where that is more, for epochs are whole ones."""
     schedules, sizes = (Table.read(name) for name in TABLES)
     assert all(abs(row["cost"] - 1) < 0.03 for row in schedules.rows.values())
     bundles = [row for name, row in sizes.rows.items() if not name.startswith(("alone", "dense", "not trained"))]

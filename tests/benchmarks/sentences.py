@@ -62,9 +62,10 @@ def counted(pairs: list[tuple[str, float]]) -> str:
         found = [100 * abs(difference) for verdict, difference in pairs if verdict == word]
         if not found:
             continue
-        of = "all" if len(found) == len(pairs) else f"{len(found)} of {len(pairs)}"
+        of = " at all" if len(found) == len(pairs) else f" at {len(found)} of {len(pairs)}"
+        of = of if len(pairs) > 1 else ""
         spread = f" by {between(found)} points" if word != "equal" else ""
-        parts.append(f"{word} at {of}{spread}")
+        parts.append(f"{word}{of}{spread}")
     return ", ".join(parts)
 
 
