@@ -3,20 +3,22 @@
 Proteus (Zhang et al., ICLR 2025, arXiv 2407.10366), as Scala uses it with DINOv2: no cross-entropy; mean squared error
 between final normed tokens, summed over three terms of weight 1: the class token; all tokens; and the patches that a
 second pass of the student has masked. Each goes through its own LayerNorm and linear layer into the teacher's width,
-sliced with the student's width as a classifier is. Every network of a step learns from the teacher itself.
+sliced with the student's width as a classifier is; where training goes on from a bundle, these layers begin as a fit
+(ours). Every network of a step learns from the teacher itself.
 
 Notation: b batch, p patches, t = 1 + p tokens (registers are left out), d channels of the student, D of the teacher.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ..configuration_lingene import LinGeneConfig, Size
-from ..images.loaders import derived_seed
+from ..images.loaders import Layout, derived_seed
 from ..modeling_lingene import LinGeneModel, slice_of
 from .losses import TEACHER, Objective
 from .validation import Metric
@@ -25,6 +27,7 @@ from .validation import Metric
 TERMS = ("class_token", "tokens", "masked")
 MASK_TOKEN = "embeddings.mask_token"
 FEATURE_LOSS = "feature_loss"
+FIT_IMAGES, FIT_BATCH, RIDGE = 128, 32, 1e-6  # of the heads' first weights; ridge of the mean moment
 
 
 class FeatureHead(nn.Module):
@@ -116,6 +119,38 @@ class FeatureStudent(nn.Module):
         """What a bundle takes of a state dict of this module."""
         own = "encoder."
         return {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
+
+
+@torch.no_grad()
+def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], torch.Tensor], seed: int) -> None:
+    """Let linear heads begin as the best linear maps from the tokens of the full size to the teacher's: least squares
+    over all tokens of some pictures. Random heads spend the first steps on undoing what the encoder knows.
+
+    The same on every process, which all see the same pictures.
+
+    Args:
+        student: with linear heads, whose norms are as they were made; where its encoder is to compute.
+        source: of the batches of training.
+        teacher: its tokens (b, t, D) of a batch.
+        seed: draws the pictures.
+    """
+    moments, products, needed = 0.0, 0.0, min(FIT_IMAGES, len(source))
+    encoder, norm = student.encoder.eval(), next(iter(student.heads.values())).norm
+    for (batch,) in source.batches(f"{seed} heads", Layout(min(FIT_BATCH, needed))):
+        wanted = teacher(batch).double()
+        tokens = encoder(batch["pixel_values"]).last_hidden_state
+        tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
+        tokens = functional.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps).flatten(0, 1)
+        tokens = functional.pad(tokens, (0, 1), value=1.0)  # for the bias
+        moments, products = moments + tokens.T @ tokens, products + tokens.T @ wanted.flatten(0, 1)
+        needed -= len(batch["pixel_values"])
+        if needed <= 0:
+            break
+    ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    found = torch.linalg.solve(moments + ridge, products).T
+    for head in student.heads.values():
+        head.linear.weight.copy_(found[:, :-1])
+        head.linear.bias.copy_(found[:, -1])
 
 
 def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int) -> None:

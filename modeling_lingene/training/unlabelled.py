@@ -17,7 +17,7 @@ from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_lingene import LinGeneModel
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
-from .features import FEATURE_LOSS, FeatureStudent, feature_metric
+from .features import FEATURE_LOSS, FeatureStudent, feature_metric, fit_heads
 from .loop import TrainingLoop
 from .settings import Recipe
 from .token_cache import CachedTokens, check_cache, open_cache
@@ -88,6 +88,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         training_images(images, processor, augmentation, accelerator.device, recipe.workers)
         for images, augmentation in ((pictures, recipe.augmentation), (held, Augmentation()))
     ]
+    if recipe.init and student.heads:
+        fit_heads(student.to(accelerator.device), sources[0], teacher, recipe.training.seed)
     teachers = [teacher, teacher]
     if recipe.cache_teacher:
         folder, size = open_cache(out, identity, accelerator), recipe.training.batch_size

@@ -75,7 +75,7 @@ SCALES = {
         (4000, 500, 1000, 500),
         256,
         (1, 3),
-        (1e-4, 3e-4, 1e-3),
+        (3e-5, 1e-4, 3e-4),
         TrainingSettings(batch_size=32, device="cpu", evaluate_every=0, keep_checkpoints=1),
     ),
     "smoke": Scale(  # a try of minutes, and no measurement
@@ -89,7 +89,7 @@ SCALES = {
         (9000, 2000, 9000, 3925),
         512,
         (3, 30),
-        (1e-4, 3e-4, 1e-3),
+        (3e-5, 1e-4, 3e-4),
         TrainingSettings(batch_size=128, precision="bf16", evaluate_every=0, keep_checkpoints=1),
     ),
 }

@@ -202,12 +202,8 @@ def bullets(sentences: Callable[[], list[str]]) -> str:
 def alone_as_long() -> str:
     """What remains true when a size trained alone sees as many pictures as the bundle."""
     (said,) = [said for said in sizes() if said.startswith("Against sizes alone that see")]
-    return "\n".join(
-        textwrap.wrap(
-            f"With three seeds and rates chosen on a validation part, at a smaller budget: {said[0].lower()}{said[1:]}",
-            119,
-        )
-    )
+    said = f"With three seeds and rates chosen on a validation part, at a smaller budget: {said[0].lower()}{said[1:]}"
+    return "\n".join(textwrap.wrap(said, 119))
 
 
 TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}

@@ -17,7 +17,14 @@ from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGe
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
-from modeling_lingene.training.features import FeatureStudent, feature_metric, features_loss, masked_patches
+from modeling_lingene.training.features import (
+    FIT_IMAGES,
+    FeatureStudent,
+    feature_metric,
+    features_loss,
+    fit_heads,
+    masked_patches,
+)
 from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.validation import ACCURACY, Metric
@@ -76,6 +83,43 @@ def reference_tokens(width_ratio: str, depth: int = 6, **size) -> numpy.ndarray:
     vit = helpers.reference_vit(encoder()[1], depth, width_ratio, **size).vit
     with torch.no_grad():
         return vit(helpers.images()).last_hidden_state.double().numpy()
+
+
+def test_heads_begin_as_least_squares_over_all_tokens():
+    """By numpy, on what the encoder gives, normed; every head alike, and the pictures are no more than are needed."""
+    made, taken = student(MASKED), []
+    for one in made.heads.values():
+        one.norm.reset_parameters()
+
+    class Source:
+        def __len__(self):
+            return 1000
+
+        def batches(self, seed, layout):
+            for number in range(20):
+                taken.append(helpers.images(layout.batch_size, seed=number))
+                yield [{"pixel_values": taken[-1]}]
+
+    mix = torch.randn(WIDTH, TEACHER, generator=torch.Generator().manual_seed(1))
+
+    def teacher(batch):
+        tokens = made.encoder(batch["pixel_values"]).last_hidden_state
+        return (tokens.tanh() @ mix + 0.5)[:, -1 - PATCHES :]
+
+    fit_heads(made, Source(), teacher, seed=0)
+    assert sum(map(len, taken)) == FIT_IMAGES
+    batch = {"pixel_values": torch.cat(taken)}
+    with torch.no_grad():
+        tokens = made.encoder(batch["pixel_values"]).last_hidden_state.double().numpy().reshape(-1, WIDTH)
+        wanted = teacher(batch).double().numpy().reshape(-1, TEACHER)
+    centred = tokens - tokens.mean(-1, keepdims=True)
+    normed = centred / numpy.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    normed = numpy.concatenate([normed, numpy.ones((len(normed), 1))], axis=1)
+    found, *_ = numpy.linalg.lstsq(normed, wanted, rcond=None)
+    least = numpy.square(normed @ found - wanted).mean()
+    for one in made.heads.values():
+        given = torch.cat((one.linear.weight, one.linear.bias[:, None]), dim=1).detach().double().numpy().T
+        assert least <= numpy.square(normed @ given - wanted).mean() < least * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("width_ratio", WIDTHS)
