@@ -26,7 +26,8 @@ class Objective:
         kind: `labels`, or `features`: pictures without labels, mean squared errors with the teacher's tokens (Proteus,
             arXiv 2407.10366); the teacher is any encoder, default the bundle that `init` names.
         feature_heads: what leads from the student's channels into the teacher's: `linear`, a LayerNorm and a linear
-            layer per term, or `identity`, nothing, for equal widths.
+            layer per term, fitted to the start where training goes on from a bundle, or `identity`, nothing, for
+            equal widths.
         mask_share: of the patches, masked in a second pass of the student, which learns what the teacher sees there;
             0 is no second pass.
 
