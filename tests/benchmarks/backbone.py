@@ -13,13 +13,14 @@ with the source's tokens (a narrow size of a rotated bundle with the leading one
 
 A bundle draws one network a step over all depths and widths; `alone` trains one width of the rotated start for as many
 pictures. One teacher, the source; losses are those of the validation part, through each run's own heads. The rate is
-the one with the lowest loss of the full network there after a short try, for each row by itself.
+the one with the lowest mean loss of the sizes there after a short try, for each row by itself.
 """
 
 import argparse
 import dataclasses
 import json
 import shutil
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ from modeling_lingene.progress import quiet_loading
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingSettings
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.recipes import Recipe, decompose, train
+from modeling_lingene.training.recipes import Recipe, decompose
 
 
 PIXELS = 126
@@ -75,7 +76,7 @@ SCALES = {
         (4000, 500, 1000, 500),
         256,
         (1, 3),
-        (3e-5, 1e-4, 3e-4),
+        (3e-6, 1e-5, 3e-5),
         TrainingSettings(batch_size=32, device="cpu", evaluate_every=0, keep_checkpoints=1),
     ),
     "smoke": Scale(  # a try of minutes, and no measurement
@@ -89,7 +90,7 @@ SCALES = {
         (9000, 2000, 9000, 3925),
         512,
         (3, 30),
-        (3e-5, 1e-4, 3e-4),
+        (3e-6, 1e-5, 3e-5),
         TrainingSettings(batch_size=128, precision="bf16", evaluate_every=0, keep_checkpoints=1),
     ),
 }
@@ -251,11 +252,13 @@ class Backbone:
         return bundle
 
     def choose(self, name: str) -> dict[float, float]:
-        """The loss of the full network on the validation part after a try, by learning rate."""
+        """The mean loss of the sizes on the validation part after a try, by learning rate: the full size alone begins
+        as the teacher, and is best where nothing is learned."""
         losses = {}
         for rate in self.scale.rates:
             out = self.work / "tries" / f"{slug(name)}-{rate:g}"
-            losses[rate] = train(self.recipe(name, rate, tried=True), out)[-1]["feature_loss"]
+            rows = decompose(self.recipe(name, rate, tried=True), out)
+            losses[rate] = statistics.mean(row["feature_loss"] for row in rows)
         return losses
 
     def trained(self, name: str) -> dict:
