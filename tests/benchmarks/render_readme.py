@@ -81,29 +81,6 @@ def conversion_source() -> str:
     return f"{100 * json.loads((RESULTS / 'conversion_fashion.json').read_text())['source']['accuracy']:.1f}"
 
 
-ELASTIC = {
-    "scratch": "each size trained alone",
-    "elastic, share 0.3": "one network a step, the default",
-    "elastic, warm start, share 0.3": "the same, from a trained bundle",
-    "elastic, scala": "four networks a step, depths drawn",
-    "scala": "four networks a step (Scala), depth fixed",
-    "not trained for it": "slices of a bundle not trained for it",
-}
-
-
-def elastic_table() -> str:
-    results = json.loads((RESULTS / "elastic_fashion.json").read_text())
-    found = {row["row"]: row["accuracy"] for row in results["rows"]}
-    alone = {label: one for name, row in found.items() if name.startswith("scratch") for label, one in row.items()}
-    depths, widths = results["depths"], results["widths"]
-    lines = [f"| training | {' | '.join(f'width {width}' for width in widths)} |", "|---|" + "---:|" * len(widths)]
-    for row, name in ELASTIC.items():
-        accuracy = alone if row == "scratch" else found[row]
-        cells = [" / ".join(f"{100 * accuracy[f'{depth} {width}']:.1f}" for depth in depths) for width in widths]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def schedules_table(names: dict[str, str] | None = None) -> str:
     """The rows by these names, or all that are measured, with their learning rates."""
     table = Table.read("schedules_fashion")
@@ -121,8 +98,21 @@ def schedules_table(names: dict[str, str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def sizes_table() -> str:
-    """Every row of the sizes that is measured; what is trained alone, in one line."""
+WAYS = {
+    "alone": "each size alone, all of them",
+    "alone, long": "some alone, for as many pictures as the bundle sees",
+    "one": "one bundle, one network a step: the default",
+    "scala as published, depths drawn": "one bundle, four networks a step (`--method scala`), depths drawn",
+}
+
+
+def elastic_table() -> str:
+    """What a choice between a bundle and networks of their own needs."""
+    return sizes_table(WAYS)
+
+
+def sizes_table(ways: dict[str, str] | None = None) -> str:
+    """The rows by these names, or all that are measured; what is trained alone, in one line."""
     table, scale = Table.read("sizes_fashion"), SCALES["fashion"]
     lines = [f"| training | cost | {' | '.join(f'width {width}' for width in scale.widths)} |"]
     lines.append("|---|---:|" + "---:|" * len(scale.widths))
@@ -135,7 +125,9 @@ def sizes_table() -> str:
             cells.append(" / ".join(points(table.mean(name, size)) if name else "-" for name, size in found))
         if names:
             cost = sum(table.rows[name]["cost"] for name in names)
-            lines.append(f"| {row} | {cost:.2f} | {' | '.join(cells)} |")
+            name = row if ways is None else ways.get(row)
+            if name:
+                lines.append(f"| {name} | {cost:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -199,15 +191,14 @@ def bullets(sentences: Callable[[], list[str]]) -> str:
     return "\n".join(textwrap.fill(said, 118, initial_indent="* ", subsequent_indent="  ") for said in sentences())
 
 
-def alone_as_long() -> str:
-    """What remains true when a size trained alone sees as many pictures as the bundle."""
-    (said,) = [said for said in sizes() if said.startswith("Against sizes alone that see")]
-    said = f"With three seeds and rates chosen on a validation part, at a smaller budget: {said[0].lower()}{said[1:]}"
-    return "\n".join(textwrap.wrap(said, 119))
+def bundle_or_alone() -> str:
+    """What a bundle costs, and what it is worth beside its sizes alone, in the computed sentences."""
+    said = [said for said in sizes() if said.startswith(("The bundle (`one`", "Against"))]
+    return "\n".join(textwrap.wrap(" ".join(said), 119))
 
 
 TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}
-TABLES |= {"conversion": conversion_table, "elastic": elastic_table, "alone as long": alone_as_long}
+TABLES |= {"conversion": conversion_table, "elastic": elastic_table, "bundle or alone": bundle_or_alone}
 NUMBERS = {"source": conversion_source}
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
