@@ -293,12 +293,8 @@ def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None =
         panel.plot(depth, _fitted_line(trend.values), color="#999999", linewidth=1.2, zorder=2, label="straight line")
         panel.plot(depth, trend.values, "o-", color="#0072B2", markersize=5, linewidth=1.2, zorder=3, label="layers")
         said = f"{'' if trend.strong else 'weak: '}axis holds {100 * trend.explained:.0f} %"
-        panel.set_title(f"{name}\n{said}, correlation with depth {trend.correlation:.2f}", fontsize=9.5, color=INK)
-        panel.set_xlabel("Layer (1 is next to the input)")
-        panel.locator_params(axis="x", integer=True)
+        _over_layers(panel, f"{name}\n{said}, correlation with depth {trend.correlation:.2f}")
         panel.set_ylabel("Place on the first axis")
-        panel.grid(color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(trends) :]:
         panel.set_visible(False)
     panels[0].legend(frameon=False, fontsize=8.5)
@@ -335,11 +331,7 @@ def plot_coefficients(
             style = {"color": colours[component], "marker": marker, "markersize": 4.5, "linewidth": 1.2}
             panel.plot(range(1, depth + 1), values, label=f"component {component + 1}", **style)
         panel.axhline(0, color="#999999", linewidth=0.8, zorder=1)
-        panel.set_title(f"{depth} layers", fontsize=9.5, color=INK)
-        panel.set_xlabel("Layer (1 is next to the image)")
-        panel.locator_params(axis="x", integer=True)
-        panel.grid(color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        _over_layers(panel, f"{depth} layers")
     for panel in panels[len(tables) :]:
         panel.set_visible(False)
     panels[0].set_ylabel("Coefficient")
@@ -381,6 +373,15 @@ def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: s
     figure.colorbar(drawn, ax=panel, label="Similarity (linear CKA)")
     figure.suptitle("How alike layers are", fontsize=11)
     _save(figure, Path(path))
+
+
+def _over_layers(panel: Any, title: str) -> None:
+    """A panel whose horizontal axis counts layers."""
+    panel.set_title(title, fontsize=9.5, color=INK)
+    panel.set_xlabel("Layer (1 is next to the input)")
+    panel.locator_params(axis="x", integer=True)
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _fitted_line(values: Sequence[float]) -> list[float]:

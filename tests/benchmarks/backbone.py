@@ -71,27 +71,28 @@ class Scale:
     training: TrainingSettings
 
 
+CPU = TrainingSettings(batch_size=32, device="cpu", evaluate_every=0, keep_checkpoints=1)
 SCALES = {
     "cpu": Scale(
         (4000, 500, 1000, 500),
         256,
         (1, 3),
         (3e-6, 1e-5, 3e-5),
-        TrainingSettings(batch_size=32, device="cpu", evaluate_every=0, keep_checkpoints=1),
+        CPU,
     ),
     "smoke": Scale(  # a try of minutes, and no measurement
         (64, 32, 60, 40),
         16,
         (1, 1),
         (3e-4,),
-        TrainingSettings(batch_size=16, device="cpu", evaluate_every=0, keep_checkpoints=1),
+        dataclasses.replace(CPU, batch_size=16),
     ),
     "gpu": Scale(
         (9000, 2000, 9000, 3925),
         512,
         (3, 30),
         (3e-6, 1e-5, 3e-5),
-        TrainingSettings(batch_size=128, precision="bf16", evaluate_every=0, keep_checkpoints=1),
+        dataclasses.replace(CPU, batch_size=128, device="auto", precision="bf16"),
     ),
 }
 

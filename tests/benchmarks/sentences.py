@@ -182,8 +182,11 @@ def sizes() -> list[str]:
     others = sorted(
         (name for name in table.rows if name in SAMPLINGS), key=lambda name: -table.average(name, "validation")
     )
-    ranked = [f"`{name}` {points(table.average(name, 'validation'))}" for name in others]
-    said.append(f"Mean over the sizes on the validation part, at equal cost: {', '.join(ranked)}.")
+    ranked = [
+        f"`{name}` {points(table.average(name, 'validation'))} at a cost of {table.rows[name]['cost']:.2f}"
+        for name in others
+    ]
+    said.append(f"Mean over the sizes on the validation part: {', '.join(ranked)}.")
     said += [
         f"`{name}` against `one`, size by size: {table.against(name, 'one')}." for name in others if name != "one"
     ]
