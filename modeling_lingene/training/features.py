@@ -27,7 +27,7 @@ from .validation import Metric
 TERMS = ("class_token", "tokens", "masked")
 MASK_TOKEN = "embeddings.mask_token"
 FEATURE_LOSS = "feature_loss"
-FIT_IMAGES, FIT_BATCH, RIDGE = 128, 32, 1e-6  # of the heads' first weights; ridge of the mean moment
+FIT_IMAGES, FIT_BATCH, RIDGE = 256, 32, 1e-6  # of the heads' first weights; ridge of the mean moment
 
 
 class FeatureHead(nn.Module):
@@ -123,8 +123,10 @@ class FeatureStudent(nn.Module):
 
 @torch.no_grad()
 def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], torch.Tensor], seed: int) -> None:
-    """Let linear heads begin as the best linear maps from the tokens of the full size to the teacher's: least squares
-    over all tokens of some pictures. Random heads spend the first steps on undoing what the encoder knows.
+    """Let linear heads begin as the best linear maps from the tokens of every width to the teacher's, at once: least
+    squares on some pictures, the widths alike. In the head of the class token it counts as much as all patches, which
+    keep the fit from following a few pictures' class tokens. Random heads spend the first steps on undoing what the
+    encoder knows; heads for the full width alone are worse than none at the others.
 
     The same on every process, which all see the same pictures.
 
@@ -134,21 +136,31 @@ def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], to
         teacher: its tokens (b, t, D) of a batch.
         seed: draws the pictures.
     """
-    moments, products, needed = 0.0, 0.0, min(FIT_IMAGES, len(source))
     encoder, norm = student.encoder.eval(), next(iter(student.heads.values())).norm
+    channels = torch.arange(len(norm.weight), device=norm.weight.device)
+    sizes = [student.config.size(width_ratio=width) for width in student.config.trained_width_ratios]
+    sums = {term: [0.0, 0.0] for term in student.heads}  # moments (d + 1, d + 1), products (d + 1, D)
+    needed = min(FIT_IMAGES, len(source))
     for (batch,) in source.batches(f"{seed} heads", Layout(min(FIT_BATCH, needed))):
         wanted = teacher(batch).double()
-        tokens = encoder(batch["pixel_values"]).last_hidden_state
-        tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
-        tokens = functional.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps).flatten(0, 1)
-        tokens = functional.pad(tokens, (0, 1), value=1.0)  # for the bias
-        moments, products = moments + tokens.T @ tokens, products + tokens.T @ wanted.flatten(0, 1)
+        for size in sizes:
+            tokens = encoder(batch["pixel_values"], width_ratio=size.width_ratio).last_hidden_state
+            tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
+            placed = tokens.new_zeros(*tokens.shape[:2], len(channels) + 1)
+            kept = slice_of("norm.weight", channels, size)
+            placed[..., kept] = functional.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)
+            placed[..., -1] = 1  # for the bias
+            for term, (moments, products) in sums.items():
+                weighted = placed.clone()
+                weighted[:, 0] *= wanted.shape[1] - 1 if term == "class_token" else 1
+                weighted = weighted.flatten(0, 1).T
+                sums[term] = [moments + weighted @ placed.flatten(0, 1), products + weighted @ wanted.flatten(0, 1)]
         needed -= len(batch["pixel_values"])
         if needed <= 0:
             break
-    ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
-    found = torch.linalg.solve(moments + ridge, products).T
-    for head in student.heads.values():
+    for head, (moments, products) in zip(student.heads.values(), sums.values()):
+        ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+        found = torch.linalg.solve(moments + ridge, products).T
         head.linear.weight.copy_(found[:, :-1])
         head.linear.bias.copy_(found[:, -1])
 

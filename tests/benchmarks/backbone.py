@@ -74,10 +74,10 @@ class Scale:
 CPU = TrainingSettings(batch_size=32, device="cpu", evaluate_every=0, keep_checkpoints=1)
 SCALES = {
     "cpu": Scale(
-        (4000, 500, 1000, 500),
+        (4000, 1000, 1000, 500),
         256,
         (1, 3),
-        (3e-6, 1e-5, 3e-5),
+        (3e-6, 1e-5, 3e-5, 1e-4),
         CPU,
     ),
     "smoke": Scale(  # a try of minutes, and no measurement
@@ -91,7 +91,7 @@ SCALES = {
         (9000, 2000, 9000, 3925),
         512,
         (3, 30),
-        (3e-6, 1e-5, 3e-5),
+        (3e-6, 1e-5, 3e-5, 1e-4),
         dataclasses.replace(CPU, batch_size=128, device="auto", precision="bf16"),
     ),
 }

@@ -85,9 +85,13 @@ def reference_tokens(width_ratio: str, depth: int = 6, **size) -> numpy.ndarray:
         return vit(helpers.images()).last_hidden_state.double().numpy()
 
 
-def test_heads_begin_as_least_squares_over_all_tokens():
-    """By numpy, on what the encoder gives, normed; every head alike, and the pictures are no more than are needed."""
-    made, taken = student(MASKED), []
+@pytest.mark.parametrize("isolated", [False, True])
+def test_heads_begin_as_least_squares_of_every_width_at_once(isolated):
+    """By numpy, on what the encoder gives, normed; the class token weighs as much as all patches in its
+    own head. The pictures are no more than are needed."""
+    widths = {"1/4": channels("1/4"), "1/2": channels("1/2", trailing=isolated), "1": channels("1")}
+    fields = {"trained_width_ratios": list(widths), "isolated_activation": isolated}
+    made, taken = student(MASKED, **fields), []
     for one in made.heads.values():
         one.norm.reset_parameters()
 
@@ -108,18 +112,24 @@ def test_heads_begin_as_least_squares_over_all_tokens():
 
     fit_heads(made, Source(), teacher, seed=0)
     assert sum(map(len, taken)) == FIT_IMAGES
-    batch = {"pixel_values": torch.cat(taken)}
+    batch, rows = {"pixel_values": torch.cat(taken)}, []
     with torch.no_grad():
-        tokens = made.encoder(batch["pixel_values"]).last_hidden_state.double().numpy().reshape(-1, WIDTH)
-        wanted = teacher(batch).double().numpy().reshape(-1, TEACHER)
-    centred = tokens - tokens.mean(-1, keepdims=True)
-    normed = centred / numpy.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    normed = numpy.concatenate([normed, numpy.ones((len(normed), 1))], axis=1)
-    found, *_ = numpy.linalg.lstsq(normed, wanted, rcond=None)
-    least = numpy.square(normed @ found - wanted).mean()
-    for one in made.heads.values():
+        wanted = teacher(batch).double().numpy()
+        for width, at in widths.items():
+            tokens = made.encoder(batch["pixel_values"], width_ratio=width).last_hidden_state.double().numpy()
+            centred = tokens - tokens.mean(-1, keepdims=True)
+            rows.append(numpy.zeros((*tokens.shape[:2], WIDTH + 1)))
+            rows[-1][..., at] = centred / numpy.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+            rows[-1][..., -1] = 1
+    normed, wanted = numpy.concatenate(rows).reshape(-1, WIDTH + 1), numpy.concatenate([wanted] * len(widths))
+    for term, one in made.heads.items():
+        weight = numpy.ones(wanted.shape[:2])
+        weight[:, 0] = PATCHES if term == "class_token" else 1
+        weight = numpy.sqrt(weight.reshape(-1, 1))
+        found, *_ = numpy.linalg.lstsq(weight * normed, weight * wanted.reshape(-1, TEACHER), rcond=None)
         given = torch.cat((one.linear.weight, one.linear.bias[:, None]), dim=1).detach().double().numpy().T
-        assert least <= numpy.square(normed @ given - wanted).mean() < least * (1 + 1e-4)
+        least, got = (numpy.square(weight * (normed @ x - wanted.reshape(-1, TEACHER))).mean() for x in (found, given))
+        assert least <= got < least * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("width_ratio", WIDTHS)
