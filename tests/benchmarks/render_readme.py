@@ -1,4 +1,4 @@
-"""Fill the tables of README.md, and the sentences of this folder's README.md, from the measured files in `results/`.
+"""Fill the tables of README.md and of its pages, and this folder's sentences, from the measured files in `results/`.
 
 python tests/benchmarks/render_readme.py
 """
@@ -17,7 +17,7 @@ from modeling_lingene.measuring.tables import size_table
 
 
 RESULTS = Path(__file__).parent / "results"
-README, NOTES_FILE = Path(__file__).parents[2] / "README.md", Path(__file__).parent / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 def quickstart_table() -> str:
@@ -197,29 +197,33 @@ def bundle_or_alone() -> str:
     return "\n".join(textwrap.wrap(" ".join(said), 119))
 
 
-TABLES = {"quickstart": quickstart_table, "decomposition": decomposition_table, "loading": loading_table}
-TABLES |= {"conversion": conversion_table, "elastic": elastic_table, "bundle or alone": bundle_or_alone}
-NUMBERS = {"source": conversion_source}
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
 NOTES |= {"backbone table": backbone_table, "components table": components_table}
+PAGES = {  # what lies between the markers of each page
+    "README.md": {"elastic": elastic_table, "bundle or alone": bundle_or_alone},
+    "hub_cards/README.md": {"loading": loading_table},
+    "modeling_lingene/training/README.md": {"quickstart": quickstart_table, "decomposition": decomposition_table},
+    "conversion/README.md": {
+        "source": conversion_source,
+        "conversion": conversion_table,
+        "backbone table": backbone_table,
+    },
+    "tests/benchmarks/README.md": NOTES,
+}
 
 
-def render(text: str, tables: dict = TABLES, numbers: dict = NUMBERS) -> str:
-    """A text with every table between its markers made anew."""
-    for name, table in tables.items():
-        block = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
-        if count != 1:
-            raise ValueError(f"The text must have the markers of {name} once, has them {count} times.")
-    for name, number in numbers.items():
-        block = f"<!-- {name} -->{number()}<!-- /{name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text)  # noqa: B023
-        if count != 1:
-            raise ValueError(f"The text must have the markers of {name} once, has them {count} times.")
+def render(text: str, parts: dict[str, Callable[[], str]]) -> str:
+    """A text with everything between markers made anew: a number within its line, a table on lines of its own."""
+    for name, part in parts.items():
+        pieces = re.split(rf"(<!-- {name} -->\n?|\n?<!-- /{name} -->)", text)
+        if len(pieces) != 5:  # before, marker, between, marker, after
+            raise ValueError(f"The text must have the two markers of {name} once.")
+        text = "".join([*pieces[:2], part(), *pieces[3:]])
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
-    NOTES_FILE.write_text(render(NOTES_FILE.read_text(encoding="utf-8"), NOTES, {}), encoding="utf-8")
+    for page, parts in PAGES.items():
+        file = ROOT / page
+        file.write_text(render(file.read_text(encoding="utf-8"), parts), encoding="utf-8")
