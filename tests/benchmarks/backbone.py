@@ -254,10 +254,10 @@ class Backbone:
 
     def choose(self, name: str) -> dict[float, float]:
         """The mean loss of the sizes on the validation part after a try, by learning rate: the full size alone begins
-        as the teacher, and is best where nothing is learned."""
-        losses = {}
+        as the teacher, and is best where nothing is learned. Longer trainings of the same go by the same try."""
+        losses, short = {}, name.replace(f", {self.scale.epochs[1]}", f", {self.scale.epochs[0]}")
         for rate in self.scale.rates:
-            out = self.work / "tries" / f"{slug(name)}-{rate:g}"
+            out = self.work / "tries" / f"{slug(short)}-{rate:g}"
             rows = decompose(self.recipe(name, rate, tried=True), out)
             losses[rate] = statistics.mean(row["feature_loss"] for row in rows)
         return losses
