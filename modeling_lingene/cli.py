@@ -132,6 +132,8 @@ SIZE = group(
 )
 SIZE_FLAGS = ("depth", "width_ratio", "num_components", "allow_untrained")
 SIZE_FLAGS += ("max_params", "max_macs", "max_latency_ms", "latency_device")
+ANALYSIS_FLAGS = {"images": "components", "count": "components", "depths": "coefficients"}
+ANALYSIS_FLAGS |= {"data": "similarity", "reference": "similarity"}
 BASIS = group(
     "basis",
     "the preset stable",
@@ -447,13 +449,15 @@ def verify(bundle: str, revision: str | None) -> None:
     "explain a model by its weights: how they change over depth",
     option(
         "what",
-        choices=("trend", "coefficients", "similarity"),
-        help="trend: the linear trend of weights over depth, of any stack of equal layers; coefficients: how much of "
-        "every component of a bundle its layers hold; similarity: how alike the layers of a size and of its reference "
-        "are on pictures",
+        choices=("trend", "components", "coefficients", "similarity"),
+        help="trend: the linear trend of weights over depth, of any stack of equal layers; components: what each "
+        "component of a bundle looks at in pictures, alone and with those before it; coefficients: how much of every "
+        "component its layers hold; similarity: how alike the layers of a size and of its reference are on pictures",
     ),
     option("model", metavar="MODEL", help="a bundle or another model of transformers, by folder or name on the Hub"),
     OUT,
+    option("--images", help="of components: pictures, a folder or another set as for --data; labels are not needed"),
+    option("--count", type=int, help="of components: how many of the pictures (default: 2)"),
     option("--depths", type=numbers, default=(), metavar="N,N", help="of coefficients (default: the trained ones)"),
     option("--data", help="of the similarity: pictures, as for the other commands; labels are not needed"),
     option("--reference", metavar="MODEL", help="of the similarity: an encoder (default: the bundle's full size)"),
@@ -463,10 +467,14 @@ def verify(bundle: str, revision: str | None) -> None:
 def analyse(what: str, model: str, out: Path, **asked) -> None:
     asked = {name: value for name, value in _given(asked).items() if value != ()}
     for name in asked:
-        whose = {"depths": "coefficients"}.get(name, "similarity")
-        if whose != what:
-            raise ValueError(f"`{name}` is of {whose}, and {what} has no such choice.")
-    if what == "coefficients":
+        whose = ("components", "similarity") if name in SIZE_FLAGS else (ANALYSIS_FLAGS[name],)
+        if what not in whose:
+            raise ValueError(f"`{name}` is of {' and '.join(whose)}, and {what} has no such choice.")
+    if what == "components":
+        from .analysis.components import PICTURES, RESULTS_FILE, analyse_components
+
+        _print_components(analyse_components(model, out, **asked))
+    elif what == "coefficients":
         from .analysis.coefficients import PICTURES, RESULTS_FILE, analyse_coefficients
 
         analyse_coefficients(model, out, **asked)
@@ -488,6 +496,23 @@ def _print_similarity(table: list[list[float]]) -> None:
     for layer, values in enumerate(table, start=1):
         best = max(range(len(values)), key=values.__getitem__)
         print(f"layer {layer:>2} is most alike to layer {best + 1:>2} of the reference ({values[best]:.2f})")
+
+
+def _print_components(found: list[dict]) -> None:
+    """A table per picture: what each component, and the first n, say of it."""
+    from .measuring.tables import aligned_table
+
+    for place, picture in enumerate(found, start=1):
+        lines = [["components", "says", "score", "centre", "entropy", "like all"]]
+        for way, name in (("alone", "{} alone"), ("first", "first {}")):
+            for n, row in enumerate(picture[way], start=1):
+                cells = [row.get("class", "cosine"), f"{row['score']:.2f}"]
+                cells += [
+                    "-" if row[key] is None else f"{row[key]:.2f}" for key in ("centre", "entropy", "correlation")
+                ]
+                lines.append([name.format(n), *cells])
+        print(f"\npicture {place}, explained: {picture['explained'] or 'what sets it apart'}")
+        print(aligned_table(lines))
 
 
 def _print_trends(trends: dict) -> None:

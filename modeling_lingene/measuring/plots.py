@@ -375,6 +375,64 @@ def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: s
     _save(figure, Path(path))
 
 
+def plot_components(
+    rows: Sequence[dict], pictures: Sequence, maps: Sequence[dict], path: str | Path, title: str | None = None
+) -> None:
+    """Draws what components look at, two pictures abreast: a row per component, alone and with those before it.
+
+    Args:
+        rows: by picture, of `analysis.components`: `explained`, and `alone` and `first`, a dict per component.
+        pictures: (h, w, 3) from 0 to 1.
+        maps: by picture `alone` and `first`, (h, w) from 0 to 1 per component.
+        path: of the picture, its kind by its suffix; written atomically.
+        title: of the figure.
+
+    Raises:
+        ValueError: no pictures.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not rows:
+        raise ValueError("`rows` must hold at least one picture; got none.")
+    figure = _figure()
+    abreast, count = min(2, len(rows)), len(rows[0]["alone"])
+    lines = math.ceil(len(rows) / abreast)
+    figure.set_size_inches(0.7 + 2.9 * abreast, 1.3 + 1.55 * lines * (count + 1))
+    panels = figure.subplots(lines * (count + 1), 2 * abreast, squeeze=False)
+    for panel in panels.flatten():
+        panel.set_axis_off()
+    for place, (row, picture, own) in enumerate(zip(rows, pictures, maps, strict=True)):
+        top, left = (count + 1) * (place // abreast), 2 * (place % abreast)
+        panels[top, left].imshow(picture)
+        said = "what sets it apart" if row["explained"] is None else row["explained"]
+        panels[top, left + 1].text(0, 0.5, _short(f"explained: {said}", 3), va="center", fontsize=9.5, color=INK)
+        for n in range(count):
+            for column, way in enumerate(("alone", "first")):
+                drawn = _draw_map(panels[top + 1 + n, left + column], picture, own[way][n])
+                panels[top + 1 + n, left + column].set_title(_map_title(n + 1, way, row[way][n]), fontsize=8.5)
+    bar = figure.colorbar(drawn, ax=panels, location="bottom", shrink=0.6, aspect=30, pad=0.01)
+    bar.set_ticks([0, 1], labels=["speaks least for it", "most"])
+    figure.suptitle(title, fontsize=11)
+    _save(figure, Path(path))
+
+
+def _draw_map(panel: Any, picture: Any, drawn: Any) -> Any:
+    """A map over its picture in grey."""
+    panel.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
+    return panel.imshow(drawn, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
+
+
+def _map_title(count: int, way: str, row: Mapping[str, Any]) -> str:
+    which = f"{count} alone" if way == "alone" else f"first {count}" if count > 1 else "first"
+    said = f"{_short(row['class'], 1)} {100 * row['score']:.0f} %" if "class" in row else f"cosine {row['score']:.2f}"
+    return f"{which}\n{said if row['entropy'] is not None else said + ', empty'}"
+
+
+def _short(text: str, lines: int) -> str:
+    """In lines of at most 16 letters, cut where there are more."""
+    found = textwrap.wrap(text, 16)
+    return "\n".join(found[:lines]) + ("..." if len(found) > lines else "")
+
+
 def _over_layers(panel: Any, title: str) -> None:
     """A panel whose horizontal axis counts layers."""
     panel.set_title(title, fontsize=9.5, color=INK)
