@@ -506,7 +506,7 @@ def _print_components(found: list[dict]) -> None:
         lines = [["components", "says", "score", "centre", "entropy", "like all"]]
         for way, name in (("alone", "{} alone"), ("first", "first {}")):
             for n, row in enumerate(picture[way], start=1):
-                cells = [row.get("class", "cosine"), f"{row['score']:.2f}"]
+                cells = [row.get("class", "cosine"), f"{round(row['score'], 2) + 0.0:.2f}"]
                 cells += [
                     "-" if row[key] is None else f"{row[key]:.2f}" for key in ("centre", "entropy", "correlation")
                 ]

@@ -36,7 +36,7 @@ from ..progress import progress_bar, quiet_loading
 
 
 RESULTS_FILE, PICTURES = "components.json", ("components.png", "components.svg")
-MOST_IMAGES, AVERAGED = 12, 32  # in one figure; for the mean class token
+MOST_IMAGES, AVERAGED = 12, 8  # in one figure; for the mean class token
 Score = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -79,14 +79,14 @@ def analyse_components(
     require("matplotlib"), require("pytorch_grad_cam", "grad-cam")
     config, device = read_config(bundle), check_device(device)
     head = Bundle(bundle, config).has_head
-    processor, seen = _pictures(bundle, images, split, count if head else AVERAGED, seed)
+    processor, seen = _pictures(bundle, images, split, count if head else max(count, AVERAGED), seed)
     with quiet_loading():
         model_class = LinGeneForImageClassification if head else LinGeneModel
         model = model_class.from_pretrained(bundle, constrained=True, **asked).eval().to(device)
     scores = _class_scores(model, seen) if head else _direction_scores(model, seen)
     seen, scores = seen[:count], scores[:count]
     found, maps = _explained(model, seen, scores)
-    size = model.config.size()
+    size = model.source_size
     said = {"bundle": str(bundle), "size": {"depth": size.depth, "width_ratio": str(size.width_ratio)}}
     said |= {"components": size.num_components, "explained": "class" if head else "direction", "data": images}
     with complete_or_absent(out) as folder:
@@ -148,23 +148,26 @@ class _Output(nn.Module):
 
 
 def _explained(model: LinGenePreTrainedModel, seen: list, scores: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Numbers, and (h, w) maps, by picture: each has a list for the components `alone` and one for the `first` n."""
+    """Rows and maps by picture; both have a list for components `alone` and one for the `first` n.
+
+    Returns:
+        rows: dicts, beside what is explained;
+        maps: arrays (h, w).
+    """
     ways = {"alone": lambda n: alone(model, n), "first": lambda n: model.materialise(num_components=n + 1)}
-    found = [{**score["said"], "alone": [], "first": []} for score in scores]
-    maps = [{"alone": [], "first": []} for _ in seen]
     total = model.config.size().num_components
-    answers = [{"alone": [], "first": []} for _ in seen]
+    rows = [{**score["said"], "alone": [], "first": []} for score in scores]
+    maps = [{"alone": [], "first": []} for _ in scores]
     for way, n in progress_bar([(way, n) for way in ways for n in range(total)], desc="components", unit="model"):
         one = ways[way](n)
-        for place, (pixel_values, score) in enumerate(zip(seen, scores)):
+        for pixel_values, score, row, own in zip(seen, scores, rows, maps, strict=True):
             drawn, given = attention_map(one, pixel_values, score["of"])
-            maps[place][way].append(drawn)
-            answers[place][way].append(score["answer"](given))
-    for place, own in enumerate(maps):
+            own[way].append(drawn)
+            row[way].append(score["answer"](given))
+    for row, own in zip(rows, maps):
         for way in ways:
-            rows = zip(answers[place][way], own[way])
-            found[place][way] = [{**answer, **_row(drawn, own["first"][-1])} for answer, drawn in rows]
-    return found, maps
+            row[way] = [said | _row(drawn, own["first"][-1]) for said, drawn in zip(row[way], own[way])]
+    return rows, [{way: [drawn.numpy() for drawn in own[way]] for way in ways} for own in maps]
 
 
 def _row(drawn: torch.Tensor, whole: torch.Tensor) -> dict[str, float | None]:
@@ -244,13 +247,13 @@ def _pictures(bundle: str | Path, data: str, split: str, count: int, seed: int) 
     return processor, seen
 
 
-def _shown(pixel_values: torch.Tensor, processor: Any) -> torch.Tensor:
-    """A picture as the model sees it, (h, w, 3) from 0 to 1, from (1, c, h, w)."""
+def _shown(pixel_values: torch.Tensor, processor: Any) -> Any:
+    """A picture as the model sees it, an array (h, w, 3) from 0 to 1, from (1, c, h, w)."""
     picture = pixel_values[0].float()
     if getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         picture = picture * std + mean
-    return picture.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
+    return picture.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -396,7 +396,7 @@ def plot_components(
     figure = _figure()
     abreast, count = min(2, len(rows)), len(rows[0]["alone"])
     lines = math.ceil(len(rows) / abreast)
-    figure.set_size_inches(0.7 + 2.9 * abreast, 1.3 + 1.55 * lines * (count + 1))
+    figure.set_size_inches(0.4 + 2.9 * abreast, 1.3 + 1.6 * lines * (count + 1))
     panels = figure.subplots(lines * (count + 1), 2 * abreast, squeeze=False)
     for panel in panels.flatten():
         panel.set_axis_off()
@@ -404,11 +404,13 @@ def plot_components(
         top, left = (count + 1) * (place // abreast), 2 * (place % abreast)
         panels[top, left].imshow(picture)
         said = "what sets it apart" if row["explained"] is None else row["explained"]
-        panels[top, left + 1].text(0, 0.5, _short(f"explained: {said}", 3), va="center", fontsize=9.5, color=INK)
+        panels[top, left + 1].text(0, 0.5, "explained:\n" + _short(said, 3), va="center", fontsize=10, color=INK)
         for n in range(count):
             for column, way in enumerate(("alone", "first")):
                 drawn = _draw_map(panels[top + 1 + n, left + column], picture, own[way][n])
-                panels[top + 1 + n, left + column].set_title(_map_title(n + 1, way, row[way][n]), fontsize=8.5)
+                panels[top + 1 + n, left + column].set_title(
+                    _map_title(n + 1, way, row[way][n]), fontsize=9.5, color=INK
+                )
     bar = figure.colorbar(drawn, ax=panels, location="bottom", shrink=0.6, aspect=30, pad=0.01)
     bar.set_ticks([0, 1], labels=["speaks least for it", "most"])
     figure.suptitle(title, fontsize=11)
@@ -422,8 +424,12 @@ def _draw_map(panel: Any, picture: Any, drawn: Any) -> Any:
 
 
 def _map_title(count: int, way: str, row: Mapping[str, Any]) -> str:
-    which = f"{count} alone" if way == "alone" else f"first {count}" if count > 1 else "first"
-    said = f"{_short(row['class'], 1)} {100 * row['score']:.0f} %" if "class" in row else f"cosine {row['score']:.2f}"
+    which = f"{count} alone" if way == "alone" else f"first {count}"
+    said = (
+        f"{_short(row['class'], 1)} {100 * row['score']:.0f} %"
+        if "class" in row
+        else f"cosine {round(row['score'], 2) + 0.0:.2f}"
+    )
     return f"{which}\n{said if row['entropy'] is not None else said + ', empty'}"
 
 
