@@ -117,7 +117,7 @@ def test_a_command_writes_what_sizes_say_and_where_they_look(bundle, tmp_path, m
     models = [AutoModelForImageClassification.from_pretrained(bundle, **size, num_components=n) for n in (1, 2, 3)]
     assert len(found["images"]) == len(seen[0][1]) == 2
     for picture, pixel_values in zip(found["images"], seen[0][1]):
-        shares = [model(pixel_values).logits[0].softmax(0) for model in models]
+        shares = [model(pixel_values).logits[0].detach().softmax(0) for model in models]
         wanted = int(shares[-1].argmax())
         assert (
             picture["explained"] == models[0].config.id2label[wanted] and f"explained: {picture['explained']}" in told

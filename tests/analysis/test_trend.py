@@ -11,18 +11,28 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
+    BeitConfig,
+    BeitModel,
     BertConfig,
     BertModel,
-    BlipVisionConfig,
-    BlipVisionModel,
+    DeiTConfig,
+    DeiTModel,
     Dinov2Config,
     Dinov2Model,
     MobileViTConfig,
     MobileViTModel,
     ResNetConfig,
     ResNetModel,
+    RobertaConfig,
+    RobertaModel,
     SwinConfig,
     SwinModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
 )
 
 import helpers
@@ -85,6 +95,9 @@ def test_a_line_is_called_one_and_noise_is_called_weak():
     noise = linear_trend([{"fc": normal(40, seed=seed), "out": normal(40, seed=seed + 50)} for seed in range(8)])
     assert not noise.strong and "weak" in noise.sentence()
     assert f"{100 * noise.explained:.0f} %" in noise.sentence() and f"{noise.correlation:.2f}" in noise.sentence()
+    few = linear_trend(on_a_line(0.1, layers=4))
+    assert few.strong and few.sentence().endswith("with depth, as 4 layers now and then do by chance.")
+    assert "chance" not in line.sentence()
     same = linear_trend([{"fc": normal(40)}] * 4)
     assert (same.explained, same.correlation) == (0, 0) and not same.strong
 
@@ -118,10 +131,21 @@ def test_queries_and_keys_enter_as_their_product():
 
 
 SMALL = dict(hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=4)
+SEEN = dict(image_size=16, patch_size=8)
+OF_TIMM = dict(embed_dim=16, depth=4, num_heads=2, img_size=32)
 MODELS = {
+    "vit, dino": (ViTModel, ViTConfig(**SMALL, **SEEN), {"layers": 4}),
+    "deit": (DeiTModel, DeiTConfig(**SMALL, **SEEN), {"layers": 4}),
+    "mae": (ViTMAEModel, ViTMAEConfig(**SMALL, **SEEN), {"layers": 4}),
+    "beit": (BeitModel, BeitConfig(**SMALL, **SEEN, vocab_size=20), {"layers": 4}),
+    "timm, moco": (
+        TimmWrapperModel,
+        TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=OF_TIMM, do_pooling=False),
+        {"timm_model.blocks": 4},
+    ),
+    "roberta": (RobertaModel, RobertaConfig(**SMALL, vocab_size=20), {"encoder.layer": 4}),
     "bert": (BertModel, BertConfig(**SMALL, vocab_size=20), {"encoder.layer": 4}),
     "dinov2": (Dinov2Model, Dinov2Config(**SMALL, image_size=28, patch_size=14), {"encoder.layer": 4}),
-    "fused": (BlipVisionModel, BlipVisionConfig(**SMALL, image_size=16, patch_size=8), {"encoder.layers": 4}),
     "swin": (
         SwinModel,
         SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[2, 3, 4], num_heads=[1, 2, 2], window_size=2),
@@ -136,13 +160,23 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_stacks_of_equal_layers_are_found_and_queries_have_their_keys(name):
-    """Per stage where a model has stages; attention of every family is read as such."""
+def test_stacks_of_equal_layers_are_found_and_queries_have_their_keys(name, tmp_path, monkeypatch):
+    """From a folder, per stage where a model has stages; attention is read as such, of timm's fused maps too."""
     model_class, config, expected = MODELS[name]
-    found = stacks_of(model_class(config))
-    assert {stack: len(layers) for stack, layers in found.items()} == expected
-    for layers in found.values():
+    if model_class is TimmWrapperModel:
+        pytest.importorskip("timm")
+    model = model_class(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(tmp_path / "model")
+    drawn = []
+    monkeypatch.setattr(trend, "plot_trends", lambda trends, *where: drawn.append(trends))
+    trends = analyse_trend(tmp_path / "model", tmp_path / "out")
+    assert {stack: len(one.values) for stack, one in trends.items()} == expected and drawn == [trends, trends]
+    for stack, layers in stacks_of(model).items():
         kinds = kinds_of(layers[0])
+        assert trends[stack].values == linear_trend([kinds_of(layer) for layer in layers]).values
         assert sum(" x " in kind for kind in kinds) == 1 and not any(
             "query" in kind for kind in kinds if " x " not in kind
         )
