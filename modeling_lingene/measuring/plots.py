@@ -284,10 +284,8 @@ def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None =
     if not trends:
         raise ValueError("`trends` must hold at least one stack; got none.")
     figure = _figure()
-    columns = min(2, len(trends))
-    lines = math.ceil(len(trends) / columns)
-    figure.set_size_inches(0.6 + 4.6 * columns, 0.8 + 3.2 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    figure.set_size_inches(5.2, 0.8 + 3.2 * len(trends))  # one below the other: to be read at a phone's width, too
+    panels = figure.subplots(len(trends), squeeze=False).flatten()
     for panel, (name, trend) in zip(panels, trends.items()):
         depth = range(1, len(trend.values) + 1)
         panel.plot(depth, _fitted_line(trend.values), color="#999999", linewidth=1.2, zorder=2, label="straight line")
@@ -295,8 +293,6 @@ def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None =
         said = f"{'' if trend.strong else 'weak: '}axis holds {100 * trend.explained:.0f} %"
         _over_layers(panel, f"{name}\n{said}, correlation with depth {trend.correlation:.2f}")
         panel.set_ylabel("Place on the first axis")
-    for panel in panels[len(trends) :]:
-        panel.set_visible(False)
     panels[0].legend(frameon=False, fontsize=8.5)
     figure.suptitle(title)
     _save(figure, Path(path))
@@ -319,11 +315,9 @@ def plot_coefficients(
     if not tables:
         raise ValueError("`tables` must hold at least one depth; got none.")
     figure = _figure()
-    columns = min(3, len(tables))
-    lines = math.ceil(len(tables) / columns)
-    figure.set_size_inches(1.6 + 3.4 * columns, 0.8 + 3.0 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     count = max(len(table[0]) for table in tables.values())
+    figure.set_size_inches(5.2, 0.8 + 2.8 * len(tables) + 0.2 * math.ceil(count / 3))
+    panels = figure.subplots(len(tables), squeeze=False, sharey=True).flatten()
     colours = _colours(range(count))
     for panel, (depth, table) in zip(panels, tables.items()):
         for component, values in enumerate(zip(*table, strict=True)):
@@ -332,11 +326,9 @@ def plot_coefficients(
             panel.plot(range(1, depth + 1), values, label=f"component {component + 1}", **style)
         panel.axhline(0, color="#999999", linewidth=0.8, zorder=1)
         _over_layers(panel, f"{depth} layers")
-    for panel in panels[len(tables) :]:
-        panel.set_visible(False)
-    panels[0].set_ylabel("Coefficient")
+        panel.set_ylabel("Coefficient")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title)
     _save(figure, Path(path))
 
@@ -357,17 +349,18 @@ def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: s
         raise ValueError("`table` must hold at least one layer; got none.")
     figure = _figure()
     rows, columns = len(table), len(table[0])
-    figure.set_size_inches(2.4 + 0.42 * columns, 1.8 + 0.42 * rows)
+    height = 1.8 + 0.42 * max(rows, 4)
+    figure.set_size_inches(2.4 + 0.42 * max(columns, 4), height)
     panel = figure.subplots()
     drawn = panel.imshow(table, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
     for y, values in enumerate(table):
         for x, value in enumerate(values):
             colour = "white" if value < 0.5 else INK
-            panel.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=6.5)
+            panel.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8.5)
     panel.set_xticks(range(columns), range(1, columns + 1))
     panel.set_yticks(range(rows), range(1, rows + 1))
     panel.set_xlabel(f"Layers of {reference}")
-    panel.set_ylabel(f"Layers of {model}")
+    panel.set_ylabel(textwrap.fill(f"Layers of {model}", round(7 * height)))
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     figure.colorbar(drawn, ax=panel, label="Similarity (linear CKA)")
@@ -413,7 +406,7 @@ def plot_components(
                 )
     bar = figure.colorbar(drawn, ax=panels, location="bottom", shrink=0.6, aspect=30, pad=0.01)
     bar.set_ticks([0, 1], labels=["speaks least for it", "most"])
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title and textwrap.fill(title, 28 * abreast), fontsize=11)
     _save(figure, Path(path))
 
 
@@ -425,12 +418,13 @@ def _draw_map(panel: Any, picture: Any, drawn: Any) -> Any:
 
 def _map_title(count: int, way: str, row: Mapping[str, Any]) -> str:
     which = f"{count} alone" if way == "alone" else f"first {count}"
+    which += ", empty" * (row["entropy"] is None)
     said = (
         f"{_short(row['class'], 1)} {100 * row['score']:.0f} %"
         if "class" in row
         else f"cosine {round(row['score'], 2) + 0.0:.2f}"
     )
-    return f"{which}\n{said if row['entropy'] is not None else said + ', empty'}"
+    return f"{which}\n{said}"
 
 
 def _short(text: str, lines: int) -> str:

@@ -175,7 +175,7 @@ def test_a_picture_has_a_row_per_component_and_two_columns_per_image(tmp_path, m
     plots.plot_components(rows, [numpy.random.rand(8, 8, 3)] * 3, maps, tmp_path / "x.png", "title")
     panels = numpy.array(figures[0].axes[:24]).reshape(6, 4)
     assert [panels[1, n].get_title().split("\n")[0] for n in range(4)] == ["1 alone", "first 1"] * 2
-    assert panels[2, 1].get_title() == "first 2\na name that is... 50 %, empty"
+    assert panels[2, 1].get_title() == "first 2, empty\na name that is... 50 %"
     assert [panels[y, x].texts[0].get_text() for y, x in ((0, 1), (0, 3), (3, 1))] == [
         f"explained:\nthing {n}" for n in range(3)
     ]
