@@ -144,12 +144,14 @@ def test_without_a_classifier_what_sets_a_picture_apart_is_explained(encoder, tm
         last = picture["first"][-1]
         assert last["score"] == 1 and last["correlation"] in (1, None)
         assert picture["first"][0]["score"] < 1
-    model = LinGeneModel.from_pretrained(encoder, constrained=True).eval()
-    pixel_values = helpers.images(1)
-    token = model(pixel_values).last_hidden_state[0, 0].detach()
-    norm = model.layernorm.weight.requires_grad_()
-    cosine = torch.nn.functional.cosine_similarity(model(pixel_values).last_hidden_state[0, 0], token, dim=0)
-    assert torch.autograd.grad(cosine, norm)[0].abs().max() < 1e-6
+    model, seen = LinGeneModel.from_pretrained(encoder, constrained=True).eval(), helpers.images(3).split(1)
+    tokens = torch.cat([model(pixel_values).last_hidden_state[:, 0] for pixel_values in seen]).detach()
+    for score, token in zip(components._direction_scores(model, list(seen)), tokens, strict=True):
+        own, apart = token.clone().requires_grad_(), token - tokens.mean(0)
+        (slope,) = torch.autograd.grad(score["of"](own), own)
+        torch.testing.assert_close(slope, apart / apart.norm(), rtol=1e-4, atol=1e-5)
+        cosine = torch.nn.functional.cosine_similarity(own, token, dim=0)
+        assert torch.autograd.grad(cosine, own)[0].abs().max() < 1e-6
 
 
 def test_numbers_of_a_map_are_what_they_are_called():
