@@ -2,6 +2,7 @@
 
     lingene export BUNDLE --to onnx --depth 6 --out model     # model/model.onnx, dynamic batch
     lingene export BUNDLE --to timm --out model               # timm.create_model("local-dir:model", pretrained=True)
+    lingene export BUNDLE --to executorch --out model         # model/model.pte for phones, model/preprocessing.json
 
 Every format is a folder that holds its files, the preprocessing and `export.json` with the largest difference of the
 logits, measured by loading the folder as its users will. Above the tolerance there is no folder.
@@ -13,6 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +36,22 @@ from ..folders import (
     write_json,
 )
 from ..images.data import require
-from ..measuring.metrics import height_and_width
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
+from . import devices
 from .any_size import any_size, family_of
 from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
 from .from_transformers import read_transformers
+from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
 from .sources import Source
 
 
-FORMATS = ("transformers", "timm", "onnx", "program")
 WEIGHTS = ("float32", "float16", "int8")
 # Of the largest logit. int8 by 21 small random bundles, 0.02 to 0.09; the trained one of hub_cards has 0.01. With
 # 8-bit weights, sums cut off at 16 bits leave 0.07 to 0.38.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
 EXPORT_FILE, ONNX_FILE, PROGRAM_FILE = "export.json", "model.onnx", "model.pt2"
+PREPROCESSING_FILE = "preprocessing.json"
 TIMM_NAMES = {
     "vit": "vit_base_patch16_224",
     "dinov2": "vit_base_patch14_dinov2",
@@ -60,7 +63,6 @@ TIMM_LOAD = (
     "model = timm.create_model({name!r}, **arguments, norm_layer=norm); "
     f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
 )
-SMALL, WIDE = (2, 3), (5, 3)  # patches down and across, at which models that take images of any size are compared
 ONNX_LIMIT = 1.8e9  # bytes of weights in one file
 # Without VNNI, AVX2 and AVX-512 add two products of unsigned activations and signed weights in 16 bits, and what does
 # not fit is cut off (onnxruntime's "Data type selection"). 2 x 255 x 64 fits: such weights give the same everywhere.
@@ -81,8 +83,8 @@ def export(
     Args:
         bundle: folder or name on the Hub; a plain ViT or a pruned model, too, which has no sizes.
         out: new or empty folder.
-        to: transformers, timm, onnx, or program (a `torch.export` program).
-        weights: float32; for onnx also float16 and int8.
+        to: transformers, timm, onnx, program (a `torch.export` program), executorch, openvino.
+        weights: float32; for onnx also float16 and int8, for openvino float16.
         tolerance: largest difference of logits that is accepted, as a share of the largest logit; default by weights.
         size: `from_pretrained`'s keywords: depth, width_ratio, num_components, allow_untrained, max_params, max_macs,
             max_latency_ms, revision.
@@ -97,19 +99,14 @@ def export(
     """
     check_empty(out)
     _check_words(to, weights, tolerance)
-    for package in {"timm": ["timm"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}.get(to, []):
+    for package in FORMATS[to].packages:
         require(package)
     hub = {"revision": size["revision"]} if size.get("revision") else {}
     model = _plain(bundle, to, size) if is_plain(bundle, **hub) else _sized(bundle, size, hub)
     head = hasattr(model, "classifier")
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
-        found = {
-            "transformers": _transformers,
-            "timm": _timm,
-            "onnx": functools.partial(_onnx, weights=weights),
-            "program": _program,
-        }[to](model, bundle, folder, hub)
+        found = FORMATS[to].write(model, bundle, folder, hub, weights)
         report = {"bundle": str(bundle), "format": to, "weights": weights, "size": _described(model)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
@@ -144,7 +141,7 @@ def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
     if to == "timm" and model.config.model_type != "vit":
-        raise ValueError(f"`to` timm: {name} has layers that timm's ViT has not; export to onnx or program.")
+        raise ValueError(f"`to` timm: {name} has layers that timm's ViT has not; export to another format.")
     return model
 
 
@@ -153,8 +150,9 @@ def _check_words(to: str, weights: str, tolerance: float | None) -> None:
         raise ValueError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
     if weights not in WEIGHTS:
         raise ValueError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}.")
-    if weights != "float32" and to != "onnx":
-        raise ValueError(f"`weights` {weights} is for onnx; {to} files are float32, which their loaders cast.")
+    if weights not in FORMATS[to].weights:
+        able = ", ".join(name for name, row in FORMATS.items() if weights in row.weights)
+        raise ValueError(f"`weights` {weights} is for {able}; {to} files hold {' or '.join(FORMATS[to].weights)}.")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"`tolerance` must be a positive number, got {tolerance!r}.")
 
@@ -166,27 +164,6 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 
-class _Outputs(nn.Module):
-    """Images to logits, or without a classifier to normed tokens, as plain tensors."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = self.model(pixel_values=pixel_values)
-        return output.logits if hasattr(output, "logits") else output.last_hidden_state
-
-
-def _images(model: PreTrainedModel, count: int, patches: tuple[int, int] | None = None) -> torch.Tensor:
-    """Random images of the model's own size, or of so many patches."""
-    height, width = height_and_width(model.config)
-    if patches is not None:
-        height, width = (count * model.config.patch_size for count in patches)
-    generator = torch.Generator().manual_seed(count)
-    return torch.randn(count, model.config.num_channels, height, width, generator=generator)
-
-
 @torch.no_grad()
 def _differences(
     model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float, any_shape: bool
@@ -194,8 +171,8 @@ def _differences(
     """The largest difference over batches of one and of three random images; also of other sizes, if it takes any."""
     differences, sizes = [], []
     for count, patches in ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ())):
-        values = _images(model, count, patches)
-        expected = _Outputs(model)(values)
+        values = random_images(model, count, patches)
+        expected = Outputs(model)(values)
         differences.append((loaded(values) - expected).abs().max())
         sizes.append(expected.abs().max())
     largest, scale = float(torch.stack(differences).max()), float(torch.stack(sizes).max())  # of nan it is nan
@@ -211,17 +188,17 @@ def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
     return processor
 
 
-def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
+def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
     folder.rmdir()
     publish_model(model, bundle, folder, **hub)
     family = family_of(model)
     options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return {"loaded": _Outputs(again), "any_shape": family.interpolates}
+    return {"loaded": Outputs(again), "any_shape": family.interpolates}
 
 
-def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
+def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
     timm, name = require("timm"), TIMM_NAMES[model.config.model_type]
     plain = folder / "plain"
     publish_model(model, bundle, plain, **hub)
@@ -327,11 +304,11 @@ def _say_preprocessing(model: nn.Module, processor: Any) -> None:
 def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
     runtime = require("onnxruntime")
     path = folder / ONNX_FILE
-    name = "logits" if hasattr(model, "classifier") else "last_hidden_state"
-    example, dynamic = _example(model)
+    name = output_name(model)
+    example, dynamic = example_images(model)
     with any_size(model):
         torch.onnx.export(
-            _Outputs(model).eval(),
+            Outputs(model).eval(),
             (example,),
             str(path),
             input_names=["pixel_values"],
@@ -350,18 +327,6 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
     return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": {"file": ONNX_FILE, "output": name}}
-
-
-def _example(model: PreTrainedModel) -> tuple[torch.Tensor, dict]:
-    """Images for a graph, and which of their dimensions it takes in any size: the batch, and where the family
-    interpolates height and width, from two patches on.
-    """
-    batch = {0: torch.export.Dim("batch")}
-    if not family_of(model).interpolates:
-        return _images(model, 2), batch
-    least = 2 * model.config.patch_size
-    sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}
-    return _images(model, 2, WIDE), batch | sides
 
 
 def _smaller(path: Path, weights: str) -> None:
@@ -400,14 +365,48 @@ def _check_products(path: Path) -> None:
                 )
 
 
-def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict) -> dict:
-    example, dynamic = _example(model)
-    with any_size(model):
-        program = torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": dynamic})
+def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
+    program, any_shape = traced(model)
     content = io.BytesIO()  # where a disk is full, torch's own writer of files ends the process
     torch.export.save(program, content)
     (folder / PROGRAM_FILE).write_bytes(content.getbuffer())
     _keep_processor(bundle, folder, hub)
     facts = {"file": PROGRAM_FILE, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
     loaded = torch.export.load(folder / PROGRAM_FILE).module()
-    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}
+    return {"loaded": loaded, "any_shape": any_shape, "facts": facts}
+
+
+def _device(
+    write: Callable, model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str
+) -> dict:
+    """A format of `devices.py`; where it runs there is no transformers, so its preprocessing is told in full."""
+    found = write(model, folder, weights)
+    processor = _keep_processor(bundle, folder, hub)
+    write_json(folder / PREPROCESSING_FILE, devices.preprocessing(model, processor, found["batch"]))
+    return found
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row.
+
+    Args:
+        write: (model, bundle, folder, hub, weights) -> the files' own loader as images -> logits (`loaded`), whether
+            it takes images of any size (`any_shape`), and what `export.json` says beside (`facts`).
+        packages: that it needs.
+        weights: types that it stores.
+    """
+
+    write: Callable[..., dict]
+    packages: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ("float32",)
+
+
+FORMATS = {
+    "transformers": Format(_transformers),
+    "timm": Format(_timm, ("timm",)),
+    "onnx": Format(_onnx, ("onnx", "onnxscript", "onnxruntime"), WEIGHTS),
+    "program": Format(_program),
+    "executorch": Format(functools.partial(_device, devices.executorch), ("executorch",)),
+    "openvino": Format(functools.partial(_device, devices.openvino), ("openvino",), ("float32", "float16")),
+}

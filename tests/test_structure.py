@@ -43,7 +43,7 @@ markdown  hub
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.from_timm conversion.fitting conversion.report conversion.ordering
-    conversion.matching conversion.rotation  conversion.export conversion.convert
+    conversion.matching conversion.rotation conversion.graphs  conversion.devices  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
     training.warm_start  training.unlabelled  training.recipes  training.options
@@ -58,6 +58,7 @@ RANKS = {name: rank for rank, step in enumerate(STEPS) for name in step}
 ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
 AT_HOME = {"matplotlib", "sklearn", "datasets", "PIL", "torchvision", "timm", "accelerate", "torchmetrics", "pandas"}
 AT_HOME |= {"scipy", "onnx", "onnxruntime", "onnxscript", "gradio", "tensorboard", "pytorch_grad_cam", "tqdm"}
+AT_HOME |= {"executorch", "openvino"}
 
 
 def tree(path):

@@ -32,13 +32,9 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 STAND_INS = {"test": "validation", "validation": "test"}
 UNREADABLE_LIMIT = 0.01
 UNLABELLED = ["image"]  # the class of every picture without a label
-EXTRAS = {
-    "matplotlib": "analysis",
-    "pytorch_grad_cam": "analysis",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "export",
-}
+EXTRAS = dict.fromkeys(("matplotlib", "pytorch_grad_cam"), "analysis")
+EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
+EXTRAS |= {name: name for name in ("executorch", "openvino")}
 EXPECTED = "`data` must be `digits`, a folder of images, parquet files or the name of a dataset on the Hub"
 
 

@@ -39,7 +39,7 @@ import helpers
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli, folders
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.conversion.export import FORMATS, export
+from modeling_lingene.conversion.export import export
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.training.options import asked_recipe
 from test_hub import ROWS, example, files, read, run_example
@@ -54,6 +54,7 @@ FULL = {"depth": 4, "width_ratio": "1", "num_components": 3}
 SMALL = {"depth": 2, "width_ratio": "1/2", "num_components": 2}
 SHAPE = {"depth": 4, "num_components": 3}  # of the bundles that most tests share
 LEAST = {"depth": 1, "num_components": 1}  # where only the failure matters
+FORMATS = ("transformers", "timm", "onnx", "program")  # those of devices have test_devices.py
 PACKAGES = {"timm": ["timm"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 ONNX_FLOAT, ONNX_INT8, ONNX_HALF = 1, 3, 10  # of TensorProto.DataType
 
@@ -570,6 +571,8 @@ WRONG = {
     "half precision for timm": ("B O timm", {"weights": "float16"}, "`weights`"),
     "eight bits for transformers": ("B O transformers", {"weights": "int8"}, "`weights`"),
     "eight bits for a program": ("B O program", {"weights": "int8"}, "`weights`"),
+    "half precision for executorch": ("B O executorch", {"weights": "float16"}, "`weights`"),
+    "eight bits for openvino": ("B O openvino", {"weights": "int8"}, "`weights`"),
     "no tolerance": ("B O transformers", {"tolerance": 0}, "`tolerance`"),
     "a negative tolerance": ("B O transformers", {"tolerance": -1e-3}, "`tolerance`"),
     "a tolerance that is no number": ("B O transformers", {"tolerance": math.nan}, "`tolerance`"),

@@ -1,0 +1,56 @@
+"""What every exported graph is traced from: a model as a function of images alone, and images to trace it with."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..measuring.metrics import height_and_width
+from .any_size import any_size, family_of
+
+
+SMALL, WIDE = (2, 3), (5, 3)  # patches down and across, at which models that take images of any size are compared
+
+
+class Outputs(nn.Module):
+    """Images to logits, or without a classifier to normed tokens, as plain tensors."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values=pixel_values)
+        return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+def output_name(model: PreTrainedModel) -> str:
+    return "logits" if hasattr(model, "classifier") else "last_hidden_state"
+
+
+def random_images(model: PreTrainedModel, count: int, patches: tuple[int, int] | None = None) -> torch.Tensor:
+    """Random images of the model's own size, or of so many patches."""
+    height, width = height_and_width(model.config)
+    if patches is not None:
+        height, width = (count * model.config.patch_size for count in patches)
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, model.config.num_channels, height, width, generator=generator)
+
+
+def example_images(model: PreTrainedModel) -> tuple[torch.Tensor, dict]:
+    """Images for a graph, and which of their dimensions it takes in any size: the batch, and where the family
+    interpolates height and width, from two patches on.
+    """
+    batch = {0: torch.export.Dim("batch")}
+    if not family_of(model).interpolates:
+        return random_images(model, 2), batch
+    least = 2 * model.config.patch_size
+    sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}
+    return random_images(model, 2, WIDE), batch | sides
+
+
+def traced(model: PreTrainedModel) -> tuple[torch.export.ExportedProgram, bool]:
+    """The graph that takes every batch, and whether it takes images of any size too."""
+    example, dynamic = example_images(model)
+    with any_size(model):
+        program = torch.export.export(Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": dynamic})
+    return program, len(dynamic) > 1
