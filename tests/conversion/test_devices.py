@@ -1,7 +1,7 @@
 """Laws of what runs on devices: their own runtimes give the logits of the size, and one JSON tells how to feed them.
 
-Against numpy's recomposition, transformers' and PIL's own results; every parameter changed by noise. Where a runtime is
-missing its tests are skipped: `pip install executorch openvino` brings them, and `-m "slow or not slow"` all families.
+Against numpy's recomposition, transformers' and PIL's own results; every parameter changed by noise. Where a runtime
+is missing its tests are skipped; `pip install executorch openvino`, and `-m "slow or not slow"` runs all families.
 
     pytest tests/conversion/test_devices.py
 """
@@ -9,6 +9,7 @@ missing its tests are skipped: `pip install executorch openvino` brings them, an
 import errno
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -16,11 +17,11 @@ import torch
 from pruning_helpers import mixed_config, network
 from test_conversion import relative
 from test_export import FORMATS as PLAIN_FORMATS
-from test_export import LABELS, MEAN, STD, headless, made, origin, picture  # noqa: F401 - fixtures
+from test_export import LABELS, MEAN, SHAPE, STD, made, picture
 from transformers import AutoModelForImageClassification, BitImageProcessorPil
 
 import helpers
-from modeling_lingene import cli
+from modeling_lingene import LinGeneModel, cli
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.devices import preprocessing
 from modeling_lingene.conversion.export import FORMATS, export
@@ -33,6 +34,12 @@ SIZE = {"depth": 2, "width_ratio": "1/2", "num_components": 2}
 DEVICES = {"executorch": ["float32"], "openvino": ["float32", "float16"]}
 LIMITS = {"float32": 1e-5, "float16": 5e-3}
 REGISTERS = {"family": "dinov2_with_registers", "num_register_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The bundle that most tests export; read only."""
+    return made(tmp_path_factory.mktemp("origin") / "bundle", **SHAPE)
 
 
 def needed(to: str) -> None:
@@ -61,7 +68,7 @@ def test_every_format_is_tested_here_or_in_test_export():
 
 @pytest.mark.parametrize("to", DEVICES)
 @torch.no_grad()
-def test_a_device_file_gives_the_logits_of_the_size_that_was_asked_for(origin, tmp_path, to):  # noqa: F811
+def test_a_device_file_gives_the_logits_of_the_size_that_was_asked_for(origin, tmp_path, to):
     """As numpy recomposes it, for one image and for five, in the file's own runtime."""
     needed(to)
     report = export(origin.folder, tmp_path / "out", to, **SIZE)
@@ -87,9 +94,9 @@ CASES = [(to, weights) for to, kinds in DEVICES.items() for weights in kinds]
 def test_every_family_in_every_device_format_and_weights(tmp_path, fields, to, weights):
     """Against stock models; where a family interpolates OpenVINO takes images of other sizes, ExecuTorch its own."""
     needed(to)
-    origin = made(tmp_path / "bundle", depth=2, num_components=2, **fields)
-    export(origin.folder, tmp_path / "out", to, weights=weights, **SIZE)
-    stock = AutoModelForImageClassification.from_pretrained(origin.folder, **SIZE).eval()
+    folder = made(tmp_path / "bundle", depth=2, num_components=2, **fields).folder
+    export(folder, tmp_path / "out", to, weights=weights, **SIZE)
+    stock = AutoModelForImageClassification.from_pretrained(folder, **SIZE).eval()
     model = loaded(tmp_path / "out")
     sizes = [(16, 16), *([(8, 12), (24, 16)] if fields and to == "openvino" else [])]
     for batch, (height, width) in enumerate(sizes, start=2):
@@ -101,9 +108,10 @@ def test_every_family_in_every_device_format_and_weights(tmp_path, fields, to, w
 @pytest.mark.slow
 @pytest.mark.parametrize("to", DEVICES)
 @torch.no_grad()
-def test_without_a_classifier_a_device_file_gives_the_normed_tokens(headless, tmp_path, to):  # noqa: F811
+def test_without_a_classifier_a_device_file_gives_the_normed_tokens(tmp_path, to):
     """All tokens, not the class token alone; no class is named."""
     needed(to)
+    headless = made(tmp_path / "bundle", LinGeneModel, **SHAPE)
     export(headless.folder, tmp_path / "out", to, **SIZE)
     values = helpers.images(3)
     expected = headless.model(values, **SIZE).last_hidden_state
@@ -153,7 +161,7 @@ def fed(picture, told: dict) -> numpy.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["squashed", "cropped", "as it is"])
-def test_the_json_alone_feeds_a_picture_as_transformers_does(origin, kind):  # noqa: F811
+def test_the_json_alone_feeds_a_picture_as_transformers_does(origin, kind):
     """A program on a phone has no transformers; a step that is guessed is an image that the model never saw."""
     processor = origin.processor
     if kind != "squashed":
@@ -166,7 +174,7 @@ def test_the_json_alone_feeds_a_picture_as_transformers_does(origin, kind):  # n
     assert numpy.abs(fed(picture(), told) - expected).max() < 1e-5
 
 
-def test_a_bundle_without_preprocessing_has_none_in_the_json(origin):  # noqa: F811
+def test_a_bundle_without_preprocessing_has_none_in_the_json(origin):
     """Nothing is invented; what goes in and what comes out is of the model."""
     told = preprocessing(origin.model.materialise(1), None, None)
     assert not told.keys() & {"resize", "center_crop", "rescale", "mean", "std"}
@@ -187,7 +195,7 @@ def test_a_missing_runtime_is_named_before_any_work(bundle, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("to", ["openvino"])
-def test_a_device_export_without_room_leaves_nothing(origin, tmp_path, to):  # noqa: F811
+def test_a_device_export_without_room_leaves_nothing(origin, tmp_path, to):
     """The library's own exception is of another kind and names no folder."""
     needed(to)
     found = error_with_limit(20_000, lambda: export(origin.folder, tmp_path / "out", to, depth=1, num_components=1))
