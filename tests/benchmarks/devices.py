@@ -79,10 +79,8 @@ def measure(target: str, repeats: int) -> dict:
     start = time.perf_counter()
     exec(begin, names)
     exec(of_target[target], names)
-    row: dict = {
-        "version": importlib.metadata.version(TARGETS[target][1]),
-        "written_s": round(time.perf_counter() - start),
-    }
+    row: dict = {"version": importlib.metadata.version(TARGETS[target][1])}
+    row["written_s"] = round(time.perf_counter() - start)
     written = (path for path in Path().rglob("*") if path.is_file() and path.parts[0] != "size")
     row["bytes"] = sum(path.stat().st_size for path in written)
     if "run" in names:
@@ -98,10 +96,8 @@ def table(results: dict) -> str:
         flag, ratio = TARGETS[target][2], "not run"
         if "ratio" in row:
             ratio = f"{row['ratio']:.2f} ({' - '.join(f'{value:.2f}' for value in row['ratio_quartiles'])})"
-        said = f"`--to {flag}`" if flag else ""
-        rows.append(
-            f"| {target} | {row['version'].partition('+')[0]} | {ratio} | {row['bytes'] / 1e6:.1f} MB | {said} |"
-        )
+        cells = [target, row["version"].partition("+")[0], ratio, f"{row['bytes'] / 1e6:.1f} MB"]
+        rows.append(f"| {' | '.join([*cells, f'`--to {flag}`' if flag else ''])} |")
     return "\n".join([*rows, "", results["network"]])
 
 
@@ -136,9 +132,9 @@ def main() -> None:
             known[target] = measure(target, arguments.repeats)
         print(target, known[target], flush=True)
     network = (
-        f"One image of 224 x 224 pixels through 3 layers of 192 channels ({parameters / 1e6:.1f} M parameters, random), "
-        f"float32, one core of a shared {device_name()}, torch {torch.__version__.partition('+')[0]}; median of "
-        f"{arguments.repeats} pairs, in brackets the quartiles."
+        f"One image of 224 x 224 pixels through 3 layers of 192 channels ({parameters / 1e6:.1f} M parameters, "
+        f"random), float32, one core of a shared {device_name()}, torch {torch.__version__.partition('+')[0]}; "
+        f"median of {arguments.repeats} pairs, in brackets the quartiles."
     )
     results = {"command": "python tests/benchmarks/devices.py", "network": network}
     results["targets"] = {target: known[target] for target in TARGETS if target in known}
