@@ -19,7 +19,7 @@ from ..images.data import require
 from .graphs import Outputs, output_name, random_images, traced
 
 
-PTE_FILE, XML_FILE = "model.pte", "model.xml"
+PTE_FILE, XML_FILE, BIN_FILE = "model.pte", "model.xml", "model.bin"
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # PIL's numbers
 PRODUCTS = {"mm", "bmm", "addmm", "linear", "convolution"}
 CHANNELS = {1: "L", 3: "RGB"}
@@ -67,7 +67,9 @@ def openvino(model: PreTrainedModel, folder: Path, weights: str) -> dict:
     graph = library.convert_model(program)
     graph.inputs[0].set_names({"pixel_values"})
     graph.outputs[0].set_names({output_name(model)})
-    library.save_model(graph, folder / XML_FILE, compress_to_fp16=weights == "float16")
+    half = weights == "float16"
+    _make_room(model, folder / BIN_FILE, 2 if half else 4)
+    library.save_model(graph, folder / XML_FILE, compress_to_fp16=half)
     compiled = library.compile_model(folder / XML_FILE, "CPU", OPENVINO_PRECISION)
 
     def loaded(values: torch.Tensor) -> torch.Tensor:
@@ -79,6 +81,11 @@ def openvino(model: PreTrainedModel, folder: Path, weights: str) -> dict:
         "load": f"openvino.compile_model('FOLDER/{XML_FILE}', 'CPU', {OPENVINO_PRECISION})",
     }
     return {"loaded": loaded, "any_shape": any_shape, "batch": None, "facts": facts}
+
+
+def _make_room(model: PreTrainedModel, path: Path, width: int) -> None:
+    """Fill the file of the weights first, `width` bytes for each: where there is no room, OpenVINO says no reason."""
+    path.write_bytes(bytes(width * sum(parameter.numel() for parameter in model.parameters())))
 
 
 @contextmanager
