@@ -117,6 +117,9 @@ METRIC = option(
 )
 REFERENCE = option("--reference", metavar="MODEL", help="of the cosine: an encoder (default: the bundle's full size)")
 SEED = option("--seed", type=int, default=0, help="default: %(default)s")
+LICENSE = option(
+    "--license", help="by its name on the Hub, such as apache-2.0 (default: that of the card that is there)"
+)
 QUIET = option("--quiet", action="store_true", help="no progress bars")
 SIZE = group(
     "size",
@@ -536,13 +539,14 @@ def _print_trends(trends: dict) -> None:
     "render a bundle's model card from its measured numbers",
     BUNDLE_FOLDER,
     option("--repo", metavar="REPO", help="name in the loading example (default: the folder's)"),
+    LICENSE,
 )
-def card(bundle: Path, repo: str | None) -> None:
+def card(bundle: Path, repo: str | None, license: str | None) -> None:
     from .folders import check_folder
     from .hub import write_card
 
     check_folder(bundle)
-    write_card(bundle, repo)
+    write_card(bundle, repo, license=license)
     print(bundle / "README.md")
 
 
@@ -553,9 +557,10 @@ def card(bundle: Path, repo: str | None) -> None:
     option("--private", action="store_true", default=None, help="if the repository is new"),
     option("--revision", help="branch (default: main)"),
     option("--subfolder", help="of the repository, for one of several bundles in it"),
+    LICENSE,
     QUIET,
 )
-def push(bundle: Path, repo: str, private: bool | None, revision: str | None, subfolder: str | None) -> None:
+def push(bundle: Path, repo: str, **options) -> None:
     from .folders import model_type_of
     from .hub import push as run
     from .lingene_vit import LinGeneViTConfig
@@ -563,12 +568,25 @@ def push(bundle: Path, repo: str, private: bool | None, revision: str | None, su
     if bundle.is_dir() and model_type_of(bundle) == LinGeneViTConfig.model_type:
         from .pruning.card import push_pruned
 
-        if subfolder:
+        if options.pop("subfolder"):
             raise ValueError("`subfolder` is for bundles; a pruned model is pushed to a repository of its own.")
-        url = push_pruned(bundle, repo, private=private, revision=revision)
+        url = push_pruned(bundle, repo, **options)
         return print(f"{url}: pushed, and loads to the same logits in a clean process")
-    url = run(bundle, repo, private=private, revision=revision, subfolder=subfolder)
+    url = run(bundle, repo, **options)
     print(f"{url}: pushed, and loads to the same logits in a clean process")
+
+
+@command("the released bundles: what each is for, its sizes and what they reach", OUT_FILE)
+def zoo(out: Path | None) -> None:
+    from .folders import write_json
+    from .zoo import released, where_to_load, zoo_table
+
+    bundles = released()
+    print(f"{zoo_table(bundles)}\n\ndownload in parameters; best and smallest by the metric of each card. Load one:\n")
+    for facts in bundles:
+        print(f"    {where_to_load(facts)}")
+    if out:
+        write_json(out, {"bundles": bundles})
 
 
 def _given(options: dict) -> dict:

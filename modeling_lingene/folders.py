@@ -27,17 +27,19 @@ from .reading_lingene import (
     items,
     map_of,
     number,
+    one_of,
     optional,
     read_json,
     shown,
 )
-from .saving_lingene import bundle_weights_id
+from .saving_lingene import TRAINING_FILE, bundle_weights_id
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
 PLAIN = ("vit", LinGeneViTConfig.model_type)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
+PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
@@ -50,6 +52,17 @@ CONVERSION_FIELDS = {
     "advice": optional(OBJECT),
 }
 CONVERSION_REQUIRED = [field for field in CONVERSION_FIELDS if field != "advice"]
+_COUNT, _NAMED = integer(1, 1 << 53), optional(TEXT)
+# What `training.json` says; a name is null where there is none, or none that anybody else could use.
+TRAINING_FIELDS = {
+    **dict.fromkeys(("weights_id", "command", "dataset", "hardware"), TEXT),
+    **dict.fromkeys(("init", "teacher", "base_model"), _NAMED),
+    "objective": one_of("labels", "features"),
+    **dict.fromkeys(("images", "epochs", "processes"), _COUNT),
+    "seed": integer(-(1 << 63), (1 << 64) - 1),
+    "seconds": number(0, 1e12),
+    "versions": map_of(TEXT),
+}
 _PIXELS = integer(1, MOST_PIXELS)
 _SIDES = either(either(_PIXELS, items(_PIXELS)), map_of(_PIXELS))
 _CHANNELS = either(number(-1e6, 1e6), items(number(-1e6, 1e6)))
@@ -111,6 +124,27 @@ def read_conversion(folder: Path) -> dict | None:
     if report.get("advice"):
         check_fields(report["advice"], {"statement": TEXT}, f"`advice` in {where}", ("statement",), DELETE)
     return report
+
+
+def read_training(folder: Path, weights_id: str) -> dict | None:
+    """How a bundle's weights were trained; None where that is not recorded.
+
+    Raises:
+        ValueError: the file is damaged, or speaks of other weights.
+    """
+    if not (folder / TRAINING_FILE).is_file():
+        return None
+    where, remedy = f"`{TRAINING_FILE}` of {folder}", "delete the file"
+    facts = read_json(folder / TRAINING_FILE, str(folder), remedy)
+    check_fields(facts, TRAINING_FIELDS, where, required=TRAINING_FIELDS, remedy=remedy)
+    if facts["weights_id"] != weights_id:
+        raise ValueError(f"`weights_id` in {where} is that of other weights; {remedy}.")
+    return facts
+
+
+def write_training(folder: str | os.PathLike, facts: dict) -> None:
+    """`training.json` of a bundle folder, tied to its weights."""
+    write_json(Path(folder) / TRAINING_FILE, {**facts, "weights_id": bundle_weights_id(folder)})
 
 
 def read_processor(name: str | os.PathLike, **hub) -> Any:

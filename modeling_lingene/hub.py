@@ -1,7 +1,7 @@
 """Cards, measured sizes, pushing: what turns a bundle folder into a repository on the Hub.
 
-The card is rendered from `config.json`, `sizes.json` and the template in `hub_cards/`; no number in it is typed, and
-no name in it is markup. A push is verified by loading the repository back in a process of its own.
+The card is rendered from the bundle's files (`card.py`) and the template in `hub_cards/`; no number in it is typed, no
+name in it is markup. A push is verified by loading the repository back in a process of its own.
 """
 
 import json
@@ -19,15 +19,30 @@ from huggingface_hub.utils import validate_repo_id
 
 from .budget_lingene import METRICS, metric_of
 from .bundle_lingene import Bundle
+from .card import (
+    CARD_FILE,
+    first_sizes,
+    keywords,
+    license_of,
+    limits,
+    made_how,
+    names_on_the_hub,
+    papers,
+    pictures,
+    results,
+)
+from .citations import bibtex
 from .configuration_lingene import LinGeneConfig, Size
 from .folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
+    PREDICTIONS_FILE,
     READOUT_FILE,
     SIZE_PICTURES,
     check_folder,
     read_config,
     read_conversion,
+    read_training,
     write_text,
 )
 from .markdown import code, string, text
@@ -35,8 +50,13 @@ from .measuring.tables import EXPLAINED, metrics_in, readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
 
 
-CARD_FILE = "README.md"
-SHOWN = (CONVERSION_FILE, CONVERSION_PICTURE, READOUT_FILE, *SIZE_PICTURES)  # of a bundle, beside its weights
+SHOWN = (
+    CONVERSION_FILE,
+    CONVERSION_PICTURE,
+    READOUT_FILE,
+    PREDICTIONS_FILE,
+    *SIZE_PICTURES,
+)  # of a bundle, beside its weights
 VERIFY = """
 import json, sys
 import torch
@@ -57,9 +77,14 @@ for name, kwargs in places:
 
 
 def render_card(
-    folder: str | os.PathLike, repo_id: str | None = None, *, title: str | None = None, subfolder: str | None = None
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    *,
+    title: str | None = None,
+    subfolder: str | None = None,
+    license: str | None = None,
 ) -> str:
-    """The model card of a bundle folder, from its configuration and measured sizes.
+    """The model card of a bundle folder, from its configuration, measured sizes, and what is recorded of its making.
 
     Whatever these say is data: it is shown as it stands, and is no markup, no code and no header of the card.
 
@@ -67,9 +92,10 @@ def render_card(
         repo_id: name in the loading example.
         title: any name, shown where no repository is known yet; default the folder's.
         subfolder: of the repository, where the bundle is one of several.
+        license: by its name on the Hub, such as apache-2.0; default the one that the folder's card names already.
 
     Raises:
-        ValueError: `repo_id` can be no repository's name.
+        ValueError: `repo_id` can be no repository's name, `license` no licence's; a file of the folder is damaged.
     """
     if repo_id is not None:
         check_repo_id(repo_id)
@@ -77,37 +103,65 @@ def render_card(
     config = read_config(folder)
     bundle = Bundle(folder, config)
     rows, head, converted = _rows(bundle), bundle.has_head, read_conversion(folder)
-    name, where = repo_id or title or folder.resolve().name, {"subfolder": subfolder} if subfolder else {}
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification" if head else "image-feature-extraction",
-        tags=["lingene", "vision", "elastic"],
-        datasets=sorted({row["dataset"] for row in rows if "/" in row["dataset"]}) or None,
-        model_name=name,
-    )
+    trained, name = read_training(folder, bundle.weights_id), repo_id or title or folder.resolve().name
+    examples = first_sizes(rows, config) if rows else [{"keywords": _example(config, converted)}]
+    for one in examples:
+        given = ({"subfolder": subfolder} if subfolder else {}) | one["keywords"]
+        one["arguments"] = ", ".join(f"{key}={value!r}" for key, value in given.items())
     template = resources.files("modeling_lingene.hub_cards").joinpath("TEMPLATE.md").read_text(encoding="utf-8")
     return ModelCard.from_template(
-        data,
+        _metadata(name, license_of(folder, license), config, head, rows, converted, trained),
         template_str=template,
         text=text,  # how the template shows what it does not know
         code=code,
         string=string,
         name=name,
         conversion=converted,
+        training=trained,
+        made_how=made_how(trained),
         auto_class=_auto_class(head),
         head=head,
-        example=", ".join(f"{key}={value!r}" for key, value in (where | _example(config, rows, converted)).items()),
+        examples=examples,
         config=config,
         family=config.stands_for,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows) if rows else None,
-        pictures=[picture for picture in SIZE_PICTURES if rows and (folder / picture).is_file()],
+        sizes=len(rows),
+        pictures=pictures(folder, rows, converted),
         explained=_explained(rows) if rows else "",
         metric=METRICS[metric_of(rows)],
         devices=sorted({row["device"] for row in rows if "device" in row}),
         classes=_classes(config),
+        limits=limits(config, head, rows, trained),
         stored=readable(config.stored_params(config.size(), head)),
+        citations=bibtex(papers(config, trained)),
     ).content
+
+
+def _metadata(
+    name: str,
+    license: str | None,
+    config: LinGeneConfig,
+    head: bool,
+    rows: list[dict],
+    converted: dict | None,
+    trained: dict | None,
+) -> ModelCardData:
+    """The header of a card: what the Hub's buttons, filters and results come from."""
+    task = "image-classification" if head else "image-feature-extraction"
+    base = names_on_the_hub(trained["base_model"] if trained else converted["source"] if converted else None)
+    return ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["lingene", "vision", "elastic"],
+        datasets=names_on_the_hub(*([trained["dataset"]] if trained else []), *(row["dataset"] for row in rows))
+        or None,
+        base_model=base[0] if base else None,
+        metrics=metrics_in(rows, metric_of(rows)) if rows else None,
+        model_name=name,
+        eval_results=results(rows, config, task) or None,
+    )
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -137,27 +191,15 @@ def _classes(config: LinGeneConfig) -> str:
     return ", ".join(names[:50]) + (f", ... ({len(names)} in all)" if len(names) > 50 else "")
 
 
-def _example(config: LinGeneConfig, rows: list[dict], converted: dict | None) -> dict:
-    """The size in the card's loading example: the best of the measured ones that are less deep than the best; of a
-    converted bundle, whose prefixes are no models, the greatest depth whose layers were chosen.
+def _example(config: LinGeneConfig, converted: dict | None) -> dict:
+    """The size in the card's loading example where none was measured: about half of all; of a converted bundle, whose
+    prefixes are no models, the greatest depth whose layers were chosen.
     """
-    if rows:
-        metric = metric_of(rows)
-        best = max(rows, key=lambda row: (row[metric], -row["macs"]))
-        smaller = [row for row in rows if row["depth"] < best["depth"]] or rows
-        chosen = max(smaller, key=lambda row: (row[metric], -row["macs"]))
-        example = {key: chosen[key] for key in ("depth", "num_components", "width_ratio")}
-    elif converted:
+    if converted:
         return {"depth": max(config.depth_rows or [config.size().depth])}
-    else:
-        size, trained = config.size(), [Fraction(ratio) for ratio in config.trained_width_ratios]
-        example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
-        example["width_ratio"] = str(max(trained, default=1))
-    if example["width_ratio"] not in config.trained_width_ratios:
-        example["allow_untrained"] = True
-    if example["width_ratio"] == "1":
-        del example["width_ratio"]
-    return example
+    size, trained = config.size(), [Fraction(ratio) for ratio in config.trained_width_ratios]
+    example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
+    return keywords(example | {"width_ratio": str(max(trained, default=1))}, config)
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, **named: str | None) -> None:
@@ -172,6 +214,7 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Push a bundle with its card, in one commit, and verify it by loading it back in a clean process.
 
@@ -183,6 +226,7 @@ def push(
         private: of a new repository.
         revision: branch; created where it is missing.
         subfolder: of the repository, for one of several bundles in it; its code goes to the root, in a commit before.
+        license: see `render_card`.
 
     Returns:
         The commit's URL.
@@ -195,7 +239,7 @@ def push(
     config = check_folder(folder)
     try:
         repo_id = ensure_repo(repo_id, private=private)
-        write_card(folder, repo_id, subfolder=subfolder)
+        write_card(folder, repo_id, subfolder=subfolder, license=license)
         sent = {"also": SHOWN, "revision": revision, "subfolder": subfolder, "commit_message": "Upload bundle"}
         commit = push_bundle(folder, repo_id, **sent)
     except (OSError, ValueError):

@@ -26,6 +26,8 @@ from .writing_lingene import clear_abandoned, partial_name, writing
 
 logger = logging.get_logger(__name__)
 
+TRAINING_FILE = "training.json"  # how the weights were trained; as sizes.json, of these weights alone
+
 
 def file_of(key: str) -> str:
     """The file that holds a tensor: one per component, one for the rest."""
@@ -169,9 +171,9 @@ def _remove_stale(folder: Path, weights: set[str], weights_id: str):
     stale = [path for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in weights]
     for path in [*stale, folder / SAFE_WEIGHTS_NAME]:
         path.unlink(missing_ok=True)
-    sizes = folder / SIZES_FILE
-    if sizes.exists() and weights_id not in sizes.read_text(encoding="utf-8", errors="replace"):
-        sizes.unlink()
+    for file in (folder / SIZES_FILE, folder / TRAINING_FILE):
+        if file.exists() and weights_id not in file.read_text(encoding="utf-8", errors="replace"):
+            file.unlink()
 
 
 def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | None = None) -> str:
@@ -181,7 +183,8 @@ def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | N
 
 def bundle_files(folder: Path, also: Iterable[str] = ()) -> set[str]:
     """Names of the files that a bundle folder consists of, and of those in `also` that it has."""
-    names = {CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, IMAGE_PROCESSOR_NAME, SIZES_FILE, "README.md", "LICENSE", *also}
+    names = {CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, IMAGE_PROCESSOR_NAME, "README.md", "LICENSE", *also}
+    names |= {SIZES_FILE, TRAINING_FILE}
     names |= _indexed(folder) | {path.name for path in folder.glob("*_lingene.py")}
     return {name for name in names if (folder / name).is_file()}
 
@@ -229,7 +232,13 @@ def push_bundle(
         **where,
         path_in_repo=subfolder,
         create_pr=create_pr,
-        delete_patterns=["shared*.safetensors", "component-*.safetensors", SAFE_WEIGHTS_NAME, SIZES_FILE],
+        delete_patterns=[
+            "shared*.safetensors",
+            "component-*.safetensors",
+            SAFE_WEIGHTS_NAME,
+            SIZES_FILE,
+            TRAINING_FILE,
+        ],
         allow_patterns=sorted(map(glob.escape, files)),
         **commit,
     )

@@ -33,6 +33,8 @@ def main() -> None:
         pixels = torch.rand(1, 3, 8, 8)
         assert torch.allclose(vit(pixels).logits, model(pixels, num_components=1).logits, atol=1e-5)
         subprocess.run(["lingene", "info", str(bundle)], check=True)
+        told = subprocess.run(["lingene", "zoo"], check=True, capture_output=True, text=True).stdout
+        assert "lingene-fashion-mnist" in told and '"modeling-lingene/' in told, told  # its numbers; weights by name
         told = subprocess.run(["lingene", "--version"], check=True, capture_output=True, text=True).stdout
         assert told == f"modeling_lingene {version('modeling_lingene')}\n", told
     print("wheel: 1 passed, 0 failed")

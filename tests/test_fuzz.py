@@ -18,7 +18,7 @@ from transformers import AutoModelForImageClassification
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification
-from modeling_lingene.folders import describe, read_conversion, read_processor, write_sizes
+from modeling_lingene.folders import describe, read_conversion, read_processor, write_sizes, write_training
 from modeling_lingene.hub import render_card
 from modeling_lingene.images.data import image_processor
 
@@ -33,7 +33,11 @@ ROW |= {"accuracy": 0.9, "split": "test", "dataset": "org/set", "latency_ms": 1.
 ROWS = [{**ROW, "profiles": [{"device": "another", "latency_ms": 2.5}]}, {**ROW, "depth": 6, "macs": 180}]
 REPORT = {"source": "some/vit", "fit": "matched", "depth": 6, "num_components": 5, "relative_logit_error": 0.25}
 REPORT |= {"condition": 1.41, "left_out": {}, "advice": {"statement": "A start.", "learning_rate": 1e-4}}
+FACTS = dict.fromkeys(("command", "dataset", "hardware", "init", "teacher", "base_model"), "word")
+FACTS |= {"objective": "labels", "images": 7, "epochs": 3, "processes": 1, "seed": 0, "seconds": 9.5}
+FACTS |= {"versions": {"torch": "2.14"}}
 FILES = ["config.json", "sizes.json", "conversion.json", "preprocessor_config.json", "model.safetensors.index.json"]
+FILES += ["training.json"]
 SIZE = {"depth": 3, "width_ratio": "1", "num_components": 2}
 # Fields that transformers' own code takes apart before it asks for ours.
 NOT_OURS = ("auto_map", "model_type", "architectures", "quantization_config")
@@ -45,6 +49,7 @@ def folder(tmp_path_factory) -> Path:
     folder = helpers.bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
     write_sizes(folder, ROWS)
     (folder / "conversion.json").write_text(json.dumps(REPORT))
+    write_training(folder, FACTS)
     image_processor(16).save_pretrained(folder)
     return folder
 
@@ -101,7 +106,7 @@ def test_what_is_wrong_in_a_bundles_json_is_named_and_nothing_is_silent(folder, 
     damaged = Path(shutil.copytree(folder, tmp_path / "bundle"))
     expected = logits(LinGeneForImageClassification.from_pretrained(folder, **SIZE))
     for _ in range(MUTATIONS // SHARES):
-        file = draw.choices(FILES, weights=[4, 3, 1, 1, 1])[0]
+        file = draw.choices(FILES, weights=[4, 3, 1, 1, 1, 1])[0]
         original = (folder / file).read_text()
         content, field = text_of(original, draw)
         (damaged / file).write_bytes(content)

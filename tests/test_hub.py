@@ -112,21 +112,30 @@ def assert_table_shows(rows: list[dict], shown: list[dict[str, str]]) -> None:
             assert cells["latency"] == "-"
 
 
+def examples(card: str) -> list[tuple[str, ast.Call]]:
+    """The Python blocks of a card, and the one call of `from_pretrained` in each."""
+    found = []
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+        (call,) = [call for call in calls if call.func.attr == "from_pretrained"]
+        found.append((block, call))
+    return found
+
+
 def example(card: str) -> tuple[str, ast.Call]:
-    """The Python block of a card, and the one call of `from_pretrained` in it."""
-    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
-    (call,) = [call for call in calls if call.func.attr == "from_pretrained"]
-    return block, call
+    """The first of them."""
+    return examples(card)[0]
 
 
-def run_example(card: str, repo_id: str, folder: Path) -> ViTForImageClassification:
-    """What the card's block gives where its repository is a folder on this machine."""
-    block, call = example(card)
-    assert call.args[0].value == repo_id
-    names: dict[str, Any] = {}
-    exec(block.replace(f'"{repo_id}"', repr(str(folder))), names)
-    return names["model"]
+def run_examples(card: str, repo_id: str, folder: Path) -> list[ViTForImageClassification]:
+    """What the card's blocks give, each alone, where its repository is a folder on this machine."""
+    models = []
+    for block, call in examples(card):
+        assert call.args[0].value == repo_id
+        names: dict[str, Any] = {}
+        exec(block.replace(f'"{repo_id}"', repr(str(folder))), names)
+        models.append(names["model"])
+    return models
 
 
 def test_the_table_of_a_card_is_sizes_json(measured):
@@ -188,11 +197,11 @@ def test_the_example_of_a_card_runs_and_gives_a_size_that_was_measured_if_any_wa
     folder = helpers.bundle(tmp_path / "tiny", helpers.tiny_config(**fields))
     if rows:
         folders.write_sizes(folder, rows)
-    model = run_example(hub.render_card(folder, "org/name"), "org/name", folder)
-    assert type(model) is ViTForImageClassification
-    size = (model.config.num_hidden_layers, str(model.source_size.width_ratio), model.source_size.num_components)
-    if rows:
-        assert size in [(row["depth"], row["width_ratio"], row["num_components"]) for row in rows]
+    for model in run_examples(hub.render_card(folder, "org/name"), "org/name", folder):
+        assert type(model) is ViTForImageClassification
+        size = (model.config.num_hidden_layers, str(model.source_size.width_ratio), model.source_size.num_components)
+        if rows:
+            assert size in [(row["depth"], row["width_ratio"], row["num_components"]) for row in rows]
 
 
 def test_the_example_names_the_folder_where_no_repository_is_known(folder, monkeypatch):

@@ -3,6 +3,11 @@
 pytest tests/test_hub_cards.py
 """
 
+import json
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,12 +17,40 @@ from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
-from modeling_lingene import folders, hub
+from modeling_lingene import cli, folders, hub, zoo
 
 
 CARDS = Path(__file__).parents[1] / "hub_cards"
 FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))
 AGAIN = "run `python tests/benchmarks/release.py FOLDER`"
+STRANGER = r"""
+import base64, io, json, re, sys
+import torch
+import transformers
+from PIL import Image
+
+sys.modules["modeling_lingene"] = None  # as on a machine without the package
+for folder in map(str, sys.argv[1:]):
+    recorded = json.load(open(f"{folder}/predictions.json"))
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in recorded["pictures"]]
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
+    found = {"outputs": [], "of the card": []}
+    card = open(f"{folder}/README.md").read()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    auto_class = re.search(r"import (\w+)", blocks[0])[1]
+    for size in recorded["sizes"]:
+        asked = {name: size[name] for name in ("depth", "width_ratio", "num_components")}
+        model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, **asked)
+        with torch.no_grad():
+            output = model(pixels.to(model.dtype))
+        values = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
+        found["outputs"].append(values.float().tolist())
+    for block in blocks:
+        names = {}
+        exec(re.sub(r'from_pretrained\("[^"]*"', f"from_pretrained({folder!r}", block), names)
+        found["of the card"].append(type(names["model"]).__module__)
+    print(json.dumps(found), flush=True)
+"""
 
 
 def test_there_is_a_released_bundle():
@@ -59,3 +92,58 @@ def test_every_measured_size_loads_and_answers_differently(folder):
             pixels = torch.linspace(-1, 1, 3 * processor.size["height"] ** 2).view(1, 3, processor.size["height"], -1)
             seen.append(tuple(vit(pixels).logits.flatten().tolist()))
     assert len(set(seen)) == len(seen) and sys.modules["modeling_lingene"] is modeling_lingene
+
+
+def test_a_stranger_gets_the_recorded_predictions_and_runs_the_cards_code(tmp_path):
+    """By path, in a process without the package, two sizes of each folder on real pictures: what stock transformers
+    said of them on the day of the release, and every block of the card as pasted.
+    """
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", STRANGER, *map(str, FOLDERS)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(told) == len(FOLDERS)
+    for folder, found in zip(FOLDERS, told):
+        recorded = json.loads((folder / folders.PREDICTIONS_FILE).read_text())
+        assert recorded["weights_id"] == folders.read_config(folder).weights_id, AGAIN
+        expected = [torch.tensor(size["outputs"]) for size in recorded["sizes"]]
+        assert len(expected) == 2 and not torch.allclose(*expected, atol=0.1)
+        for values, wanted in zip(found["outputs"], expected):
+            assert torch.allclose(torch.tensor(values), wanted, rtol=1e-3, atol=1e-3)
+        assert len(found["of the card"]) in (1, 2, 3)
+        assert all(module.startswith("transformers.models.") for module in found["of the card"])
+
+
+def test_the_zoo_lists_every_folder_with_what_it_is_for(capsys, tmp_path):
+    """From the folders' files; the same numbers as JSON."""
+    assert cli.main(["zoo", "--out", str(tmp_path / "zoo.json")]) == 0
+    shown, bundles = capsys.readouterr().out, json.loads((tmp_path / "zoo.json").read_text())["bundles"]
+    assert [facts["name"] for facts in bundles] == [f"{zoo.OWNER}/{folder.name}" for folder in FOLDERS]
+    for facts, folder in zip(bundles, FOLDERS):
+        rows = json.loads((folder / "sizes.json").read_text())["sizes"]
+        assert facts["folder"] == str(folder) and facts["sizes"] == len(rows)
+        assert facts["download"] == [pick(row["stored_params"] for row in rows) for pick in (min, max)]
+        worth = [row[facts["metric"]] for row in rows]
+        assert facts["best"][facts["metric"]] == max(worth) and f'from_pretrained("{folder}", trust' in shown
+        (line,) = [line for line in shown.splitlines() if line.startswith("|") and f" {folder.name} " in line]
+        assert f" {len(rows)} " in line
+    first = next(line for line in shown.splitlines() if "lingene-fashion-mnist |" in line)
+    assert "10 classes" in first and "170 k to 3.72 M" in first and "88.6 % |   73.5 %" in first
+
+
+def test_without_weights_the_zoo_names_the_repositories_and_one_without_sizes_is_listed(tmp_path, capsys, monkeypatch):
+    """An installed wheel has the numbers alone; a new folder need not be measured to be found."""
+    for name in ("config.json", "sizes.json", "model.safetensors.index.json"):
+        (tmp_path / "first").mkdir(exist_ok=True)
+        shutil.copyfile(FOLDERS[0] / name, tmp_path / "first" / name)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    (tmp_path / "second" / "sizes.json").unlink()
+    monkeypatch.setattr(zoo, "home", lambda: tmp_path)
+    assert cli.main(["zoo"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count('from_pretrained("modeling-lingene/') == 2 and re.search(r"second \|.*\| +- \|", shown)
+    assert [facts["folder"] for facts in zoo.released()] == [None, None]
+    (tmp_path / "first" / "config.json").unlink()
+    (tmp_path / "second" / "config.json").unlink()
+    assert cli.main(["zoo"]) == 2 and "hub_cards" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 
 import helpers
 from modeling_lingene import hub
+from modeling_lingene.folders import write_training
 from modeling_lingene.markdown import code, string, text
 from modeling_lingene.saving_lingene import bundle_weights_id
 
@@ -126,9 +127,9 @@ def test_plain_addresses_become_no_links():
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    """A bundle with everything that a card can show: measured sizes, pictures, classes, a conversion."""
+    """A bundle with everything that a card can show: measured sizes, pictures, classes, a conversion, a training."""
     folder = helpers.bundle(tmp_path_factory.mktemp("text") / "bundle")
-    for picture in ("sizes.png", "sizes_heat.png"):
+    for picture in ("sizes.png", "sizes_heat.png", "conversion.png"):
         (folder / picture).write_bytes(b"png")
     return folder
 
@@ -148,7 +149,14 @@ def filled(bundle: Path, folder: Path, word: str) -> Path:
     report |= {"condition": 2.0, "left_out": {}, "largest_logit_error": 0.2}
     report["advice"] = {"statement": word, "learning_rate": 1e-4, "command": word}
     (folder / "conversion.json").write_text(json.dumps(report))
+    facts = dict.fromkeys(("command", "dataset", "hardware", "init", "teacher", "base_model"), word)
+    facts |= {"objective": "features", "images": 7, "epochs": 3, "processes": 1, "seed": 0, "seconds": 9.0}
+    write_training(folder, facts | {"versions": {word: word}})
     return folder
+
+
+def python_blocks(body: str, parser: MarkdownIt) -> list[str]:
+    return [token.content for token in parser.parse(body) if token.type == "fence" and token.info == "python"]
 
 
 @pytest.mark.parametrize("number", range(len(NASTY)))
@@ -164,8 +172,18 @@ def test_a_bundles_words_change_the_words_of_its_card_and_nothing_else(bundle, t
     said = "\n".join(shown(body.text, parser))
     assert all(seen(f"{word}{index}") in said for index in range(7)) and f"of {seen(word)}" in said
     assert seen(f"a/{word} ({word})") in said and seen(f"Latency: one image on {word}") in said
-    assert body.data.to_dict() == {**other.data.to_dict(), "model_name": f"of {word}", "datasets": [f"a/{word}"]}
-    (block,) = [token.content for token in parser.parse(body.text) if token.type == "fence"]
+    assert f"{seen(word)}, 7 pictures without labels, 3 epochs" in said and f"1 x {seen(word)}" in said
+    assert all(line in said.splitlines() for line in {seen(word), f"{seen(word)} {seen(word)}"})
+    own, others = body.data.to_dict(), other.data.to_dict()
+    named = {"datasets": own.get("datasets")}
+    (index,), (expected,) = own.pop("model-index"), others.pop("model-index")
+    (result,), (plain_result,) = index["results"], expected["results"]
+    assert index["name"] == f"of {word}" and result["dataset"] == dict.fromkeys(("name", "type"), f"a/{word}") | {
+        "split": word
+    }
+    assert result["metrics"] == plain_result["metrics"] and own | named == others | named
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in own.get("datasets", ()))  # the Hub refuses others
+    (block,) = python_blocks(body.text, parser)
     imported, assigned = ast.parse(block).body
     assert isinstance(imported, ast.ImportFrom) and assigned.value.args[0].value == f"of {word}"
     assert all(isinstance(keyword.value, ast.Constant) for keyword in assigned.value.keywords)
@@ -179,7 +197,7 @@ def test_a_folders_own_name_is_words_too(bundle, tmp_path):
     folder = filled(bundle, tmp_path / name, "word")
     card, plain = ModelCard(hub.render_card(folder)), ModelCard(hub.render_card(folder, "plain"))
     assert structure(card.text, reader()) == structure(plain.text, reader())
-    (block,) = [token.content for token in reader().parse(card.text) if token.type == "fence"]
+    (block,) = python_blocks(card.text, reader())
     assert ast.parse(block).body[1].value.args[0].value == card.data.model_name == name
 
 

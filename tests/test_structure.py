@@ -39,14 +39,14 @@ folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
-markdown  hub
+markdown citations  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching conversion.rotation conversion.graphs  conversion.devices  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
-    training.warm_start  training.unlabelled  training.recipes  training.options
+    training.warm_start training.record  training.unlabelled  training.recipes  training.options
 analysis.trend analysis.coefficients analysis.similarity analysis.components
 pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare  pruning.choose
     pruning.search pruning.importance pruning.write  pruning.prune  pruning.options

@@ -15,6 +15,7 @@ from .decomposition import DecompositionSettings
 from .loop import TrainingSettings
 from .losses import Objective
 from .recipes import METHODS, RECIPES, as_published
+from .record import flag_of
 from .settings import ModelSettings, Recipe
 
 
@@ -78,7 +79,7 @@ def add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> None
     types, texts = get_type_hints(settings), described(settings)
     for field in dataclasses.fields(settings):
         if field.name not in skip:
-            flag = "--" + field.metadata.get("flag", field.name).replace("_", "-")
+            flag = flag_of(field)
             default = field.default
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             text = texts[field.name] + (f" (default: {shown})" if shown not in ("", None) else "")

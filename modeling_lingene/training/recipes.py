@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from ..configuration_lingene import LinGeneConfig
-from ..folders import write_json, write_sizes
+from ..folders import write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
@@ -31,6 +31,7 @@ from ..modeling_lingene import LinGeneForImageClassification
 from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from .record import training_facts
 from .settings import ModelSettings, Recipe
 from .teachers import CachedTeacher, load_teacher
 from .token_cache import CACHE
@@ -172,8 +173,9 @@ def decompose(
 
     Args:
         recipe: what to run.
-        out: folder: `bundle/` (the result), `best/` (the best state so far, by the validation part), `checkpoints/`,
-            `log/`, `results.json`, `history.json` (a row per epoch), `history.png`, `sizes.png`.
+        out: folder: `bundle/` (the result; `training.json` in it says how it was trained), `best/` (the best state so
+            far, by the validation part), `checkpoints/`, `log/`, `results.json`, `history.json` (a row per epoch),
+            `history.png`, `sizes.png`.
         resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
         title: of the picture.
         name: in the card's loading example; default the folder's.
@@ -252,6 +254,8 @@ def _trained(
     accelerator.end_training()
     if accelerator.is_main_process:
         start.save(out / "bundle", state)
+        seen, machine = start.source, (device_name(accelerator.device), accelerator.num_processes)
+        write_training(out / "bundle", training_facts(recipe, history, seen.images.name, len(seen), *machine))
         write_json(out / "history.json", {"epochs": history})
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return start, history, rows

@@ -1,35 +1,55 @@
-"""Make a released bundle's folder in `hub_cards/`: half precision, every size measured anew, card, today's code.
+"""Make a released bundle's folder in `hub_cards/`: half precision, every size measured anew, card, today's code, how
+it was trained, and a few pictures with what two sizes say of them.
 
 python tests/benchmarks/release.py RUN/bundle hub_cards/lingene-fashion-mnist --data FOLDER
-python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist          # the code and the card alone
+python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist --data FOLDER     # code, card and predictions alone
+python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist                   # code and card alone
 """
 
 import argparse
+import base64
+import io
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.bundle_lingene import Bundle
-from modeling_lingene.folders import check_folder, write_sizes
+from modeling_lingene.folders import (
+    PREDICTIONS_FILE,
+    check_folder,
+    read_training,
+    write_json,
+    write_sizes,
+    write_training,
+)
 from modeling_lingene.hub import write_card
 from modeling_lingene.images.data import batches, image_processor, load_images
+from modeling_lingene.measuring.features import no_pooler
 from modeling_lingene.measuring.plots import plot_heat, plot_sizes
 from modeling_lingene.measuring.sweep import measure_sizes
 from modeling_lingene.measuring.tables import size_table
+from modeling_lingene.saving_lingene import bundle_weights_id
+from modeling_lingene.zoo import OWNER
 
 
 PACKAGE = Path(modeling_lingene.__file__).parent
-OWNER = "modeling-lingene"
+PICTURES, SIDE = 4, 64  # recorded, pixels at most
 
 
 def refresh(folder: Path) -> None:
     """The code that travels with the bundle as it is today, and the card."""
     for file in PACKAGE.glob("*_lingene.py"):
         shutil.copyfile(file, folder / file.name)
-    write_card(folder, f"{OWNER}/{folder.name}")
+    write_card(folder, f"{OWNER}/{folder.name}", license="apache-2.0")
     check_folder(folder)
 
 
@@ -47,7 +67,46 @@ def release(bundle: Path, folder: Path, data: str) -> None:
     write_sizes(folder, measured)
     plot_sizes(measured, folder / "sizes.png")
     plot_heat(measured, folder / "sizes_heat.png")
+    trained = read_training(bundle, Bundle(bundle, config).weights_id)
+    if trained is not None:
+        write_training(folder, trained)
     print(size_table(measured))
+
+
+def record(folder: Path, images: Sequence) -> None:
+    """`predictions.json`: pictures, and the logits, or class tokens, of two measured sizes, the first and the last, by
+    stock models that were saved and loaded without our code.
+
+    Args:
+        images: PIL images, the first of which are taken, made small.
+    """
+    processor, pictures, sizes = AutoImageProcessor.from_pretrained(folder), [], []
+    for index in range(PICTURES):
+        picture = images[index].convert("RGB")
+        picture.thumbnail((SIDE, SIDE))
+        file = io.BytesIO()
+        picture.save(file, "PNG", optimize=True)
+        pictures.append(base64.b64encode(file.getvalue()).decode())
+    pixels = processor([opened(one) for one in pictures], return_tensors="pt")["pixel_values"]
+    bundle = Bundle(folder, LinGeneConfig.from_pretrained(folder))
+    head, rows = bundle.has_head, bundle.measured()
+    for row in (rows[0], rows[-1]):
+        size = {name: row[name] for name in ("depth", "width_ratio", "num_components")}
+        load = AutoModelForImageClassification if head else AutoModel
+        with tempfile.TemporaryDirectory() as work, torch.no_grad():
+            model = load.from_pretrained(folder, dtype=torch.float32, **size)
+            model.save_pretrained(work)
+            kept = {} if head else no_pooler(model.config)
+            output = getattr(transformers, type(model).__name__).from_pretrained(work, **kept).eval()(pixels)
+        values = output.logits if head else output.last_hidden_state[:, 0]
+        sizes.append({**size, "outputs": [[round(value, 5) for value in line] for line in values.tolist()]})
+    identity = bundle_weights_id(folder)
+    write_json(folder / PREDICTIONS_FILE, {"weights_id": identity, "pictures": pictures, "sizes": sizes})
+
+
+def opened(picture: str) -> Image.Image:
+    """A recorded picture."""
+    return Image.open(io.BytesIO(base64.b64decode(picture)))
 
 
 def main() -> None:
@@ -56,9 +115,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--data")
     arguments = parser.parse_args()
+    folder = arguments.folder or arguments.bundle
     if arguments.folder is not None:
-        release(arguments.bundle, arguments.folder, arguments.data)
-    refresh(arguments.folder or arguments.bundle)
+        release(arguments.bundle, folder, arguments.data)
+    if arguments.data is not None:
+        record(folder, load_images(arguments.data, "test").images)
+    refresh(folder)
 
 
 if __name__ == "__main__":

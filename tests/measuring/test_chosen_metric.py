@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModel
 
 import helpers
@@ -145,7 +146,7 @@ def test_sizes_compared_with_different_references_are_not_drawn_together(tmp_pat
         plots.plot_sizes(rows, tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("metric, depth", [("knn", 3), ("cosine", 3)])
+@pytest.mark.parametrize("metric, depth", [("knn", 6), ("cosine", 6)])
 def test_a_card_shows_what_an_encoder_was_measured_by(encoder, metric, depth):
     """The table, what its columns mean, whom it was compared with - as words - and how a budget chooses."""
     rows = both(metric) if metric == "knn" else [{**one, "cosine": 0.5 + one["depth"] / 20} for one in both(metric)]
@@ -155,6 +156,16 @@ def test_a_card_shows_what_an_encoder_was_measured_by(encoder, metric, depth):
     assert f"takes {METRICS[metric].best}\nof this table's sizes" in card
     assert "agree with those of the \\[full\\] size" in card and "`k-NN` on made (test)" in card
     assert "Accuracy" not in card and f"depth={depth}" in card
+    data = ModelCard(card).data
+    assert data.metrics[0] == metric and "accuracy" not in data.metrics
+    best, value = max(rows, key=lambda one: one[metric]), METRICS[metric].axis
+    found = data.eval_results[0]
+    assert (found.metric_type, found.metric_value, found.task_type) == (
+        metric,
+        best[metric],
+        "image-feature-extraction",
+    )
+    assert found.metric_name.startswith(value)
     edit(encoder / "sizes.json", lambda sizes: sizes["sizes"].append(row(2, None, accuracy=0.5)))
     with pytest.raises(ValueError, match="do not compare"):
         hub.render_card(encoder)

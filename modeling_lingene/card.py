@@ -1,0 +1,250 @@
+"""What a bundle's card says, out of the bundle's files alone: first sizes, what pictures show, limits, metadata.
+
+Sentences come out as Markdown, words of others in them as `markdown.text`.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .budget_lingene import METRICS, metric_of
+from .configuration_lingene import LinGeneConfig
+from .folders import CONVERSION_PICTURE, SIZE_PICTURES
+from .markdown import text
+from .measuring.tables import readable
+
+
+CARD_FILE = "README.md"
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")  # as the Hub names them
+POINTS = 0.02  # that the smallest size may lose
+SIZE = ("depth", "width_ratio", "num_components")
+
+
+def first_sizes(rows: Sequence[dict], config: LinGeneConfig) -> list[dict[str, Any]]:
+    """The sizes that most people want first: the best, the best under half the MACs of the largest, the smallest that
+    loses at most two points; each once.
+
+    Args:
+        rows: of `sizes.json`, at least one.
+
+    Returns:
+        Of each its `row`, `title`, `numbers` in one line, and the `keywords` that load it.
+    """
+    name = metric_of(rows)
+    metric, found = METRICS[name], {}
+    best = max(rows, key=lambda row: _worth(row, name))
+    chosen = [(metric.best, best)]
+    lean = [row for row in rows if 2 * row["macs"] < max(row["macs"] for row in rows)]
+    if lean:
+        chosen.append(
+            (f"{metric.best} under half the MACs of the largest", max(lean, key=lambda row: _worth(row, name)))
+        )
+    good = [row for row in rows if row[name] >= best[name] - POINTS - 1e-9]
+    within = f"{100 * POINTS:g} points" if metric.percent else f"{POINTS:g}"
+    smallest = min(good, key=lambda row: (row["params"], row["macs"], row["stored_params"]))
+    chosen.append((f"the smallest within {within} of the best", smallest))
+    for title, row in chosen:
+        found.setdefault(tuple(row[field] for field in SIZE), (row, []))[1].append(title)
+    return [
+        {
+            "row": row,
+            "title": ", and ".join(titles),
+            "numbers": _numbers(row, name),
+            "keywords": keywords({field: row[field] for field in SIZE}, config),
+        }
+        for row, titles in found.values()
+    ]
+
+
+def _worth(row: dict, metric: str) -> tuple:
+    return row[metric], -row["macs"], -row["stored_params"]
+
+
+def _small(words: str) -> str:
+    return words[0].lower() + words[1:]
+
+
+def _numbers(row: dict, metric: str) -> str:
+    size = f"depth {row['depth']}, width {row['width_ratio']}, components {row['num_components']}"
+    told = [f"{_small(METRICS[metric].axis)} {METRICS[metric].shown(row[metric])}", f"{readable(row['macs'])} MACs"]
+    told.append(f"{readable(row['params'])} parameters, {readable(row['stored_params'])} to download")
+    return f"{size}: {', '.join(told)}"
+
+
+def keywords(size: dict[str, Any], config: LinGeneConfig) -> dict[str, Any]:
+    """What `from_pretrained` takes for a size; a width that was never trained has to be allowed."""
+    given = {name: value for name, value in size.items() if (name, value) != ("width_ratio", "1")}
+    untrained = size.get("width_ratio", "1") not in config.trained_width_ratios
+    return given | ({"allow_untrained": True} if untrained else {})
+
+
+def pictures(folder: Path, rows: Sequence[dict], converted: dict | None) -> list[tuple[str, str]]:
+    """The figures in a bundle's folder: what each shows, in numbers, and its file."""
+    told = {}
+    if converted:
+        error = f"{converted['relative_logit_error']:.2g}"
+        told[CONVERSION_PICTURE] = (
+            f"How far 1 to {converted['num_components']} components are from the converted model; with all of them "
+            f"the relative error on random images is {error}"
+        )
+    if rows:
+        told |= dict(zip(SIZE_PICTURES, _size_figures(rows)))
+    return [(shown, file) for file, shown in told.items() if (folder / file).is_file()]
+
+
+def _size_figures(rows: Sequence[dict]) -> tuple[str, str]:
+    name = metric_of(rows)
+    metric = METRICS[name]
+    low, high = (pick(rows, key=lambda row: _worth(row, name)) for pick in (min, max))
+    ends = [
+        f"{metric.shown(row[name])} at {readable(row['macs'])} MACs and {readable(row['stored_params'])} parameters"
+        for row in (low, high)
+    ]
+    panels = []
+    for width in sorted({Fraction(row["width_ratio"]) for row in rows}):
+        values = [row[name] for row in rows if Fraction(row["width_ratio"]) == width]
+        panels.append(f"{width}: {metric.shown(min(values))} to {metric.shown(max(values))}")
+    return (
+        f"{metric.axis} of {len(rows)} sizes against MACs and parameters to download, from {ends[0]} to {ends[1]}",
+        f"{metric.axis} of every depth and number of components at each width: {'; '.join(panels)}",
+    )
+
+
+def results(rows: Sequence[dict], config: LinGeneConfig, task: str) -> list[EvalResult]:
+    """The first sizes as the Hub's `model-index`, by the metric that decides, under its own name.
+
+    The newer `.eval_results/` takes benchmarks that are registered on the Hub, by their ids; a set that is measured
+    here is none.
+    """
+    name = metric_of(rows) if rows else None
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=pick["row"]["dataset"],
+            dataset_name=pick["row"]["dataset"],
+            dataset_split=pick["row"]["split"],
+            metric_type=name,
+            metric_name=f"{METRICS[name].axis}, {pick['title']}",
+            metric_value=pick["row"][name],
+            metric_args={field: pick["row"][field] for field in (*SIZE, "reference") if field in pick["row"]},
+        )
+        for pick in (first_sizes(rows, config) if rows else ())
+    ]
+
+
+def names_on_the_hub(*names: str | None) -> list[str]:
+    """Those of some names that can be a repository's with its owner, each once; the Hub refuses a card with others."""
+    found = []
+    for name in names:
+        if name and "/" in name and name not in found:
+            try:
+                validate_repo_id(name)
+            except HFValidationError:
+                continue
+            found.append(name)
+    return found
+
+
+def license_of(folder: Path, asked: str | None) -> str | None:
+    """The licence by its name on the Hub: the one asked for, or the one that the folder's card names already.
+
+    Raises:
+        ValueError: it can be no licence's name, or the card's header cannot be read.
+    """
+    where, name = "`license`", asked
+    if asked is None and (folder / CARD_FILE).is_file():
+        where = f"`license` in `{CARD_FILE}` of {folder}"
+        try:
+            name = (metadata_load(folder / CARD_FILE) or {}).get("license")
+        except Exception as error:  # what the YAML library of the day raises
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"The header of `{CARD_FILE}` of {folder} is damaged ({said}); delete the file."
+            ) from None
+    if name is not None and not (isinstance(name, str) and LICENSE.fullmatch(name)):
+        raise ValueError(f"{where} must be a name such as apache-2.0, mit or other, got {str(name)[:80]!r}.")
+    return name
+
+
+def limits(config: LinGeneConfig, head: bool, rows: Sequence[dict], trained: dict | None) -> list[str]:
+    """What a bundle is not good for, as far as its files say."""
+    said = []
+    if head:
+        said.append(f"It knows {config.num_labels} classes and calls every picture one of them, whatever it shows.")
+    else:
+        said.append("It has no classifier: it gives features, and what they are used for has to be trained or fitted.")
+    if trained:
+        before = " but those of the bundle that it started from" if trained["init"] else ""
+        said.append(
+            f"It was trained on {trained['images']:,} pictures of {text(trained['dataset'])}, no others{before}."
+        )
+    if rows:
+        on = text(", ".join(sorted({row["dataset"] for row in rows})))
+        said.append(f"What it is worth on pictures other than those of {on} was not measured.")
+    else:
+        said.append("No size was measured: `lingene sweep BUNDLE --data DATA` does it, on pictures like yours.")
+    if not config.stands_for.interpolates:
+        said.append(f"It takes pictures of {_sides(config.image_size)} pixels: finer detail does not reach it.")
+    return said + _untrained(config) + _unmeasured(rows)
+
+
+def _sides(size: int | Sequence[int]) -> str:
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height}x{width}"
+
+
+def _untrained(config: LinGeneConfig) -> list[str]:
+    said, legal = [], [str(ratio) for ratio in config.legal_width_ratios]
+    widths = [ratio for ratio in legal if ratio not in config.trained_width_ratios]
+    if widths:
+        said.append(f"Widths {', '.join(widths)} were never trained: they are a start for training, no models.")
+    if config.trained_depths and len(config.trained_depths) < config.reference_depth:
+        depths = ", ".join(map(str, config.trained_depths))
+        said.append(f"Depths other than {depths} were never trained.")
+    return said
+
+
+def _unmeasured(rows: Sequence[dict]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "Sizes that are not in the table were not measured, and none of them in int8 or another form that it may be "
+        "exported to: `lingene evaluate` measures what you ship."
+    ]
+
+
+def made_how(trained: dict | None) -> list[tuple[str, str]]:
+    """How the weights were trained, as rows of a table with two columns; none where it is not recorded."""
+    if trained is None:
+        return []
+    labels = "without labels" if trained["objective"] == "features" else "with labels"
+    facts = [
+        ("data", f"{text(trained['dataset'])}, {trained['images']:,} pictures {labels}, {trained['epochs']} epochs"),
+        ("started from", text(trained["init"] or "")),
+        ("teacher", text(trained["teacher"] or "")),
+        ("hardware", f"{trained['processes']} x {text(trained['hardware'])}"),
+        ("time in training steps", _duration(trained["seconds"])),
+        ("seed", str(trained["seed"])),
+        ("versions", ", ".join(f"{text(name)} {text(version)}" for name, version in trained["versions"].items())),
+    ]
+    return [(name, told) for name, told in facts if told]
+
+
+def _duration(seconds: float) -> str:
+    """`95 s`, `31 min`, `5.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def papers(config: LinGeneConfig, trained: dict | None) -> list[str]:
+    """Whose methods a bundle stands on: keys of `citations.PAPERS`."""
+    found = {"lindec": True, "scala": config.trained_width_ratios != ["1"]}
+    found["proteus"] = bool(trained) and trained["objective"] == "features"
+    return [paper for paper, applies in found.items() if applies]

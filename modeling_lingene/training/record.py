@@ -1,0 +1,101 @@
+"""What a training run says of itself beside its bundle: `training.json`, from which the card tells how it was made.
+
+No path of this machine stands in it: sets, bundles and teachers that lie in folders go by their folders' names.
+"""
+
+import dataclasses
+import os
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+import modeling_lingene
+
+from ..folders import read_config, read_conversion, read_training
+from .settings import Recipe
+
+
+VERSIONS = {"modeling_lingene": modeling_lingene, "torch": torch, "transformers": transformers}
+VERSIONS |= {"accelerate": accelerate}
+
+
+def training_facts(
+    recipe: Recipe, history: list[dict], dataset: str, images: int, hardware: str, processes: int
+) -> dict[str, Any]:
+    """What `training.json` says of a run, but for the identity of the weights.
+
+    Args:
+        recipe: of the run.
+        history: a row per epoch, as `TrainingLoop.fit` returns it.
+        dataset: name of the set, no path.
+        images: that it trained on; of a stream those of an epoch.
+        hardware: name of a process's device.
+        processes: of the run.
+    """
+    return {
+        "command": command_of(recipe, dataset),
+        "dataset": dataset,
+        "images": images,
+        "epochs": len(history),
+        "objective": recipe.objective.kind,
+        "init": public_name(recipe.init),
+        "teacher": public_name(recipe.teacher),
+        "base_model": base_model_of(recipe.init),
+        "seed": recipe.training.seed,
+        "hardware": hardware,
+        "processes": processes,
+        "seconds": round(sum(row["seconds"] for row in history), 1),
+        "versions": {"python": platform.python_version()}
+        | {name: package.__version__ for name, package in VERSIONS.items()},
+    }
+
+
+def command_of(recipe: Recipe, dataset: str) -> str:
+    """The `lingene decompose` that runs a recipe, with every setting that is not the default."""
+    names = {"data": dataset, "init": public_name(recipe.init), "teacher": public_name(recipe.teacher)}
+    words = ["lingene", "decompose", "--out", "RUN"]
+    for settings in (recipe, *(value for value in vars(recipe).values() if dataclasses.is_dataclass(value))):
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            ignored = recipe.init and type(settings) is type(recipe.model)  # the shape is the bundle's
+            if dataclasses.is_dataclass(value) or value == field.default:
+                continue
+            if not ignored or field.name in ("num_components", "dropout"):
+                words += _flag(field, names.get(field.name, value) if settings is recipe else value)
+    return shlex.join(words)
+
+
+def flag_of(field: dataclasses.Field) -> str:
+    """`learning_rate` -> `--learning-rate`."""
+    return "--" + field.metadata.get("flag", field.name).replace("_", "-")
+
+
+def _flag(field: dataclasses.Field, value: Any) -> list[str]:
+    flag = flag_of(field)
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return [f"{flag}={shown}"] if shown.startswith("-") or not shown else [flag, shown]
+
+
+def public_name(name: str) -> str | None:
+    """A model by the name that others know it by: on the Hub, of timm, or its folder's; None where none is meant."""
+    path = os.path.expanduser(name)
+    return (Path(path).resolve().name if os.path.exists(path) or os.path.isabs(path) else name) or None
+
+
+def base_model_of(init: str) -> str | None:
+    """The model on the Hub that a warm start comes from, over bundles of this machine; None where there is none."""
+    folder = Path(os.path.expanduser(init))
+    if not init or not folder.is_dir():
+        return init or None
+    trained = read_training(folder, read_config(folder).weights_id)
+    if trained is not None:
+        return trained["base_model"]
+    converted = read_conversion(folder)
+    return converted["source"] if converted is not None and "/" in converted["source"] else None
