@@ -433,17 +433,17 @@ def test_card_renders_into_the_folder(lingene, digits, tmp_path, options, name):
     told = lingene("card", bundle, *options)
     assert (told.code, told.out.strip()) == (0, str(bundle / "README.md"))
     card = (bundle / "README.md").read_text()
-    assert f'from_pretrained("{name}"' in card and card == hub.render_card(bundle, name) + "\n"
+    assert f'from_pretrained(\n    "{name}", ' in card and card == hub.render_card(bundle, name) + "\n"
     assert_table_shows(ROWS, table(card))
 
 
 @pytest.mark.parametrize(
     "options, passed",
     [
-        ([], {"private": None, "revision": None, "subfolder": None}),
+        ([], {"private": None, "revision": None, "subfolder": None, "license": None}),
         (
-            ["--private", "--revision", "wide", "--subfolder", "small"],
-            {"private": True, "revision": "wide", "subfolder": "small"},
+            ["--private", "--revision", "wide", "--subfolder", "small", "--license", "mit"],
+            {"private": True, "revision": "wide", "subfolder": "small", "license": "mit"},
         ),
     ],
 )

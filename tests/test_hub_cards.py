@@ -47,7 +47,7 @@ for folder in map(str, sys.argv[1:]):
         found["outputs"].append(values.float().tolist())
     for block in blocks:
         names = {}
-        exec(re.sub(r'from_pretrained\("[^"]*"', f"from_pretrained({folder!r}", block), names)
+        exec(re.sub(r'from_pretrained\(\s*"[^"]*"', f"from_pretrained({folder!r}", block), names)
         found["of the card"].append(type(names["model"]).__module__)
     print(json.dumps(found), flush=True)
 """

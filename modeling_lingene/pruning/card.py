@@ -4,13 +4,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..card import CARD_FILE, license_of, names_on_the_hub
+from ..citations import bibtex
 from ..folders import write_text
-from ..hub import CARD_FILE, check_repo_id, verify_loads
+from ..hub import check_repo_id, verify_loads
 from ..lingene_vit import LinGeneViTConfig
 from ..markdown import code, text
+from ..measuring.plots import LAYER_PARTS
 from ..measuring.tables import aligned_table, readable
 from ..saving_lingene import ensure_repo
 
@@ -37,7 +40,9 @@ model = AutoModelForImageClassification.from_pretrained("FOLDER OR NAME"{trust})
 
 Accuracy on {images}; MACs and latency are of one image, latency on {device}.
 
-![What every layer became]({picture})
+![{layers}]({picture})
+
+{citations}
 """
 
 
@@ -56,42 +61,75 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, stock: bool) -
     Args:
         stock: whether it loads without code of its own.
     """
-    row = results["rows"][-1]
+    row, source = results["rows"][-1], results["identity"]["model"]
+    base = [] if Path(source).exists() else names_on_the_hub(source)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["lingene", "vision", "pruning"],
-        datasets=[row["dataset"]] if "/" in row["dataset"] else None,
+        datasets=names_on_the_hub(row["dataset"]) or None,
+        base_model=base[0] if base else None,
+        metrics=["accuracy"],
+        model_name=folder.resolve().parent.name,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=row["dataset"],
+                dataset_name=row["dataset"],
+                dataset_split=row["split"],
+                metric_type="accuracy",
+                metric_name="Accuracy",
+                metric_value=row["accuracy"],
+            )
+        ],
     )
+    mixers = [layer["mixer"] for layer in results["layers"]]
+    counts = ", ".join(f"{mixers.count(mixer)} {LAYER_PARTS[mixer][2]}" for mixer in LAYER_PARTS if mixer in mixers)
     page = PAGE.format(
         header=data.to_yaml(),
         name=text(folder.resolve().parent.name),
         share=f"{100 * results['share']['macs']:.3g} %",
-        origin=code(Path(results["identity"]["model"]).name),
+        origin=code(Path(source).name),
         trust="" if stock else ", trust_remote_code=True",
         table=prune_table(results["rows"]),
         images=text(f"{row['dataset']} ({row['split']})"),
         device=text(row["device"]),
+        layers=f"What the {len(mixers)} layers became: {counts}",
         picture=PICTURE,
+        citations=bibtex(["spvit"]),
     )
     shutil.copyfile(picture, folder / PICTURE)
     write_text(folder / CARD_FILE, ModelCard(page).content)
 
 
-def push_pruned(folder: str | Path, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
+def push_pruned(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+) -> str:
     """Push a pruned model with its code and card, in one commit, and verify it by loading it back in a clean process.
 
     What else lies in the folder is not sent.
+
+    Args:
+        license: by its name on the Hub, written into the folder's card; default the one that it names already.
 
     Returns:
         The commit's URL.
 
     Raises:
-        ValueError: `folder` holds no pruned model; `repo_id` can be no repository's name.
+        ValueError: `folder` holds no pruned model; `repo_id` can be no repository's name, `license` no licence's.
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     check_repo_id(repo_id)
     LinGeneViTConfig.from_pretrained(folder)
+    if license_of(Path(folder), license) and license:
+        page = ModelCard.load(Path(folder) / CARD_FILE)
+        page.data.license = license
+        write_text(Path(folder) / CARD_FILE, page.content)
     repo_id, api = ensure_repo(repo_id, private=private), HfApi()
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)

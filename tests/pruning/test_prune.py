@@ -5,6 +5,7 @@ pytest tests/pruning/test_prune.py
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from dataclasses import replace
 import pruning_helpers as made
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import helpers
 from hub_server import HubServer
+from modeling_lingene.citations import PAPERS
 from modeling_lingene.cli import main
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.pruning import prune as pruning
@@ -266,7 +269,7 @@ def pushed_back(folder: str) -> list:
 
     from modeling_lingene.cli import main
 
-    assert main(["push", folder, "org/pruned", "--quiet"]) == 0
+    assert main(["push", folder, "org/pruned", "--license", "mit", "--quiet"]) == 0
     model = AutoModelForImageClassification.from_pretrained("org/pruned", trust_remote_code=True).eval()
     return model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).logits.tolist()
 
@@ -288,7 +291,13 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
     others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
     assert files - {".gitattributes"} == code | others
     assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
-    assert "pipeline_tag: image-classification" in card
+    data, row = ModelCard(card).data, results["rows"][-1]
+    assert (data.pipeline_tag, data.license, data.base_model) == ("image-classification", "mit", None)
+    assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [
+        ("accuracy", row["accuracy"])
+    ]
+    assert PAPERS["spvit"] in card and PAPERS["lindec"] not in card
+    assert re.search(rf"!\[What the {len(results['layers'])} layers became: \d", card)
 
 
 @pytest.mark.parametrize(
