@@ -60,7 +60,8 @@ def milliseconds(run, images: torch.Tensor) -> float:
 
 def timed(run, eager, images: torch.Tensor, repeats: int) -> dict:
     for thread in os.listdir("/proc/self/task"):  # onnxruntime gives its own the cores that it likes
-        os.sched_setaffinity(int(thread), os.sched_getaffinity(0))
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), os.sched_getaffinity(0))
     for _ in range(5):
         run(images), eager(images)
     pairs = [(milliseconds(run, images), milliseconds(eager, images)) for _ in range(repeats)]
