@@ -551,6 +551,19 @@ def card(bundle: Path, repo: str | None, license: str | None) -> None:
 
 
 @command(
+    "show bundles on a page to try them on: sizes, budgets, your own pictures",
+    option("bundles", metavar="BUNDLE", nargs="+", help="folder or name on the Hub; several to choose from"),
+    option("--images", metavar="DATA", help="sample pictures: a folder, or what --data of other commands takes"),
+    option("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: %(default)s)"),
+    option("--port", type=int, default=7860, help="default: %(default)s"),
+)
+def app(bundles: list[str], **options) -> None:
+    from .app.page import serve
+
+    serve(bundles, **options)
+
+
+@command(
     "push a bundle, or a pruned model, to the Hub and verify it by loading it back",
     BUNDLE_FOLDER,
     option("repo", metavar="REPO", help="name on the Hub"),

@@ -48,6 +48,7 @@ training.losses training.checkpoints training.teachers training.validation  trai
     training.features training.encoders  training.decomposition training.token_cache  training.settings
     training.warm_start training.record  training.unlabelled  training.recipes  training.options
 analysis.trend analysis.coefficients analysis.similarity analysis.components
+app.cache  app.sizes  app.looking  app.views  app.page
 pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare  pruning.choose
     pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
 cli
@@ -120,7 +121,7 @@ def test_rooms_know_the_floors_below_them_only():
     """Images are read without measuring, sizes measured without training; training knows no conversion."""
     rooms = {"images": set(), "measuring": {"images"}, "training": {"images", "measuring"}}
     rooms["conversion"] = {"images", "measuring"}
-    rooms["analysis"] = {"images", "measuring"}
+    rooms["analysis"] = rooms["app"] = {"images", "measuring"}
     rooms["pruning"] = {"images", "measuring", "training", "conversion"}
     for name in MODULES:
         room = name.rpartition(".")[0]

@@ -35,6 +35,7 @@ UNLABELLED = ["image"]  # the class of every picture without a label
 EXTRAS = dict.fromkeys(("matplotlib", "pytorch_grad_cam"), "analysis")
 EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 EXTRAS |= {name: name for name in ("executorch", "openvino")}
+EXTRAS |= {"gradio": "app"}
 EXPECTED = "`data` must be `digits`, a folder of images, parquet files or the name of a dataset on the Hub"
 
 

@@ -78,6 +78,46 @@ def plot_sizes(
     _save(figure, Path(path))
 
 
+def plot_cost(
+    rows: Sequence[dict[str, Any]], cost: str, path: str | Path, metric: str | None = None
+) -> list[tuple[float, float]]:
+    """Draws accuracy, or another metric, against one cost, small enough for a phone, as a PNG or SVG.
+
+    Args:
+        rows: of `sizes.json`; signs as in `plot_sizes`.
+        cost: one of `COSTS`.
+        path: of the picture, its kind by its suffix; written atomically.
+        metric: default the one that the rows name.
+
+    Returns:
+        Where the point of every row is: right of the left edge and below the upper one, as shares of the picture.
+
+    Raises:
+        ValueError: no rows, or rows measured by another metric or against different references.
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    if not rows:
+        raise ValueError("`rows` must hold at least one size; got none.")
+    rows, shown, reference = _valued(rows, metric)
+    figure = _figure()
+    figure.set_size_inches(4.6, 4.0)
+    colours = _colours(sorted({row["depth"] for row in rows}))
+    widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
+    markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
+    panel = figure.subplots()
+    _draw_panel(panel, rows, cost, colours, markers)
+    panel.set_xlabel(textwrap.fill(panel.get_xlabel(), 45))
+    label = f"{shown.axis}{reference}{', %' if shown.percent else ''}"
+    panel.set_ylabel(textwrap.fill(label, 40))
+    _legend(figure, colours, markers, counted=False, columns=3)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # or it would be another one when it is saved
+    pixels = panel.transData.transform([(row[cost], row["value"]) for row in rows])
+    places = figure.transFigure.inverted().transform(pixels)
+    _save(figure, Path(path))
+    return [(float(x), float(1 - y)) for x, y in places]
+
+
 def plot_heat(
     rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None, metric: str | None = None
 ) -> None:
@@ -529,7 +569,7 @@ def _series(rows: Iterable[dict]) -> dict[tuple[int, Fraction], list[dict]]:
     return series
 
 
-def _legend(figure: Any, colours: dict, markers: dict) -> None:
+def _legend(figure: Any, colours: dict, markers: dict, counted: bool = True, columns: int = 7) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
@@ -542,10 +582,10 @@ def _legend(figure: Any, colours: dict, markers: dict) -> None:
             for width, marker in markers.items()
         ]
     entries.append(Line2D([], [], label="beaten by no other size", **RING))
-    entries.append(Line2D([], [], marker="$4$", color=INK, linestyle="none", label="number of components"))
-    figure.legend(
-        handles=entries, loc="outside lower center", ncols=min(len(entries), 7), frameon=False, columnspacing=1.4
-    )
+    if counted:
+        entries.append(Line2D([], [], marker="$4$", color=INK, linestyle="none", label="number of components"))
+    columns = min(len(entries), columns)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.4)
 
 
 def _label_points(figure: Any, axes: Iterable[Any], rows: Sequence[dict], colours: dict) -> None:
