@@ -120,7 +120,7 @@ def overlay(picture: numpy.ndarray, attention: numpy.ndarray) -> numpy.ndarray:
     colours = numpy.stack([numpy.interp(places, range(len(SCALE)), channel) for channel in SCALE.T], axis=-1)
     rows, columns = (numpy.arange(size) * cells // size for size, cells in zip(picture.shape, attention.shape))
     grey = picture.mean(axis=2, keepdims=True)
-    return (0.45 * grey + 0.55 * colours[rows][:, columns]).round().astype(numpy.uint8)
+    return (0.35 * grey + 0.65 * colours[rows][:, columns]).round().astype(numpy.uint8)
 
 
 def enlarged(picture: numpy.ndarray) -> Any:

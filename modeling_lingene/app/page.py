@@ -207,8 +207,8 @@ class Layout:
         gr, found = self.gr, list(self.page.samples)
         self.picture = gr.State(0 if found else None)
         self.file = gr.File(label="Drop a picture here", height=120)
-        shown = {"label": "Samples", "columns": 4, "height": "auto", "allow_preview": False, "buttons": []}
-        self.gallery = gr.Gallery(found, **shown, interactive=False, visible=bool(found), object_fit="contain")
+        shown = {"label": "Samples", "columns": 4, "allow_preview": False, "buttons": [], "elem_classes": "samples"}
+        self.gallery = gr.Gallery(found, **shown, interactive=False, visible=bool(found))
 
     @staticmethod
     def _ranges(bundle: ShownBundle, size: Size | None = None) -> tuple[dict, dict, dict, dict]:

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML: pure functions of numbers and names; names are shown as they stand, and never markup."""
+"""What the page shows, as HTML: pure functions of numbers and names. Names are shown as they stand, never markup."""
 
 import base64
 import io
@@ -18,20 +18,31 @@ from .sizes import Materialised, ShownBundle
 MEASURE = "Accuracy and budgets need measured sizes, and this bundle has none. Measure them:"
 CSS = """
 .lingene { line-height: 1.45; overflow-wrap: anywhere; }
-.lingene table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-.lingene th, .lingene td { text-align: left; padding: 0.25rem 0.6rem 0.25rem 0; border-bottom: 1px solid #8884; }
-.lingene td + td, .lingene th + th { text-align: right; padding-right: 0; padding-left: 0.6rem; }
+.lingene h1 { margin: 0.5rem 0; font-size: 1.6rem; }
+.lingene h2 { margin: 1rem 0 0.5rem; font-size: 1.2rem; }
+.lingene h3 { margin: 0.2rem 0 0.4rem; font-size: 1rem; }
+.lingene table, .lingene tbody, .lingene tr { border: 0 !important; }
+.lingene table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: 0; }
+.lingene tr > * { border: 0 !important; border-bottom: 1px solid #8886 !important; padding: 0.25rem 0 !important; }
+.lingene tr > * { text-align: left !important; font-weight: normal; }
+.lingene tr > * + * { text-align: right !important; padding-left: 0.8rem !important; white-space: nowrap; }
 .lingene .side { display: flex; flex-wrap: wrap; gap: 1rem; }
-.lingene .side > * { flex: 1 1 260px; min-width: 0; margin: 0; }
+.lingene .side > * { flex: 1 1 300px; min-width: 0; margin: 0; }
+.lingene .look > * { flex: 1 1 150px; max-width: 224px; }
+.lingene figure { margin: 0; }
 .lingene figure img { width: 100%; height: auto; display: block; }
-.lingene .look img { max-width: 224px; image-rendering: pixelated; border-radius: 4px; }
-.lingene .cost { position: relative; background: white; border-radius: 4px; max-width: 34rem; }
+.lingene .look figure { margin-top: 0.5rem; }
+.lingene .look img { image-rendering: pixelated; border-radius: 4px; }
+.lingene .side > .cost { position: relative; background: white; border-radius: 4px; max-width: 30rem; }
 .lingene .mark { position: absolute; width: 26px; height: 26px; margin: -13px 0 0 -13px; border: 4px solid #d55e00;
   border-radius: 50%; box-shadow: 0 0 0 2px white; box-sizing: border-box; }
-.lingene .bar { height: 0.35rem; background: #0072b2; border-radius: 2px; }
+.lingene .bar { height: 0.35rem; background: #0072b2; border-radius: 2px; margin-bottom: 0.25rem; }
 .lingene .wrong { border-left: 4px solid #d55e00; padding-left: 0.6rem; }
 .lingene code { white-space: pre-wrap; font-size: 0.9em; }
-.lingene h3 { margin: 0.2rem 0 0.4rem; font-size: 1rem; }
+.samples, .samples .grid-wrap, .samples .grid-container { height: auto !important; max-height: none !important; }
+.samples .grid-wrap { overflow: visible !important; min-height: 0 !important; }
+.samples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; }
+input:focus-visible, button:focus-visible { outline: 3px solid #0072b2 !important; outline-offset: 2px; }
 """
 
 
@@ -64,7 +75,7 @@ def facts(bundle: ShownBundle, size: Size, held: Materialised, full: Materialise
         for name, cells in lines.items()
     )
     head = '<tr><td></td><th scope="col">this size</th><th scope="col">all that is stored</th></tr>'
-    return f"<table>{head}{body}</table>{notes(bundle, size, held)}"
+    return f"<h2>Cost and worth</h2><table>{head}{body}</table>{notes(bundle, size, held)}"
 
 
 def notes(bundle: ShownBundle, size: Size, held: Materialised) -> str:
@@ -110,8 +121,9 @@ def costs(bundle: ShownBundle, size: Size, drawn: dict[str, tuple[str, list]]) -
             said += f"; marked: {size}, {readable(row[cost])}, {bundle.value(size)}"
         picture = f'<img src="{uri}" alt="{escape(said)}">{mark}'
         pictures.append(f'<figure class="cost">{picture}</figure>')
+    title = f"<h2>{METRICS[bundle.metric()].axis} and cost of every measured size</h2>"
     marked = f"Marked: {size}." if row is not None else "This size is not marked: it was not measured."
-    return f'<div class="side">{"".join(pictures)}</div><p>{escape(marked)}</p>'
+    return f'{title}<div class="side">{"".join(pictures)}</div><p>{escape(marked)}</p>'
 
 
 def answers(sizes: Sequence[tuple[str, Answer]], picture: Any) -> str:
@@ -137,7 +149,8 @@ def answers(sizes: Sequence[tuple[str, Answer]], picture: Any) -> str:
             said.append(image(enlarged(overlay(picture, one.attention)), alt, "where its class token looks"))
         columns.append(f"<div>{''.join(said)}</div>")
     legend = "Attention of the last layer's class token to the patches, mean over heads: yellow most, violet least."
-    return f'<div class="side look">{"".join(columns)}</div><p>{legend}</p>'
+    title = "<h2>What it says of the picture</h2>"
+    return f'{title}<div class="side look">{"".join(columns)}</div><p>{legend}</p>'
 
 
 def brightest(one: Answer) -> str:

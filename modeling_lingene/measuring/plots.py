@@ -100,16 +100,16 @@ def plot_cost(
         raise ValueError("`rows` must hold at least one size; got none.")
     rows, shown, reference = _valued(rows, metric)
     figure = _figure()
-    figure.set_size_inches(4.6, 4.0)
+    figure.set_size_inches(3.9, 3.9)
     colours = _colours(sorted({row["depth"] for row in rows}))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
     markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
     panel = figure.subplots()
     _draw_panel(panel, rows, cost, colours, markers)
-    panel.set_xlabel(textwrap.fill(panel.get_xlabel(), 45))
+    panel.set_xlabel(textwrap.fill(panel.get_xlabel(), 38))
     label = f"{shown.axis}{reference}{', %' if shown.percent else ''}"
     panel.set_ylabel(textwrap.fill(label, 40))
-    _legend(figure, colours, markers, counted=False, columns=3)
+    _legend(figure, colours, markers, counted=False, columns=2)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # or it would be another one when it is saved
     pixels = panel.transData.transform([(row[cost], row["value"]) for row in rows])
