@@ -28,7 +28,9 @@ CSS = """
 .lingene tr > * + * { text-align: right !important; padding-left: 0.8rem !important; white-space: nowrap; }
 .lingene .side { display: flex; flex-wrap: wrap; gap: 1rem; }
 .lingene .side > * { flex: 1 1 300px; min-width: 0; margin: 0; }
-.lingene .look > * { flex: 1 1 150px; max-width: 224px; }
+.lingene .look > * { flex: 1 1 130px; max-width: 224px; }
+.lingene p { margin: 0.6rem 0; }
+@media (max-width: 40rem) { .lingene .look > figure:first-child { flex-basis: 100%; } }
 .lingene figure { margin: 0; }
 .lingene figure img { width: 100%; height: auto; display: block; }
 .lingene .look figure { margin-top: 0.5rem; }
@@ -80,7 +82,7 @@ def facts(bundle: ShownBundle, size: Size, held: Materialised, full: Materialise
 
 def notes(bundle: ShownBundle, size: Size, held: Materialised) -> str:
     """What the numbers are of, and what is missing and how to get it."""
-    said = f"Latency: median on {held.device}, taken by this page when the size was first shown."
+    said = f"Latency: median on {held.device}, taken by this page when this depth and width were first shown."
     parts = [f"<p>{escape(said)}</p>"]
     if not bundle.rows:
         parts.append(sentence(MEASURE) + command("lingene sweep", bundle.name, "--data DATA"))
