@@ -18,6 +18,7 @@ EXPECTED = (
     r"wandb is installed",  # its absence is what is tested
     r"needs /proc",  # to count threads, on Linux alone
     r"needs to be refused, and root is not",  # permissions
+    r"needs chromium: apt-get|needs playwright: pip|needs gradio, of the extra",  # a browser, and the page it shows
 )
 INSIDE = "skipped inside"  # what a test that runs other tests records of them
 

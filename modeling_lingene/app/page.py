@@ -51,12 +51,20 @@ def serve(names: Sequence[str], images: str | None = None, host: str = HOST, por
     check_place(host, port)
     page = Page(read_bundles(names), [] if images is None else samples(images))
     with quiet_loading():
-        blocks = page.blocks()
-        settings = {"server_name": host, "server_port": port, "max_file_size": UPLOAD, "css": views.CSS}
-        settings |= {"quiet": True, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True}
-        blocks.launch(**settings, theme=require("gradio").themes.Default(font="system-ui", font_mono="monospace"))
+        blocks = launched(page, host, port)
         print(f"http://{host}:{port}   Ctrl-C ends it", flush=True)
         blocks.block_thread()
+
+
+def launched(page: "Page", host: str, port: int) -> Any:
+    """The page as `gradio.Blocks` that answers from now on, in threads of its own."""
+    gr = require("gradio")
+    blocks = Layout(page, gr).blocks
+    settings = {"server_name": host, "server_port": port, "max_file_size": UPLOAD, "css": views.CSS}
+    settings |= {"quiet": True, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True}
+    # Blue: white words on Gradio's orange are hard to read. The system's letters: nothing is fetched from elsewhere.
+    blocks.launch(**settings, theme=gr.themes.Default(primary_hue="blue", font="system-ui", font_mono="monospace"))
+    return blocks
 
 
 def check_place(host: str, port: int) -> None:
@@ -147,10 +155,6 @@ class Page:
         except ValueError as error:
             return None, str(error)
 
-    def blocks(self) -> Any:
-        """The page as `gradio.Blocks`."""
-        return Layout(self, require("gradio")).blocks
-
 
 def drawn(bundle: ShownBundle) -> dict[str, tuple[str, list]]:
     """By cost the picture of a bundle's measured sizes as data URI, and the places of its rows in it."""
@@ -198,8 +202,8 @@ class Layout:
             self.width = gr.Radio(**width, label="Width ratio")
             self.components = gr.Slider(**components, minimum=1, step=1, label="Components: what is downloaded")
         with gr.Tab("By budget"):
-            self.budget = gr.Radio(**budgets, label="At most so much of the largest size's")
-            self.percent = gr.Slider(5, 100, value=50, step=5, label="Percent")
+            self.budget = gr.Radio(**budgets, label="At most a share of the largest measured size's")
+            self.percent = gr.Slider(5, 100, value=50, step=5, label="Share in percent")
             self.choose = gr.Button("Take the best measured size within it", variant="primary")
             self.why = gr.HTML()
 

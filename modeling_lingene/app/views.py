@@ -112,7 +112,7 @@ def costs(bundle: ShownBundle, size: Size, drawn: dict[str, tuple[str, list]]) -
         drawn: by cost the picture as data URI, and the place of every row in it, see `plot_cost`.
     """
     if not drawn:
-        return sentence(MEASURE) + command("lingene sweep", bundle.name, "--data DATA")
+        return ""  # the facts say what is missing
     row, pictures = bundle.row(size), []
     for cost, (uri, places) in drawn.items():
         said = f"{METRICS[bundle.metric()].axis} of {len(bundle.rows)} measured sizes against {COSTS[cost]}"

@@ -235,7 +235,8 @@ def test_a_bundle_without_measured_sizes_works_and_says_how_to_measure(tried):
     """It is what everybody's own bundle is at first."""
     facts, answers, costs, code = tried.page.show(tried.bare, 3, "1/2", 4, 0)
     assert "Parameters" in facts and "this size: LABEL_" in answers and "depth=3" in code
-    for part in (facts, costs, tried.page.within(tried.bare, "max_macs", 50)[1]):
+    assert 'class="mark"' not in costs and "<img" not in costs
+    for part in (facts, tried.page.within(tried.bare, "max_macs", 50)[1]):
         assert f"lingene sweep {tried.bare} --data DATA" in part
     bundle = tried.page.bundles[tried.bare]
     assert bundle.first == bundle.full

@@ -189,3 +189,20 @@ def test_a_history_is_drawn_with_its_phases_and_only_the_accuracies_that_were_me
     with pytest.raises(ValueError, match="`history`"):
         plots.plot_history([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_place_of_every_size_is_told_where_its_point_is(tmp_path):
+    """A page marks the chosen size there: the pixel has the colour of the size's depth."""
+    import matplotlib.image
+
+    measured = [row for row in rows() if row["num_components"] == 4]
+    path = tmp_path / "cost.png"
+    places = plots.plot_cost(measured, "macs", path)
+    picture = matplotlib.image.imread(path)[..., :3]
+    colours = plots._colours([3, 4, 6])
+    assert len(places) == len(measured) == 6
+    for row, (x, y) in zip(measured, places):
+        pixel = picture[int(y * picture.shape[0]), int(x * picture.shape[1])]
+        assert abs(pixel - colours[row["depth"]][:3]).max() < 0.02
+    with pytest.raises(ValueError, match="`rows`"):
+        plots.plot_cost([], "macs", path)
