@@ -195,7 +195,7 @@ class Layout:
 
     def _choices(self, bundle: ShownBundle) -> None:
         gr, names = self.gr, [(one.title, name) for name, one in self.page.bundles.items()]
-        self.bundle = gr.Dropdown(names, value=bundle.name, label="Bundle", visible=len(names) > 1)
+        self.bundle = gr.Radio(names, value=bundle.name, label="Bundle", visible=len(names) > 1)
         depth, width, components, budgets = self._ranges(bundle)
         with gr.Tab("By size"):
             self.depth = gr.Slider(**depth, minimum=1, step=1, label="Depth: number of layers")
@@ -246,7 +246,7 @@ class Layout:
         size, why = self.page.within(name, budget, percent)
         if size is None:
             return *[self.gr.skip()] * 3, views.block(views.sentence(why))
-        return size.depth, str(size.width_ratio), size.num_components, views.block(f"<p>{views.escape(why)}</p>")
+        return size.depth, str(size.width_ratio), size.num_components, views.block(views.paragraph(why))
 
 
 def _picked(gr: Any) -> Callable:

@@ -53,6 +53,11 @@ def block(content: str) -> str:
     return f'<div class="lingene">{content}</div>'
 
 
+def paragraph(words: str) -> str:
+    """Plain words; names that messages set in backticks are words here."""
+    return f"<p>{escape(words.replace('`', ''))}</p>"
+
+
 def sentence(words: str) -> str:
     """Something that went wrong, or is missing; read out by a screen reader when it appears."""
     return f'<p class="wrong" role="status">{escape(words)}</p>'

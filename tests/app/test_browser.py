@@ -196,8 +196,7 @@ def test_a_picture_that_is_dropped_is_shown_and_a_bad_one_gets_a_sentence(visit,
 def test_a_bundle_without_measured_sizes_works_and_says_what_is_missing(visit):
     """Chosen on the page, beside one that has them."""
     page = visit(NARROW)
-    page.get_by_label("Bundle").click()
-    page.get_by_role("option", name="bare").click()
+    page.get_by_role("radio", name="bare").check()
     page.get_by_text("this bundle has none").first.wait_for(timeout=WAIT)
     assert "lingene sweep" in page.locator(".lingene code").first.inner_text() and page.locator(".mark").count() == 0
     wait_for_cell(page, "Layers", "6")
