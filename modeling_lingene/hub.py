@@ -45,7 +45,7 @@ from .folders import (
     read_training,
     write_text,
 )
-from .markdown import code, string, text
+from .markdown import code, loading, text
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
 
@@ -107,19 +107,17 @@ def render_card(
     examples = first_sizes(rows, config) if rows else [{"keywords": _example(config, converted)}]
     for one in examples:
         given = ({"subfolder": subfolder} if subfolder else {}) | one["keywords"]
-        one["arguments"] = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        one["code"] = loading(_auto_class(head), name, given)
     template = resources.files("modeling_lingene.hub_cards").joinpath("TEMPLATE.md").read_text(encoding="utf-8")
     return ModelCard.from_template(
         _metadata(name, license_of(folder, license), config, head, rows, converted, trained),
         template_str=template,
         text=text,  # how the template shows what it does not know
         code=code,
-        string=string,
         name=name,
         conversion=converted,
         training=trained,
         made_how=made_how(trained),
-        auto_class=_auto_class(head),
         head=head,
         examples=examples,
         config=config,

@@ -5,6 +5,7 @@ Names of classes, datasets and devices are whatever somebody wrote; on a page th
 
 import json
 import re
+from collections.abc import Mapping
 
 
 # Control characters, those that turn the direction of writing around, and halves of characters that no file can hold.
@@ -32,6 +33,19 @@ def code(words: object) -> str:
 def string(words: str) -> str:
     """Words as a Python string on one line, for a block of code: whatever is in them, it ends where they end."""
     return json.dumps(words, ensure_ascii=False) if words.isprintable() else repr(words)
+
+
+def loading(auto_class: str, name: str, keywords: Mapping[str, object]) -> str:
+    """Python that loads a model, one line for what it is and one for its size: a phone shows both.
+
+    Args:
+        keywords: of `from_pretrained`, any Python values that print as they are written.
+    """
+    asked = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
+    return (
+        f"from transformers import {auto_class}\n\n"
+        f"model = {auto_class}.from_pretrained(\n    {string(name)}, trust_remote_code=True,\n    {asked},\n)"
+    )
 
 
 def _line(words: object) -> str:

@@ -15,9 +15,10 @@ from torch import nn
 
 from ..budget_lingene import BUDGETS, METRICS, choose_size, device_name, device_names, latencies, metric_of, row_size
 from ..bundle_lingene import Bundle
+from ..card import keywords
 from ..configuration_lingene import LinGeneConfig, Size
 from ..folders import check_folder, processor_or_none, read_config
-from ..markdown import string
+from ..markdown import loading
 from ..measuring.encoders import load_size
 from ..measuring.metrics import check_device, count_macs, count_parameters, latency_ms, seen_size
 from .cache import Cache
@@ -110,16 +111,8 @@ class ShownBundle:
     def code(self, size: Size) -> str:
         """Python that loads a size, as the card writes it."""
         auto_class = "AutoModelForImageClassification" if self.head else "AutoModel"
-        asked = {"depth": size.depth, "num_components": size.num_components, "width_ratio": str(size.width_ratio)}
-        if asked["width_ratio"] not in self.config.trained_width_ratios:
-            asked["allow_untrained"] = True
-        if asked["width_ratio"] == "1":
-            del asked["width_ratio"]
-        keywords = ", ".join(f"{key}={value!r}" for key, value in asked.items())
-        return (
-            f"from transformers import {auto_class}\n\n"
-            f"model = {auto_class}.from_pretrained({string(self.name)}, trust_remote_code=True, {keywords})"
-        )
+        asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
+        return loading(auto_class, self.name, keywords(asked, self.config))
 
 
 @dataclass(frozen=True)

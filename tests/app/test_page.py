@@ -208,14 +208,12 @@ def test_the_numbers_of_a_size_stand_beside_those_of_all_that_is_stored(tried):
 def test_the_code_is_that_of_the_card_and_loads_what_is_shown(tried, tmp_path):
     """Two forms of one line would part sooner or later; of full width it says nothing."""
     bundle = tried.page.bundles[tried.bundle]
-    for places in ((0, 3), (2, 3)):
-        copied = shutil.copytree(tried.bundle, tmp_path / str(places[0]))
-        folders.write_sizes(copied, [bundle.rows[place] for place in places])
-        (block,) = re.findall(r"```python\n(.*?)\n```", hub.render_card(copied, "org/name"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)\n```", hub.render_card(tried.bundle, "org/name"), re.DOTALL)
+    for block in blocks:
         asked = dict(re.findall(r"(depth|num_components|width_ratio)='?([\d/]+)", block))
         size = bundle.config.size(int(asked["depth"]), asked.get("width_ratio"), int(asked["num_components"]))
-        assert ("width_ratio" in asked) == (places[0] == 0)
         assert bundle.code(size).replace(tried.bundle, "org/name") == block
+    assert {"width_ratio" in block for block in blocks} == {True, False}
     scope: dict = {}
     exec(bundle.code(bundle.config.size(2, "1/2", 3)), scope)
     assert scope["model"].config.num_hidden_layers == 2 and scope["model"].config.hidden_size == 24
