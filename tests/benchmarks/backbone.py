@@ -77,7 +77,7 @@ SCALES = {
         (4000, 1000, 1000, 500),
         256,
         (1, 3),
-        (3e-6, 1e-5, 3e-5, 1e-4),
+        (1e-6, 3e-6, 1e-5, 3e-5),
         CPU,
     ),
     "smoke": Scale(  # a try of minutes, and no measurement
@@ -91,7 +91,7 @@ SCALES = {
         (9000, 2000, 9000, 3925),
         512,
         (3, 30),
-        (3e-6, 1e-5, 3e-5, 1e-4),
+        (1e-6, 3e-6, 1e-5, 3e-5),
         dataclasses.replace(CPU, batch_size=128, device="auto", precision="bf16"),
     ),
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol import SCALES, label
-from sentences import SENTENCES, Table, backbone_rows, points, sizes, with_range
+from sentences import SENTENCES, Table, backbone_rows, points, rates, sizes, with_range
 
 from modeling_lingene.measuring.tables import size_table
 
@@ -174,6 +174,11 @@ def components_table() -> str:
     return "\n".join(lines)
 
 
+def feature_rates() -> str:
+    """Of an elastic training of the real ViT."""
+    return bullets(lambda: rates({"elastic, rotated, 1": backbone_rows()["elastic, rotated, 1"]}))
+
+
 def _worth(row: dict) -> str:
     cosine = f"{row['cosine']:.2f}, " if "cosine" in row else ""
     return f"{cosine}{points(row['knn'])} / {points(row['probe'])}"
@@ -203,7 +208,11 @@ NOTES |= {"backbone table": backbone_table, "components table": components_table
 PAGES = {  # what lies between the markers of each page
     "README.md": {"elastic": elastic_table, "bundle or alone": bundle_or_alone},
     "hub_cards/README.md": {"loading": loading_table},
-    "modeling_lingene/training/README.md": {"quickstart": quickstart_table, "decomposition": decomposition_table},
+    "modeling_lingene/training/README.md": {
+        "quickstart": quickstart_table,
+        "decomposition": decomposition_table,
+        "rates": feature_rates,
+    },
     "conversion/README.md": {
         "source": conversion_source,
         "conversion": conversion_table,

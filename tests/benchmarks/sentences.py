@@ -287,11 +287,26 @@ def backbone() -> list[str]:
             said.append(
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
+    said += rates(rows)
     return said + [
         f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
         for one, other in BESIDE
         if one in rows and other in rows
     ]
+
+
+def rates(rows: dict[str, dict]) -> list[str]:
+    """What each learning rate came to; a row whose lowest was the best says so."""
+    said = []
+    for name, row in rows.items():
+        if "rates" in row:
+            losses = {float(rate): loss for rate, loss in row["rates"].items()}
+            told = ", ".join(f"{loss:.2f} at {rate:g}" for rate, loss in sorted(losses.items()))
+            edge = "; the lowest that was tried is the best" if row["rate"] == min(losses) else ""
+            said.append(
+                f"`{name}`: mean loss of its sizes on the validation part after a try of each rate, {told}{edge}."
+            )
+    return said
 
 
 BESIDE = (
