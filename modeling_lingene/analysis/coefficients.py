@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..folders import check_empty, complete_or_absent, read_config, write_json
 from ..images.data import require
-from ..measuring.plots import plot_coefficients
+from .figures import plot_coefficients
 
 
 RESULTS_FILE, PICTURES = "coefficients.json", ("coefficients.png", "coefficients.svg")

@@ -30,9 +30,9 @@ from ..images.data import picked, processed, require
 from ..images.pictures import load_pictures
 from ..measuring.features import prefix_tokens
 from ..measuring.metrics import check_device
-from ..measuring.plots import plot_components
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
 from ..progress import progress_bar, quiet_loading
+from .figures import plot_components
 
 
 RESULTS_FILE, PICTURES = "components.json", ("components.png", "components.svg")

@@ -23,8 +23,8 @@ from ..images.data import LabelledImages, batches, picked, require
 from ..images.pictures import load_pictures
 from ..measuring.features import load_encoder
 from ..measuring.metrics import check_device
-from ..measuring.plots import plot_similarity
 from ..progress import progress_bar
+from .figures import plot_similarity
 
 
 RESULTS_FILE, PICTURES = "similarity.json", ("similarity.png", "similarity.svg")

@@ -19,8 +19,8 @@ from transformers import AutoModel
 
 from ..folders import check_empty, complete_or_absent, write_json
 from ..images.data import require
-from ..measuring.plots import plot_trends
 from ..progress import progress_bar, quiet_loading
+from .figures import plot_trends
 
 
 LEAST_LAYERS = 3

@@ -1,4 +1,5 @@
-"""Figures from measured numbers. The only file that imports matplotlib; it touches no backend and no global state.
+"""Figures from measured numbers, and what all figures share. The only file that imports matplotlib; it touches no
+backend and no global state.
 
 Usage: `plot_sizes(json.loads(Path("bundle/sizes.json").read_text())["sizes"], "sizes.png")`.
 """
@@ -6,7 +7,7 @@ Usage: `plot_sizes(json.loads(Path("bundle/sizes.json").read_text())["sizes"], "
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def plot_sizes(
             f"{', '.join(f'{dataset} ({split})' for dataset, split in sorted(sets)) or 'none'}. Choose one set's rows."
         )
     rows, shown, reference = _valued(rows, metric)
-    figure = _figure()
-    colours = _colours(sorted({row["depth"] for row in rows}))
+    figure = blank_figure()
+    colours = shades(sorted({row["depth"] for row in rows}))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
     markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
     axes = figure.subplots(1, len(COSTS), sharey=True)
@@ -75,7 +76,7 @@ def plot_sizes(
     figure.suptitle(title)
     _legend(figure, colours, markers)
     _label_points(figure, axes, rows, colours)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def plot_cost(
@@ -99,9 +100,9 @@ def plot_cost(
     if not rows:
         raise ValueError("`rows` must hold at least one size; got none.")
     rows, shown, reference = _valued(rows, metric)
-    figure = _figure()
+    figure = blank_figure()
     figure.set_size_inches(3.9, 3.9)
-    colours = _colours(sorted({row["depth"] for row in rows}))
+    colours = shades(sorted({row["depth"] for row in rows}))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
     markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
     panel = figure.subplots()
@@ -114,7 +115,7 @@ def plot_cost(
     figure.set_layout_engine("none")  # or it would be another one when it is saved
     pixels = panel.transData.transform([(row[cost], row["value"]) for row in rows])
     places = figure.transFigure.inverted().transform(pixels)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
     return [(float(x), float(1 - y)) for x, y in places]
 
 
@@ -140,7 +141,7 @@ def plot_heat(
     depths, counts = (sorted({row[key] for row in rows}) for key in ("depth", "num_components"))
     rows, shown, reference = _valued(rows, metric)
     low, high = (pick(row["value"] for row in rows) for pick in (min, max))
-    figure = _figure()
+    figure = blank_figure()
     figure.set_size_inches(1.5 + len(widths) * (1.2 + 0.65 * len(counts)), 1.8 + 0.55 * len(depths))
     for panel, width in zip(figure.subplots(1, len(widths), squeeze=False, sharey=True)[0], widths, strict=True):
         own = {(row["depth"], row["num_components"]): row["value"] for row in rows if _at(row, width)}
@@ -164,7 +165,7 @@ def plot_heat(
     figure.axes[0].set_ylabel("Layers")
     figure.colorbar(drawn, ax=figure.axes, label=f"{shown.axis}{reference}{', %' if shown.percent else ''}")
     figure.suptitle(title)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def _valued(rows: Sequence[dict[str, Any]], metric: str | None) -> tuple[list[dict[str, Any]], Metric, str]:
@@ -196,7 +197,7 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
     """
     if not history:
         raise ValueError("`history` must hold at least one epoch; got none.")
-    figure = _figure()
+    figure = blank_figure()
     epochs = range(1, len(history) + 1)
     curves = {"Training loss": [row["loss"] for row in history]}
     if any("accuracy" in row for row in history):
@@ -221,7 +222,7 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
@@ -239,7 +240,7 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
     """
     if not rows:
         raise ValueError("`rows` must hold at least one number of components; got none.")
-    figure = _figure()
+    figure = blank_figure()
     last = "Class token" if "cosine" in rows[0] else "Logits"
     panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": last}]
     labels = ["Relative error on the calibration images"]
@@ -264,7 +265,7 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
         if len(curves) > 1:
             panel.legend(frameon=False)
     figure.suptitle(title)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def plot_layers(layers: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
@@ -281,7 +282,7 @@ def plot_layers(layers: Sequence[dict[str, Any]], path: str | Path, title: str |
     """
     if not layers:
         raise ValueError("`layers` must hold at least one layer; got none.")
-    figure = _figure()
+    figure = blank_figure()
     figure.set_size_inches(9, 2.2 + 0.36 * len(layers))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
     places, most = range(1, len(layers) + 1), max(layer["of"] for layer in layers)
@@ -306,189 +307,7 @@ def plot_layers(layers: Sequence[dict[str, Any]], path: str | Path, title: str |
     shown = [part for name, part in LAYER_PARTS.items() if any(layer["mixer"] == name for layer in layers)]
     figure.supxlabel("; ".join(f"{name}: {said}" for _, _, name, said in shown), fontsize=8.5)
     figure.suptitle(title)
-    _save(figure, Path(path))
-
-
-def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None = None) -> None:
-    """Draws where the layers of stacks lie on their first principal axis, over depth, as a PNG or SVG.
-
-    Args:
-        trends: by the name of the stack, a `Trend` of `analysis.trend`.
-        path: of the picture, its kind by its suffix; written atomically.
-        title: of the figure.
-
-    Raises:
-        ValueError: no stacks.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not trends:
-        raise ValueError("`trends` must hold at least one stack; got none.")
-    figure = _figure()
-    figure.set_size_inches(5.2, 0.8 + 3.2 * len(trends))  # one below the other: to be read at a phone's width, too
-    panels = figure.subplots(len(trends), squeeze=False).flatten()
-    for panel, (name, trend) in zip(panels, trends.items()):
-        depth = range(1, len(trend.values) + 1)
-        panel.plot(depth, _fitted_line(trend.values), color="#999999", linewidth=1.2, zorder=2, label="straight line")
-        panel.plot(depth, trend.values, "o-", color="#0072B2", markersize=5, linewidth=1.2, zorder=3, label="layers")
-        said = f"{'' if trend.strong else 'weak: '}axis holds {100 * trend.explained:.0f} %"
-        _over_layers(panel, f"{name}\n{said}, correlation with depth {trend.correlation:.2f}")
-        panel.set_ylabel("Place on the first axis")
-    panels[0].legend(frameon=False, fontsize=8.5)
-    figure.suptitle(title)
-    _save(figure, Path(path))
-
-
-def plot_coefficients(
-    tables: Mapping[int, Sequence[Sequence[float]]], path: str | Path, title: str | None = None
-) -> None:
-    """Draws how much of every component the layers hold, a panel per depth, as a PNG or SVG.
-
-    Args:
-        tables: a(l, n) by number of layers: l rows of n numbers.
-        path: of the picture, its kind by its suffix; written atomically.
-        title: of the figure.
-
-    Raises:
-        ValueError: no tables.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not tables:
-        raise ValueError("`tables` must hold at least one depth; got none.")
-    figure = _figure()
-    count = max(len(table[0]) for table in tables.values())
-    figure.set_size_inches(5.2, 0.8 + 2.8 * len(tables) + 0.2 * math.ceil(count / 3))
-    panels = figure.subplots(len(tables), squeeze=False, sharey=True).flatten()
-    colours = _colours(range(count))
-    for panel, (depth, table) in zip(panels, tables.items()):
-        for component, values in enumerate(zip(*table, strict=True)):
-            marker = MARKERS[component % len(MARKERS)]
-            style = {"color": colours[component], "marker": marker, "markersize": 4.5, "linewidth": 1.2}
-            panel.plot(range(1, depth + 1), values, label=f"component {component + 1}", **style)
-        panel.axhline(0, color="#999999", linewidth=0.8, zorder=1)
-        _over_layers(panel, f"{depth} layers")
-        panel.set_ylabel("Coefficient")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(title)
-    _save(figure, Path(path))
-
-
-def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: str, reference: str) -> None:
-    """Draws how alike the layers of two models are, as a PNG or SVG.
-
-    Args:
-        table: (l, m) CKA; rows are the layers of the model.
-        path: of the picture, its kind by its suffix; written atomically.
-        model, reference: their names.
-
-    Raises:
-        ValueError: no layers.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not table:
-        raise ValueError("`table` must hold at least one layer; got none.")
-    figure = _figure()
-    rows, columns = len(table), len(table[0])
-    height = 1.8 + 0.42 * max(rows, 4)
-    figure.set_size_inches(2.4 + 0.42 * max(columns, 4), height)
-    panel = figure.subplots()
-    drawn = panel.imshow(table, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
-    for y, values in enumerate(table):
-        for x, value in enumerate(values):
-            colour = "white" if value < 0.5 else INK
-            panel.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8.5)
-    panel.set_xticks(range(columns), range(1, columns + 1))
-    panel.set_yticks(range(rows), range(1, rows + 1))
-    panel.set_xlabel(f"Layers of {reference}")
-    panel.set_ylabel(textwrap.fill(f"Layers of {model}", round(7 * height)))
-    panel.tick_params(length=0)
-    panel.spines[:].set_visible(False)
-    figure.colorbar(drawn, ax=panel, label="Similarity (linear CKA)")
-    figure.suptitle("How alike layers are", fontsize=11)
-    _save(figure, Path(path))
-
-
-def plot_components(
-    rows: Sequence[dict], pictures: Sequence, maps: Sequence[dict], path: str | Path, title: str | None = None
-) -> None:
-    """Draws what components look at, two pictures abreast: a row per component, alone and with those before it.
-
-    Args:
-        rows: by picture, of `analysis.components`: `explained`, and `alone` and `first`, a dict per component.
-        pictures: (h, w, 3) from 0 to 1.
-        maps: by picture `alone` and `first`, (h, w) from 0 to 1 per component.
-        path: of the picture, its kind by its suffix; written atomically.
-        title: of the figure.
-
-    Raises:
-        ValueError: no pictures.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not rows:
-        raise ValueError("`rows` must hold at least one picture; got none.")
-    figure = _figure()
-    abreast, count = min(2, len(rows)), len(rows[0]["alone"])
-    lines = math.ceil(len(rows) / abreast)
-    figure.set_size_inches(0.4 + 2.9 * abreast, 1.3 + 1.6 * lines * (count + 1))
-    panels = figure.subplots(lines * (count + 1), 2 * abreast, squeeze=False)
-    for panel in panels.flatten():
-        panel.set_axis_off()
-    for place, (row, picture, own) in enumerate(zip(rows, pictures, maps, strict=True)):
-        top, left = (count + 1) * (place // abreast), 2 * (place % abreast)
-        panels[top, left].imshow(picture)
-        said = "what sets it apart" if row["explained"] is None else row["explained"]
-        panels[top, left + 1].text(0, 0.5, "explained:\n" + _short(said, 3), va="center", fontsize=10, color=INK)
-        for n in range(count):
-            for column, way in enumerate(("alone", "first")):
-                drawn = _draw_map(panels[top + 1 + n, left + column], picture, own[way][n])
-                panels[top + 1 + n, left + column].set_title(
-                    _map_title(n + 1, way, row[way][n]), fontsize=9.5, color=INK
-                )
-    bar = figure.colorbar(drawn, ax=panels, location="bottom", shrink=0.6, aspect=30, pad=0.01)
-    bar.set_ticks([0, 1], labels=["speaks least for it", "most"])
-    figure.suptitle(title and textwrap.fill(title, 28 * abreast), fontsize=11)
-    _save(figure, Path(path))
-
-
-def _draw_map(panel: Any, picture: Any, drawn: Any) -> Any:
-    """A map over its picture in grey."""
-    panel.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
-    return panel.imshow(drawn, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
-
-
-def _map_title(count: int, way: str, row: Mapping[str, Any]) -> str:
-    which = f"{count} alone" if way == "alone" else f"first {count}"
-    which += ", empty" * (row["entropy"] is None)
-    said = (
-        f"{_short(row['class'], 1)} {100 * row['score']:.0f} %"
-        if "class" in row
-        else f"cosine {round(row['score'], 2) + 0.0:.2f}"
-    )
-    return f"{which}\n{said}"
-
-
-def _short(text: str, lines: int) -> str:
-    """In lines of at most 16 letters, cut where there are more."""
-    found = textwrap.wrap(text, 16)
-    return "\n".join(found[:lines]) + ("..." if len(found) > lines else "")
-
-
-def _over_layers(panel: Any, title: str) -> None:
-    """A panel whose horizontal axis counts layers."""
-    panel.set_title(title, fontsize=9.5, color=INK)
-    panel.set_xlabel("Layer (1 is next to the input)")
-    panel.locator_params(axis="x", integer=True)
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _fitted_line(values: Sequence[float]) -> list[float]:
-    """Least squares over 0, 1, 2, ..."""
-    count = len(values)
-    middle, mean = (count - 1) / 2, sum(values) / count
-    slope = sum((place - middle) * value for place, value in enumerate(values))
-    slope /= sum((place - middle) ** 2 for place in range(count))
-    return [mean + slope * (place - middle) for place in range(count)]
+    save_figure(figure, Path(path))
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
@@ -519,7 +338,7 @@ def readable_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     return ticks, [f"{tick / UNITS[unit]:.4g} {unit}".rstrip() for tick in ticks]
 
 
-def _figure() -> Any:
+def blank_figure() -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -530,7 +349,7 @@ def _figure() -> Any:
     return figure
 
 
-def _colours(depths: Sequence[int]) -> dict[int, Any]:
+def shades(depths: Sequence[int]) -> dict[int, Any]:
     """A colour per depth, in the order of depth, dark enough to read on white."""
     from matplotlib import colormaps
 
@@ -665,7 +484,7 @@ def _write(panel: Any, text: str, x: float, y: float, colour: Any) -> None:
     )
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Writes a picture beside its place and renames it, so that no half-written one is ever seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -9,9 +9,9 @@ import numpy
 import pytest
 
 import helpers
+from modeling_lingene.analysis import figures as plots
 from modeling_lingene.analysis.coefficients import analyse_coefficients
 from modeling_lingene.cli import main
-from modeling_lingene.measuring import plots
 
 
 pytest.importorskip("matplotlib")
@@ -40,7 +40,7 @@ def test_a_command_writes_the_coefficients_of_the_trained_depths(bundle, tmp_pat
 def test_a_curve_is_a_component_and_a_panel_is_a_depth(bundle, tmp_path, monkeypatch):
     """Read back from the figure."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     tables = analyse_coefficients(bundle[0], tmp_path / "out", depths=(2, 4))
     for panel, depth in zip(figures[0].axes, (2, 4)):
         curves = panel.lines[:-1]  # the last one is zero

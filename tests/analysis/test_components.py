@@ -14,11 +14,11 @@ from transformers import AutoModelForImageClassification
 import helpers
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.analysis import components
+from modeling_lingene.analysis import figures as plots
 from modeling_lingene.analysis.components import alone, analyse_components, attention_map
 from modeling_lingene.cli import main
 from modeling_lingene.families_lingene import FAMILIES
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.measuring import plots
 
 
 pytest.importorskip("matplotlib")
@@ -168,7 +168,7 @@ def test_numbers_of_a_map_are_what_they_are_called():
 def test_a_picture_has_a_row_per_component_and_two_columns_per_image(tmp_path, monkeypatch):
     """Read back from the figure; three images are two abreast and one below."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     row = {"class": "a name that is longer than a panel", "score": 0.5, "entropy": 0.5}
     rows = [
         {"explained": f"thing {n}", "alone": [row, row], "first": [row, {**row, "entropy": None}]} for n in range(3)

@@ -13,11 +13,11 @@ from transformers import AutoModel
 
 import helpers
 from modeling_lingene import LinGeneModel
+from modeling_lingene.analysis import figures as plots
 from modeling_lingene.analysis import similarity
 from modeling_lingene.analysis.similarity import analyse_similarity, cka
 from modeling_lingene.cli import main
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.measuring import plots
 
 
 pytest.importorskip("matplotlib")
@@ -91,7 +91,7 @@ def test_a_size_is_compared_with_the_full_one_layer_by_layer(bundle, tmp_path, m
 def test_the_picture_holds_the_table(tmp_path, monkeypatch):
     """Rows are the model's layers, the first below."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plots.plot_similarity([[1.0, 0.2, 0.1], [0.3, 0.8, 0.4]], tmp_path / "x.png", "small", "whole")
     panel = figures[0].axes[0]
     assert [text.get_text() for text in panel.texts] == ["1.00", "0.20", "0.10", "0.30", "0.80", "0.40"]

@@ -200,10 +200,10 @@ def test_a_command_writes_numbers_and_pictures(tmp_path, capsys):
 
 def test_a_picture_shows_the_numbers(monkeypatch, tmp_path):
     """The points on it are the places of the layers; a weak trend is called weak."""
-    from modeling_lingene.measuring import plots
+    from modeling_lingene.analysis import figures as plots
 
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     trends = {"line": linear_trend(on_a_line(0.1)), "noise": linear_trend(on_a_line(30.0))}
     plots.plot_trends(trends, tmp_path / "x.png")
     for panel, (name, one) in zip(figures[0].axes, trends.items()):

@@ -123,7 +123,7 @@ def test_a_table_has_a_column_for_every_measure_and_is_sorted_by_the_one_that_de
 def test_figures_draw_the_metric_that_decides(monkeypatch, tmp_path, metric):
     """On its own scale, under its own name; agreement says whom with."""
     figures, rows = [], both(metric)
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plots.plot_sizes(rows, tmp_path / "x.png"), plots.plot_heat(rows, tmp_path / "x.png")
     sizes, heat = figures
     scale = 1 if metric == "cosine" else 100

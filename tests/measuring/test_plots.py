@@ -36,7 +36,7 @@ def rows(depths=(3, 4, 6), widths=("1/2", "1"), components=(1, 2, 4, 6)):
 def figure(monkeypatch):
     """The figure of the last `plot_sizes`, kept instead of written."""
     kept = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
     return kept
 
 
@@ -177,8 +177,8 @@ def test_a_history_is_drawn_with_its_phases_and_only_the_accuracies_that_were_me
     rows[2]["accuracy"], rows[5]["accuracy"] = 0.25, 0.75
     figures = []
     with pytest.MonkeyPatch.context() as patched:
-        original = plots._save
-        patched.setattr(plots, "_save", lambda figure, path: figures.append(figure) or original(figure, path))
+        original = plots.save_figure
+        patched.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or original(figure, path))
         plots.plot_history(rows, tmp_path / "history.png", "title")
     loss, accuracy = figures[0].axes
     assert loss.lines[0].get_xydata().tolist() == [[i + 1, row["loss"]] for i, row in enumerate(rows)]
@@ -199,7 +199,7 @@ def test_the_place_of_every_size_is_told_where_its_point_is(tmp_path):
     path = tmp_path / "cost.png"
     places = plots.plot_cost(measured, "macs", path)
     picture = matplotlib.image.imread(path)[..., :3]
-    colours = plots._colours([3, 4, 6])
+    colours = plots.shades([3, 4, 6])
     assert len(places) == len(measured) == 6
     for row, (x, y) in zip(measured, places):
         pixel = picture[int(y * picture.shape[0]), int(x * picture.shape[1])]

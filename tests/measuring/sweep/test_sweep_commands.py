@@ -259,7 +259,7 @@ def heat_rows() -> list[dict]:
 def figures(monkeypatch) -> list:
     """Figures, kept instead of written."""
     kept = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
     return kept
 
 
