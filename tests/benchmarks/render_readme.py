@@ -174,6 +174,12 @@ def components_table() -> str:
     return "\n".join(lines)
 
 
+def worked_trend() -> str:
+    """What `lingene analyse trend` says of the real ViT."""
+    stacks = json.loads((RESULTS / "trend_vit_small.json").read_text(encoding="utf-8"))["stacks"]
+    return bullets(lambda: [stack["sentence"] for stack in stacks.values()])
+
+
 def feature_rates() -> str:
     """Of an elastic training of the real ViT."""
     return bullets(lambda: rates({"elastic, rotated, 1": backbone_rows()["elastic, rotated, 1"]}))
@@ -213,6 +219,7 @@ PAGES = {  # what lies between the markers of each page
         "decomposition": decomposition_table,
         "rates": feature_rates,
     },
+    "modeling_lingene/analysis/README.md": {"trend": worked_trend},
     "conversion/README.md": {
         "source": conversion_source,
         "conversion": conversion_table,
