@@ -561,6 +561,7 @@ def stop(running: subprocess.Popen, signum: int, when: Path) -> str:
     return running.communicate(timeout=60)[1]
 
 
+@pytest.mark.slow
 def test_a_quickstart_that_is_killed_and_then_asked_to_stop_goes_on_to_the_end(tmp_path):
     """Killed it loses an epoch; asked, by a batch system, no step: there are 10 in each of 3 epochs of 4 phases."""
     pytest.importorskip("sklearn")

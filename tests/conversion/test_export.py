@@ -42,7 +42,7 @@ from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.training.options import asked_recipe
-from test_hub import ROWS, example, files, read, run_example
+from test_hub import ROWS, example, files, read, run_examples
 from test_writing import error_with_limit
 
 
@@ -831,7 +831,7 @@ def test_the_card_of_a_converted_bundle_names_its_source_and_its_error(stock, en
     call = example(card)[1]
     assert call.func.value.id == ("AutoModelForImageClassification" if headed else "AutoModel")
     assert call.args[0].value == "bundle" and ("Classes: thing 0" in text) is headed
-    model = run_example(card, "bundle", tmp_path / "bundle")
+    (model,) = run_examples(card, "bundle", tmp_path / "bundle")
     assert type(model) is (ViTForImageClassification if headed else ViTModel)
 
 

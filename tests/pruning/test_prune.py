@@ -274,6 +274,7 @@ def pushed_back(folder: str) -> list:
     return model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).logits.tolist()
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_path, done):
     """And comes back as it was; the card's numbers are the measured ones."""
     folder, results = done["none"]

@@ -214,6 +214,7 @@ def test_latencies_that_an_interrupted_sweep_did_not_take_are_taken(folder, halv
     assert sweep.sweep(folder, **halves) == through
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does_and_go_on_with_what_was_found(two):
     """Shares of the images add up; no latency, which one process would measure while another computes."""
     known, *others = read(two.folder / "sizes.json")["sizes"]

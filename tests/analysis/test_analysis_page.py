@@ -1,6 +1,6 @@
 """The page about the analyses is true: its commands run, and its picture is what one of them draws.
 
-pytest tests/analysis/test_page.py
+pytest tests/analysis/test_analysis_page.py
 """
 
 import re
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "modeling_lingene" / "analysis" / "README.md"
 
 
+@pytest.mark.slow
 def test_commands_run_and_the_picture_is_theirs(tmp_path, monkeypatch):
     """As they are pasted, from a checkout; one for every analysis."""
     text = PAGE.read_text(encoding="utf-8")
