@@ -287,12 +287,27 @@ def backbone() -> list[str]:
             said.append(
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
-    said += rates(rows)
+    said += rates(rows) + alone_at_each_width(rows, chance)
     return said + [
         f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
         for one, other in BESIDE
         if one in rows and other in rows
     ]
+
+
+def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
+    """The bundle's widths against each trained by itself for as many pictures, by the probe."""
+    bundle, told = rows["elastic, rotated, 1"], []
+    for (depth, width, count), one in bundle["sizes"].items():
+        row = rows.get(f"alone, {width}, 1")
+        if row and row["pictures"] == bundle["pictures"]:
+            (other,) = row["sizes"].values()
+            difference = one["probe"] - other["probe"]
+            word = "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
+            told.append(f"{word} at {width} ({points(one['probe'])} and {points(other['probe'])})")
+    if not told:
+        return []
+    return [f"`elastic, rotated, 1` against a width trained alone for as many pictures, the probe: {', '.join(told)}."]
 
 
 def rates(rows: dict[str, dict]) -> list[str]:
