@@ -298,12 +298,11 @@ def backbone() -> list[str]:
 def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
     """The bundle's widths against each trained by itself for as many pictures, by the probe."""
     bundle, told = rows["elastic, rotated, 1"], []
-    for (depth, width, count), one in bundle["sizes"].items():
+    for (_, width, _), one in bundle["sizes"].items():
         row = rows.get(f"alone, {width}, 1")
         if row and row["pictures"] == bundle["pictures"]:
             (other,) = row["sizes"].values()
-            difference = one["probe"] - other["probe"]
-            word = "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
+            word = verdict(one["probe"] - other["probe"], chance)
             told.append(f"{word} at {width} ({points(one['probe'])} and {points(other['probe'])})")
     if not told:
         return []
@@ -333,13 +332,16 @@ BESIDE = (
 )
 
 
+def verdict(difference: float, chance: float) -> str:
+    return "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
+
+
 def beside(one: dict, other: dict, chance: float) -> str:
     """The sizes that two rows share, by their probes, in words."""
     pairs = []
     for size in one["sizes"].keys() & other["sizes"].keys():
         difference = one["sizes"][size]["probe"] - other["sizes"][size]["probe"]
-        word = "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
-        pairs.append((word, difference))
+        pairs.append((verdict(difference, chance), difference))
     return counted(pairs)
 
 
