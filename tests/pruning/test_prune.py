@@ -203,6 +203,7 @@ def test_a_size_of_a_bundle_is_pruned_to_a_share_of_its_parameters(tmp_path, cap
     assert results["rows"][0]["params"] == dense.num_parameters()
 
 
+@pytest.mark.slow
 def test_the_bundles_own_size_of_that_cost_is_trained_alike_and_measured_beside_the_result(tmp_path):
     """Five sizes are smaller; the one nearest to half of the MACs has three layers. It sees as many pictures."""
     config = helpers.tiny_config(

@@ -175,6 +175,7 @@ def test_the_elastic_schedule_on_two_processes(tmp_path):
     check_without_labels(tmp_path / "one" / "features", tmp_path / "two" / "features")
 
 
+@pytest.mark.slow
 def test_what_the_main_process_refuses_is_told_once_and_ends_all(tmp_path):
     """The others would wait for ever, or repeat the line."""
     (tmp_path / "notes.txt").write_text("mine")

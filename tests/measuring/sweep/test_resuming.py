@@ -224,6 +224,7 @@ def test_two_processes_find_what_one_does_and_go_on_with_what_was_found(two):
     assert not (two.folder / PROGRESS).exists() and (two.folder / "sizes_heat.png").exists()
 
 
+@pytest.mark.slow
 def test_of_two_processes_the_main_one_alone_prints(two):
     """One table, one bar."""
     assert_shown(read(two.folder / "sizes.json")["sizes"], two.done.stdout)
