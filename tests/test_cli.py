@@ -7,7 +7,6 @@ Commands run in this process, as a new one costs seconds of imports; what is abo
 
 import argparse
 import ast
-import dataclasses
 import errno
 import inspect
 import json
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +33,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
 import modeling_lingene
+from lingene.options import named
 from modeling_lingene import cli, folders, hub, progress, saving_lingene
 from modeling_lingene.images.data import image_processor, load_images, to_tensors
 from modeling_lingene.measuring import sweep
@@ -114,7 +115,7 @@ def test_a_command_takes_what_its_options_give(command):
     for add in cli.COMMANDS[command].options:
         add(parser)
     names = {action.dest for action in parser._actions} - {"help", "quiet"}
-    inspect.signature(cli.COMMANDS[command].run).bind(**dict.fromkeys(names))
+    inspect.signature(named(cli.COMMANDS[command].run)).bind(**dict.fromkeys(names))
     assert ("--quiet" in parser.format_help()) == (command in LONG)
 
 
@@ -123,8 +124,8 @@ def test_a_command_takes_what_its_options_give(command):
 def test_quiet_turns_the_bars_of_every_long_command_off(monkeypatch, command, quiet):
     """While it runs and no longer; the command itself is not asked to know."""
     seen = []
-    known = dataclasses.replace(cli.COMMANDS[command], run=lambda **_: seen.append(progress.WANTED.get()))
-    monkeypatch.setitem(cli.COMMANDS, command, known)
+    module, _, name = cli.COMMANDS[command].run.partition(":")
+    monkeypatch.setattr(f"{module}.{name}", lambda **_: seen.append(progress.WANTED.get()))
     assert cli.main([command, *LONG[command].split(), *["--quiet"] * quiet]) == 0
     assert seen == [not quiet] and progress.WANTED.get()
 
@@ -596,6 +597,34 @@ def test_a_quickstart_that_is_killed_and_then_asked_to_stop_goes_on_to_the_end(t
 def first_bar(said: str) -> int:
     """With how many of the 120 steps the progress bar of training began."""
     return int(re.search(r"training:.*?(\d+)/120 ", said)[1])
+
+
+# What is said before a command is known, or is known to be wrong.
+LIGHT = ["--help", "--version", "fly", "", "info", "info a --deep", "sweep --help", "export B --to onnx --depth six"]
+HEAVY = ("torch", "transformers", "modeling_lingene", "numpy")
+
+
+@pytest.mark.parametrize("line", LIGHT)
+def test_help_a_version_and_a_typo_import_nothing_heavy(line):
+    """They took eight seconds of CPU, three times `import torch`."""
+    code = (
+        f"import sys\nfor name in {HEAVY}: sys.modules[name] = None\n"
+        "from lingene.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == (0 if line.startswith("--") or line.endswith("--help") else 2), done.stderr
+    assert "Traceback" not in done.stderr and done.stdout + done.stderr
+
+
+def test_lingene_is_one_program_by_its_three_names():
+    """The script that is installed, and two modules, since torchrun takes a module."""
+    (script,) = entry_points(group="console_scripts", name="lingene")
+    assert script.load() is cli.main
+    told = [
+        subprocess.run([sys.executable, "-m", module, "zoo", "--help"], capture_output=True, text=True, check=True)
+        for module in ("lingene", "modeling_lingene.cli")
+    ]
+    assert told[0].stdout == told[1].stdout and told[0].stdout.startswith("usage: lingene zoo")
 
 
 def test_importing_the_command_line_imports_no_optional_package():

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from lingene.options import integers, words
+
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from .decomposition import DecompositionSettings
 from .loop import TrainingSettings
@@ -100,18 +102,3 @@ def described(settings: type) -> dict[str, str]:
     lines = inspect.cleandoc(settings.__doc__ or "").split("Args:", 1)[1].split("Raises:")[0]
     entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", lines, re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
-
-
-def words(text: str) -> tuple[str, ...]:
-    """`1/4,1/2` -> ("1/4", "1/2"); nothing is none."""
-    return tuple(part.strip() for part in text.split(",")) if text else ()
-
-
-def integers(text: str) -> tuple[int, ...]:
-    """`1,2,4` -> (1, 2, 4); nothing is none."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be integers with commas between, such as 1,2,4; got {text!r}"
-        ) from None

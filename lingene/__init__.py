@@ -1,0 +1,1 @@
+"""`lingene ...`: the command line of `modeling_lingene`, which it imports when a command is known, not before."""

@@ -1,0 +1,92 @@
+"""Parses a command line and calls what it names, nothing more.
+
+A command is imported when it is known: `--help`, `--version` and a typo take a tenth of a second, torch takes seconds.
+"""
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from .commands import COMMANDS
+from .options import named
+
+
+PACKAGE = "modeling_lingene"
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write, which does not say its file
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_) -> None:
+        print(PACKAGE, version(PACKAGE))
+        parser.exit()
+
+
+def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of the one that is wanted: those of training import much."""
+    parser = argparse.ArgumentParser(prog="lingene", description="One bundle, Vision Transformers of many sizes.")
+    told = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": "show program's version number and exit"}
+    parser.add_argument("--version", action=_Version, nargs=0, **told)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, chosen in COMMANDS.items():
+        own = commands.add_parser(name, help=chosen.help, description=chosen.help[0].upper() + chosen.help[1:] + ".")
+        for add in chosen.options if name == wanted else ():
+            add(own)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command: 0 on success, 2 for wrong input, 1 for what failed on the way, 130 when interrupted.
+
+    Whatever is wrong is one line on stderr that says what to do.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
+    options = vars(parser.parse_args(argv))
+    name, quiet = options.pop("command"), options.pop("quiet", False)
+    place = options.get("out") or options.get("bundle")
+    from safetensors import SafetensorError
+
+    try:
+        with _bars(quiet):
+            named(COMMANDS[name].run)(**options)
+            sys.stdout.flush()
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        if isinstance(error, BrokenPipeError):  # `| head`; or Python would fail once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(name, _told(error, place), 2)
+    except RuntimeError as error:
+        return _fail(name, str(error), 1)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":  # of several processes the main one
+            print(f"\nlingene {name}: interrupted. {COMMANDS[name].resume}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _bars(quiet: bool) -> contextlib.AbstractContextManager:
+    return named(f"{PACKAGE}.progress:no_bars")() if quiet else contextlib.nullcontext()
+
+
+def _fail(name: str, message: str, status: int) -> int:
+    print(f"lingene {name}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _told(error: Exception, place: Path | str | None) -> str:
+    """What is wrong, with the file that it is wrong with.
+
+    Args:
+        place: where the command writes: a disk that is full does not say what could not be written.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+        if files or (error.errno in DISK and error.strerror == os.strerror(error.errno)):
+            return f"{' -> '.join(files) or place}: {error.strerror}"
+        return error.strerror  # of `writing`, with the place
+    return str(error)

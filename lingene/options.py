@@ -1,0 +1,110 @@
+"""The words of the command line: how commands say their options, and the options that several share.
+
+The standard library alone: a help page, a version and a typo must not wait for torch.
+"""
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+Options = Callable[[Any], object]  # adds an option or a group of them to a parser
+
+
+def named(place: str) -> Callable:
+    """What `module:name` names; imports the module."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def option(*names: str, **settings) -> Options:
+    """In the words of `argparse.ArgumentParser.add_argument`."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def group(title: str, default: str, *options: Options) -> Options:
+    """Options under a heading of their own."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        section = parser.add_argument_group(title, f"default: {default}")
+        for one in options:
+            one(section)
+
+    return add
+
+
+def made_by(place: str) -> Options:
+    """Options that a function of the package adds, such as those made from its settings."""
+    return lambda parser: named(place)(parser)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """`1/4,1/2` -> ("1/4", "1/2"); nothing is none."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """`1,2,4` -> (1, 2, 4); nothing is none."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be integers with commas between, such as 1,2,4; got {text!r}"
+        ) from None
+
+
+def grid(default: str) -> Options:
+    """Depths, widths and numbers of components."""
+    return group(
+        "grid",
+        default,
+        option("--depths", type=integers, default=(), metavar="N,N", help="numbers of layers"),
+        option("--widths", type=words, default=(), metavar="A,B", help="ratios such as 1/4,1/2,1"),
+        option("--components", type=integers, default=(), metavar="N,N", help="numbers of components"),
+    )
+
+
+BUNDLE = option("bundle", metavar="BUNDLE", help="folder or name on the Hub")
+BUNDLE_FOLDER = option("bundle", metavar="BUNDLE", type=Path, help="folder")
+REVISION = option("--revision", help="on the Hub (default: main)")
+OUT = option("--out", type=Path, required=True, help="new or empty folder for the result")
+OUT_FILE = option("--out", type=Path, help="JSON file for the numbers")
+DATA = option("--data", required=True, help="digits, a folder of images, parquet files, a name on the Hub")
+SPLIT = option("--split", default="test", help="default: %(default)s")
+BATCH_SIZE = option("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
+DEVICE = option("--device", help="default: the GPU if there is one, else the CPU")
+METRIC = option(
+    "--metric",
+    help="accuracy, knn, probe or cosine; of several, with commas, the first decides (default: accuracy with a "
+    "classifier; without one knn with labels, cosine without)",
+)
+REFERENCE = option("--reference", metavar="MODEL", help="of the cosine: an encoder (default: the bundle's full size)")
+SEED = option("--seed", type=int, default=0, help="default: %(default)s")
+LICENSE = option(
+    "--license", help="by its name on the Hub, such as apache-2.0 (default: that of the card that is there)"
+)
+QUIET = option("--quiet", action="store_true", help="no progress bars")
+SIZE = group(
+    "size",
+    "all that is stored",
+    option("--depth", type=int, help="number of layers"),
+    option("--width-ratio", help="fraction of the width, such as 1/2"),
+    option("--num-components", type=int, help="number of components combined"),
+    option("--allow-untrained", action="store_true", help="accept a width that was never trained"),
+    option("--max-params", type=float, help="or a budget: the most accurate measured size within it"),
+    option("--max-macs", type=float, help="multiply-accumulates of one image, such as 2e9"),
+    option("--max-latency-ms", type=float, help="milliseconds of one image, as measured"),
+    option("--latency-device", help="by its name in sizes.json (default: this machine's)"),
+)
+BASIS = group(
+    "basis",
+    "the preset stable",
+    option("--preset", help="stable or paper"),
+    option("--basis", help="chebyshev, legendre, taylor or fourier"),
+    option("--nodes", help="roots or uniform"),
+    option("--start-degree", type=int, help="of the first component"),
+    option("--degree-weight", type=float, help="w divides the coefficients of degree g by (g + 1)^w"),
+)
+AGAIN = "Run the same command again to go on."

@@ -1,0 +1,59 @@
+"""`lingene convert`, `export`, `materialise`: what makes one model of another."""
+
+from pathlib import Path
+
+from .asked import given
+
+
+def convert(source: str, out: Path, **options) -> None:
+    from ..conversion.convert import convert as run
+    from ..conversion.report import count_table
+
+    report = run(source, out, **options)
+    calibrated = report.get("calibration", {})
+    if calibrated:
+        print(f"\n{count_table(calibrated['rows'])}\n")
+        for depth, rows in calibrated.get("depth_rows", {}).items():
+            print(f"depth {depth}: layers {', '.join(map(str, rows))}")
+    print(f"{report['num_components']} components of {report['depth']} layers, fit: {report['fit']}")
+    print(f"condition number of the coefficients {report['condition']:.4g}")
+    print(f"relative {report['compared']} error on random images {report['relative_logit_error']:.2g}")
+    if report["left_out"]:
+        print(f"left out: {len(report['left_out'])} tensors ({'; '.join(sorted(set(report['left_out'].values())))})")
+    print(f"bundle   {out}\nnumbers  {out / 'conversion.json'}")
+    if calibrated:
+        print(f"plot     {out / 'conversion.png'}")
+    if report["advice"]:
+        print(f"\n{report['advice']['statement']} Train it:\n\n    {report['advice']['command']}")
+
+
+def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | None, **asked) -> None:
+    from ..conversion.export import export as run
+
+    report = run(bundle, out, to, weights=weights, tolerance=tolerance, **given(asked))
+    size = ", ".join(f"{name} {value}" for name, value in report["size"].items())
+    print(f"{out}: {report['format']}, {report['weights']}, {size}")
+    print(f"largest difference of logits {report['largest_difference']:.2g}, ", end="")
+    print(f"{report['relative_difference']:.1g} of the largest one (tolerance {report['tolerance']:g})")
+    if "load" in report:
+        print(f"load it  {report['load'].replace('FOLDER', str(out))}")
+
+
+def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
+    from ..bundle_lingene import Bundle
+    from ..folders import check_empty, processor_or_none, publish_model, read_config
+    from ..measuring.metrics import count_macs, count_parameters, seen_size
+    from ..measuring.tables import readable
+    from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+    from ..progress import quiet_loading
+
+    check_empty(out)
+    hub = given({"revision": revision})
+    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
+    with quiet_loading():
+        model_class = LinGeneForImageClassification if head else LinGeneModel
+        model = model_class.from_pretrained(bundle, **given(size), **hub)
+    publish_model(model, bundle, out, **hub)
+    seen = seen_size(model.config, processor_or_none(bundle, **hub))
+    params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head, seen))
+    print(f"{out}: ViT of {model.config.num_hidden_layers} layers, {params} parameters, {macs} MACs")

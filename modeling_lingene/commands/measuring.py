@@ -1,0 +1,79 @@
+"""`lingene evaluate`, `sweep`, `profile`, `info`, `verify`: what a model is worth, costs and holds."""
+
+from pathlib import Path
+
+from .asked import given
+
+
+def evaluate(
+    model: str,
+    data: str,
+    split: str,
+    metric: str | None,
+    reference: str | None,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    **size,
+) -> None:
+    from ..folders import write_json
+    from ..measuring.evaluation import evaluate_data
+    from ..measuring.tables import size_table
+
+    how = {"reference": reference, "batch_size": batch_size, "device": device}
+    row = evaluate_data(model, given(size), data, split, metric, **how)
+    print(size_table([row]))
+    if "reference" in row:
+        print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
+    print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
+    if out:
+        write_json(out, row)
+
+
+def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> None:
+    from ..measuring.sweep import sweep_data
+    from ..measuring.tables import size_table
+
+    rows = sweep_data(bundle, data, split, out=out, **options)
+    if rows:  # on the main process
+        folder = out or Path(bundle)
+        print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
+        print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
+
+
+def profile(bundle: str, batch_size: int, **options) -> None:
+    from ..measuring.profiling import profile as run
+    from ..measuring.profiling import profile_table
+
+    rows = run(bundle, batch_size=batch_size, **options)
+    print(f"\n{profile_table(rows)}\n\none image, and {batch_size} at once, on {rows[0]['device']}")
+    if (Path(bundle) / "sizes.json").is_file():
+        print(f"numbers  {Path(bundle) / 'sizes.json'}")
+
+
+def info(bundle: str, revision: str | None, out: Path | None) -> None:
+    from ..folders import describe, write_json
+    from ..measuring.tables import readable, size_table
+
+    facts, rows = describe(bundle, **given({"revision": revision}))
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
+    print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
+    if out:
+        write_json(out, {**facts, "sizes": rows})
+
+
+def verify(bundle: str, revision: str | None) -> None:
+    from ..bundle_lingene import Bundle
+    from ..folders import read_config
+    from ..measuring.tables import readable
+
+    hub = given({"revision": revision})
+    held = Bundle(bundle, read_config(bundle, **hub), hub)
+    files = held.verify()
+    held.measured()  # of these weights, or refused
+    for file, size in files.items():
+        print(f"{file:<{max(map(len, files))}}  {readable(size)}B  as it was saved")
+    print(f"\n{len(files)} files, {readable(sum(files.values()))}B, weights_id {held.weights_id}")

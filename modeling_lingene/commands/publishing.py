@@ -1,0 +1,46 @@
+"""`lingene card`, `app`, `push`, `zoo`: what shows bundles to others."""
+
+from pathlib import Path
+
+
+def card(bundle: Path, repo: str | None, license: str | None) -> None:
+    from ..folders import check_folder
+    from ..hub import write_card
+
+    check_folder(bundle)
+    write_card(bundle, repo, license=license)
+    print(bundle / "README.md")
+
+
+def app(bundles: list[str], **options) -> None:
+    from ..app.page import serve
+
+    serve(bundles, **options)
+
+
+def push(bundle: Path, repo: str, **options) -> None:
+    from ..folders import model_type_of
+    from ..hub import push as run
+    from ..lingene_vit import LinGeneViTConfig
+
+    if bundle.is_dir() and model_type_of(bundle) == LinGeneViTConfig.model_type:
+        from ..pruning.card import push_pruned
+
+        if options.pop("subfolder"):
+            raise ValueError("`subfolder` is for bundles; a pruned model is pushed to a repository of its own.")
+        url = push_pruned(bundle, repo, **options)
+        return print(f"{url}: pushed, and loads to the same logits in a clean process")
+    url = run(bundle, repo, **options)
+    print(f"{url}: pushed, and loads to the same logits in a clean process")
+
+
+def zoo(out: Path | None) -> None:
+    from ..folders import write_json
+    from ..zoo import released, where_to_load, zoo_table
+
+    bundles = released()
+    print(f"{zoo_table(bundles)}\n\ndownload in parameters; best and smallest by the metric of each card. Load one:\n")
+    for facts in bundles:
+        print(f"    {where_to_load(facts)}")
+    if out:
+        write_json(out, {"bundles": bundles})

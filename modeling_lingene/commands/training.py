@@ -1,0 +1,73 @@
+"""`lingene quickstart`, `decompose`, `prune`: what trains."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from .asked import SIZE_FLAGS, given
+
+
+def quickstart(out: Path, seed: int, epochs: int) -> None:
+    from ..training.recipes import quickstart as run
+
+    _print_trained(run(out, seed, epochs), out)
+
+
+def decompose(out: Path, resume: bool, **flags) -> None:
+    from ..training.options import asked_recipe
+    from ..training.recipes import decompose as run
+
+    asked = asked_recipe(argparse.Namespace(**flags))
+    rows = run(asked, out, resume=resume)
+    if rows:  # on the main process
+        bundle = shlex.quote(str(out / "bundle"))
+        _print_trained(rows, out)
+        sweep = "" if asked.unlabelled else f"\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}"
+        print(f"\nMeasure other sizes, push:\n{sweep}" if sweep else "\nPush:\n")
+        print(f"    lingene push {bundle} USER/NAME")
+
+
+def prune(model: str, out: Path, resume: bool, **flags) -> None:
+    from ..pruning.card import prune_table
+    from ..pruning.options import asked_pruning
+    from ..pruning.prune import prune as run
+
+    size = {name: flags.pop(name) for name in SIZE_FLAGS}
+    results = run(model, out, **asked_pruning(flags), size=given(size), resume=resume)
+    if results:  # on the main process
+        layers = [f"{layer['mixer']}/{layer['units']}" for layer in results["layers"]]
+        print(f"\n{prune_table(results['rows'])}\n\nlayers   {' '.join(layers)}")
+        print(f"model    {out / 'model'}\nplot     {out / 'layers.png'}\nnumbers  {out / 'results.json'}")
+
+
+def _print_trained(rows: list[dict], out: Path) -> None:
+    """The table of a run, where its files are, and code that loads its best size."""
+    from ..budget_lingene import metric_of
+    from ..measuring.tables import size_table
+
+    if "feature_loss" in rows[0]:
+        _print_encoder(rows, out)
+        return
+    metric = metric_of(rows)
+    best = max(rows, key=lambda row: row[metric])
+    size = {name: best[name] for name in ("depth", "num_components")}
+    size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
+    asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
+    print(f"\n{size_table(rows)}\n")
+    print(f"bundle   {out / 'bundle'}\nplot     {out / 'sizes.png'}\nnumbers  {out / 'results.json'}\n")
+    print(
+        "Load a size:\n\n    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n"
+    )
+    print(f"    AutoModelForImageClassification.from_pretrained({str(out / 'bundle')!r}, {asked})")
+
+
+def _print_encoder(rows: list[dict], out: Path) -> None:
+    """The sizes of a run without labels, the smallest loss first."""
+    from ..measuring.tables import aligned_table, readable
+
+    lines = [["depth", "width", "components", "loss", "parameters", "MACs"]]
+    for row in sorted(rows, key=lambda row: row["feature_loss"]):
+        size = [str(row[name]) for name in ("depth", "width_ratio", "num_components")]
+        lines.append([*size, f"{row['feature_loss']:.4g}", readable(row["params"]), readable(row["macs"])])
+    print(f"\n{aligned_table(lines)}\n\nbundle   {out / 'bundle'}\nnumbers  {out / 'results.json'}")
+    print(f"next     lingene sweep {out / 'bundle'} --data SET   k-NN with labels, or --metric cosine")
