@@ -2,7 +2,8 @@
 
     python tests/benchmarks/startup.py [--out tests/benchmarks/results/startup.json]
 
-Each in fresh processes, in turn; medians of the differences, seconds; of the help page in CPU time, which others on the machine do not change.
+Each in fresh processes, in turn; medians of the differences, seconds; of the help page in CPU time, which does not
+change with the load.
 """
 
 import argparse
