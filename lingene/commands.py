@@ -11,6 +11,7 @@ from .options import (
     BUNDLE_FOLDER,
     DATA,
     DEVICE,
+    IMAGES,
     LICENSE,
     METRIC,
     OUT,
@@ -38,7 +39,7 @@ class Command:
         run: `module:function`, called with the options' values as keywords.
         help: one line.
         options: of its command line.
-        resume: what to do after it was interrupted.
+        resume: what to do after it was interrupted, for its `name` and the `place` that it writes to.
     """
 
     run: str
@@ -48,6 +49,7 @@ class Command:
 
 
 WORK = "modeling_lingene.commands"
+RESUMED = "lingene {name} --resume {place} goes on."
 ANALYSES = (
     "trend: the linear trend of weights over depth, of any stack of equal layers; components: what each "
     "component of a bundle looks at in pictures, alone and with those before it; coefficients: how much of every "
@@ -72,21 +74,24 @@ COMMANDS = {
             made_by("modeling_lingene.training.options:add_recipe_options"),
             QUIET,
         ),
-        "Run the same command with --resume to go on.",
+        RESUMED,
     ),
     "prune": Command(
         f"{WORK}.training:prune",
         "prune a ViT, or a size of a bundle, to a share of its cost: attention into convolution",
         (
             option(
-                "model", metavar="MODEL", help="a ViT with a classifier, or a bundle, by folder or name on the Hub"
+                "model",
+                metavar="MODEL",
+                nargs="?",
+                help="a ViT with a classifier, or a bundle, by folder or name on the Hub",
             ),
-            OUT,
+            option("--out", type=Path, help="new or empty folder for the result"),
             made_by("modeling_lingene.pruning.options:add_prune_options"),
             QUIET,
             SIZE,
         ),
-        "Run the same command with --resume to go on.",
+        RESUMED,
     ),
     "convert": Command(
         f"{WORK}.making:convert",
@@ -161,8 +166,14 @@ COMMANDS = {
         f"{WORK}.measuring:sweep",
         "measure a grid of sizes into sizes.json, with a table and pictures",
         (
-            option("bundle", metavar="BUNDLE", help="folder, or name on the Hub with --out"),
-            DATA,
+            option("bundle", metavar="BUNDLE", nargs="?", help="folder, or name on the Hub with --out"),
+            option("--data", help=IMAGES),
+            option(
+                "--resume",
+                type=Path,
+                metavar="DIR",
+                help="go on with the sweep that was interrupted in DIR, by its own settings",
+            ),
             SPLIT,
             METRIC,
             REFERENCE,
@@ -174,7 +185,7 @@ COMMANDS = {
             QUIET,
             grid("what was trained, and components doubling up to all"),
         ),
-        AGAIN,
+        RESUMED,
     ),
     "profile": Command(
         f"{WORK}.measuring:profile",

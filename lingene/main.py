@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
     options = vars(parser.parse_args(argv))
     name, quiet = options.pop("command"), options.pop("quiet", False)
-    place = options.get("out") or options.get("bundle")
+    resumed = options.get("resume") is not True and options.get("resume")
+    place = options.get("out") or resumed or options.get("bundle")
     from safetensors import SafetensorError
 
     try:
@@ -64,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(name, str(error), 1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # of several processes the main one
-            print(f"\nlingene {name}: interrupted. {COMMANDS[name].resume}", file=sys.stderr)
+            then = COMMANDS[name].resume.format(name=name, place=shlex.quote(str(place)))
+            print(f"\nlingene {name}: interrupted. {then}", file=sys.stderr)
         return 130
     return 0
 

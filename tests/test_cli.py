@@ -590,6 +590,7 @@ def test_a_quickstart_that_is_killed_and_then_asked_to_stop_goes_on_to_the_end(t
         "history.json",
         "history.png",
         "results.json",
+        "run.json",
         "sizes.png",
     }
 

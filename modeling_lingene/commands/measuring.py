@@ -30,15 +30,33 @@ def evaluate(
         write_json(out, row)
 
 
-def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> None:
-    from ..measuring.sweep import sweep_data
+def sweep(resume: Path | None, **asked) -> None:
+    from ..measuring.sweep import asked_of, sweep_data
     from ..measuring.tables import size_table
 
-    rows = sweep_data(bundle, data, split, out=out, **options)
+    if resume is not None:
+        asked = _stored(asked_of(resume), asked, resume)
+    for name, flag in (("bundle", "BUNDLE"), ("data", "--data")):
+        if asked[name] is None:
+            raise ValueError(f"`{name}` says what is measured: give {flag}, or --resume with the folder of a sweep.")
+    rows = sweep_data(**asked)
     if rows:  # on the main process
-        folder = out or Path(bundle)
+        folder = asked["out"] or Path(asked["bundle"])
         print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
         print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
+
+
+def _stored(stored: dict, asked: dict, folder: Path) -> dict:
+    """What an interrupted sweep was asked for; refused are flags that say otherwise."""
+    defaults = {"split": "test", "batch_size": 64, "latency": True}
+    for name, value in asked.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if value not in (None, [], False, defaults.get(name)) and str(value) != str(stored.get(name)):
+            raise ValueError(
+                f"`{name}` is {value} here and {stored.get(name)} in the sweep in {folder}: leave it out to go on, or "
+                "leave out --resume to begin another."
+            )
+    return stored
 
 
 def profile(bundle: str, batch_size: int, **options) -> None:

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from .asked import SIZE_FLAGS, given
+from .asked import SIZE_FLAGS, given, is_short, run_folder
 
 
 def quickstart(out: Path, seed: int, epochs: int) -> None:
@@ -13,12 +13,18 @@ def quickstart(out: Path, seed: int, epochs: int) -> None:
     _print_trained(run(out, seed, epochs), out)
 
 
-def decompose(out: Path, resume: bool, **flags) -> None:
+def decompose(out: Path | None, resume: Path | bool, **flags) -> None:
+    from ..training.asked import asked_of
     from ..training.options import asked_recipe
     from ..training.recipes import decompose as run
+    from ..training.settings import Recipe
 
-    asked = asked_recipe(argparse.Namespace(**flags))
-    rows = run(asked, out, resume=resume)
+    out = run_folder(out, resume)
+    stored = None
+    if is_short(resume, flags["data"] or flags["recipe"]):
+        stored = asked_of(out, recipe=Recipe)["recipe"]
+    asked = asked_recipe(argparse.Namespace(**flags), stored)
+    rows = run(asked, out, resume=bool(resume))
     if rows:  # on the main process
         bundle = shlex.quote(str(out / "bundle"))
         _print_trained(rows, out)
@@ -27,13 +33,19 @@ def decompose(out: Path, resume: bool, **flags) -> None:
         print(f"    lingene push {bundle} USER/NAME")
 
 
-def prune(model: str, out: Path, resume: bool, **flags) -> None:
+def prune(model: str | None, out: Path | None, resume: Path | bool, **flags) -> None:
     from ..pruning.card import prune_table
-    from ..pruning.options import asked_pruning
+    from ..pruning.options import KINDS, asked_pruning
     from ..pruning.prune import prune as run
+    from ..training.asked import asked_of
 
-    size = {name: flags.pop(name) for name in SIZE_FLAGS}
-    results = run(model, out, **asked_pruning(flags), size=given(size), resume=resume)
+    out = run_folder(out, resume)
+    stored = asked_of(out, **KINDS) if is_short(resume, flags["data"]) else {}
+    size = stored.get("size", {}) | given({name: flags.pop(name) for name in SIZE_FLAGS})
+    if not (model or stored):
+        raise ValueError("`model` says what to prune: give its folder or name.")
+    model = model or stored["model"]
+    results = run(model, out, **asked_pruning(flags, stored), size=size, resume=bool(resume))
     if results:  # on the main process
         layers = [f"{layer['mixer']}/{layer['units']}" for layer in results["layers"]]
         print(f"\n{prune_table(results['rows'])}\n\nlayers   {' '.join(layers)}")

@@ -65,6 +65,7 @@ def sweep(
     metric: str | None = None,
     train: LabelledImages | None = None,
     reference: str | None = None,
+    asked: dict[str, Any] | None = None,
 ) -> list[dict]:
     """Measure a grid of sizes. A sweep that was interrupted goes on when it is called again.
 
@@ -78,6 +79,7 @@ def sweep(
         allow_untrained: measure widths that were never trained, too.
         latency: time one image of every size; by one process only.
         metric, train, reference: as for `evaluate_model`; of several metrics the first decides between sizes.
+        asked: what to keep for `asked_of` until the sweep has ended.
 
     Returns:
         Rows of `sizes.json`, those of this sweep; on processes but the main one nothing.
@@ -107,8 +109,10 @@ def sweep(
 
     def keep(found: dict) -> None:
         if main:
-            write_json(folder / PROGRESS_FILE, {"about": about, "found": found})
+            write_json(folder / PROGRESS_FILE, {"about": about, "found": found} | ({"asked": asked} if asked else {}))
 
+    if asked:
+        keep(known)
     found = way.measured(
         sizes,
         latency=latency and alone,
@@ -135,7 +139,24 @@ def sweep_data(
     """`sweep` on the set that `data` names, by the metric that its labels and the bundle allow."""
     config, _ = _opened(bundle, out)
     sets = open_sets(data, split, metric, Bundle(bundle, config).has_head)
-    return sweep(bundle, sets.images, metric=",".join(sets.metrics), train=sets.train, out=out, **options)
+    where = os.path.abspath(bundle) if os.path.isdir(bundle) else str(bundle)
+    asked = {"bundle": where, "data": data, "split": split, "metric": metric, **options}
+    return sweep(bundle, sets.images, metric=",".join(sets.metrics), train=sets.train, out=out, asked=asked, **options)
+
+
+def asked_of(folder: Path) -> dict[str, Any]:
+    """What the sweep that was interrupted in a folder was asked for, as keywords of `sweep_data`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        asked = dict(json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))["asked"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"`resume` {folder} holds no sweep that was interrupted ({PROGRESS_FILE}); name the bundle and --data."
+        ) from None
+    return {**asked, "out": folder}
 
 
 class _Way:

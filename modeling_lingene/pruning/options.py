@@ -7,7 +7,7 @@ from typing import Any
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..training.loop import TrainingSettings
 from ..training.losses import Objective
-from ..training.options import add_fields, given
+from ..training.options import add_fields, add_resume_option, given
 from .prune import PruneSettings
 
 
@@ -15,29 +15,37 @@ TRAINING = TrainingSettings(epochs=30, learning_rate=5e-4)  # what was trained n
 GROUPS = {"training": TrainingSettings, "objective": Objective, "augmentation": Augmentation}
 
 
+KINDS = {"settings": PruneSettings, **GROUPS}
+BASE = {"training": TRAINING, "objective": Objective(), "augmentation": Augmentation()}
+
+
 def add_prune_options(command: argparse.ArgumentParser) -> None:
     """A flag for every field of every setting."""
-    command.add_argument("--resume", action="store_true", help="go on with the run in `out`, or read it back")
+    command.usage = "lingene prune MODEL --target-macs 0.5 --data DATA --out DIR [options]\n"
+    command.usage += "       lingene prune --resume DIR"
+    add_resume_option(command)
     command.add_argument("--augment", choices=AUGMENTATIONS, help="augmentation by name; flags below change parts")
     add_fields(command, PruneSettings)
     for name, settings in GROUPS.items():
-        add_fields(command.add_argument_group(name), settings)
-    command.set_defaults(epochs=TRAINING.epochs, learning_rate=TRAINING.learning_rate)
+        add_fields(command.add_argument_group(name), settings, BASE[name])
 
 
-def asked_pruning(flags: dict[str, Any]) -> dict[str, Any]:
+def asked_pruning(flags: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     """Settings, training, objective and augmentation that the flags describe, as keywords of `prune`.
+
+    Args:
+        stored: those of the run to go on with, of which flags are changes; nothing for a new one.
 
     Raises:
         ValueError: no `data`, or whatever a setting refuses.
     """
     arguments = argparse.Namespace(**flags)
-    if not arguments.data:
+    if not (arguments.data or stored):
         raise ValueError("`data` says what to train and measure on: give --data.")
-    augmentation = Augmentation(**AUGMENTATIONS[arguments.augment or "none"])
-    return {
-        "settings": PruneSettings(**given(arguments, PruneSettings)),
-        "training": TrainingSettings(**given(arguments, TrainingSettings)),
-        "objective": Objective(**given(arguments, Objective)),
-        "augmentation": dataclasses.replace(augmentation, **given(arguments, Augmentation)),
-    }
+    base = BASE | {name: stored[name] for name in KINDS if name in stored}
+    if arguments.augment:
+        base["augmentation"] = Augmentation(**AUGMENTATIONS[arguments.augment])
+    asked = {name: dataclasses.replace(base[name], **given(arguments, GROUPS[name])) for name in GROUPS}
+    own = given(arguments, PruneSettings)
+    settings = dataclasses.replace(base["settings"], **own) if stored else PruneSettings(**own)
+    return {"settings": settings, **asked}

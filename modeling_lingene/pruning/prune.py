@@ -31,7 +31,8 @@ from ..measuring.metrics import count_parameters, device_name, measure
 from ..measuring.plots import plot_layers
 from ..modeling_lingene import LinGeneForImageClassification
 from ..progress import quiet_loading
-from ..training.checkpoints import check_identity, contents
+from ..training.asked import RUN_FILE, check_asked, keep_asked
+from ..training.checkpoints import contents
 from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 from ..training.losses import Objective
 from ..training.teachers import load_teacher
@@ -48,7 +49,7 @@ from .write import Bottlenecks, dense_network, folded_network, simplest, write_n
 SEARCHES = ("published", "none", "random")
 DENSE = "dense"  # as a teacher
 NAMES = {"macs": "MACs", "params": "parameters"}
-RUN_FILE, RESULTS_FILE = "run.json", "results.json"
+RESULTS_FILE = "results.json"
 RANGES = {"target_macs": 1, "target_params": 1, "cost_weight": 1e6, "gate_learning_rate": 1e3}
 
 
@@ -124,6 +125,9 @@ class PruneSettings:
         return self.target_macs or self.target_params
 
 
+SETTINGS = (PruneSettings, TrainingSettings, Objective, Augmentation)  # by their flags
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """One pruning before its first step: what all of its stages share."""
@@ -189,7 +193,8 @@ def prune(
     of_run["smaller"] = _smaller(model, size or {}, settings, dense)
     run = _prepared(out, settings, dense, **of_run)
     if accelerator.is_main_process:
-        write_json(out / RUN_FILE, {"identity": identity})
+        groups = {"settings": settings, "training": training, "objective": objective, "augmentation": augmentation}
+        keep_asked(out, identity, model=str(model), **groups, size=size or {})
     if not (out / "chosen").is_dir():
         _choose(run, accelerator)
     accelerator.wait_for_everyone()
@@ -209,14 +214,12 @@ def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
         return None
     if not resume:
         raise ValueError(f"`out` {out} is not empty; `resume` goes on with the run in it, or choose another folder.")
+    check_asked(out, identity, "lingene prune", SETTINGS)
+    results = out / RESULTS_FILE
     try:
-        stored = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["identity"]
-        results = out / RESULTS_FILE
-        found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
-    except (ValueError, KeyError, TypeError):
+        return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+    except ValueError:
         raise ValueError(f"`out` {out} holds files that are not of a pruning; choose another folder.") from None
-    check_identity(out, stored, identity)
-    return found
 
 
 def _dense_folder(model: str | Path, size: dict, out: Path) -> str:

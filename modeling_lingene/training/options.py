@@ -32,31 +32,38 @@ GROUPS = {
 
 def add_recipe_options(command: argparse.ArgumentParser) -> None:
     """`--recipe`, `--data`, `--out`, `--resume`, and a flag for every field of every setting."""
-    command.usage = "lingene decompose --data DATA --out DIR [--resume] [options]"
+    command.usage = "lingene decompose --data DATA --out DIR [options]\n       lingene decompose --resume DIR"
     command.add_argument("--recipe", choices=RECIPES, help="start from a named run; flags change parts of it")
     command.add_argument(
         "--method", choices=METHODS, help="the training scheme of a paper by name; flags change parts of it"
     )
     command.add_argument("--data", help="digits, a folder of images, parquet files, a name on the Hub")
-    command.add_argument("--out", type=Path, required=True, help="folder of the run")
-    command.add_argument(
-        "--resume", action="store_true", help="go on with the run in `out`, or read a finished one back"
-    )
+    command.add_argument("--out", type=Path, help="folder of the run")
+    add_resume_option(command)
     command.add_argument("--augment", choices=AUGMENTATIONS, help="augmentation by name; the flags below change parts")
     add_fields(command, Recipe, skip={"data", *GROUPS})
     for name, settings in GROUPS.items():
         add_fields(command.add_argument_group(name), settings)
 
 
-def asked_recipe(arguments: argparse.Namespace) -> Recipe:
+def add_resume_option(command: argparse.ArgumentParser) -> None:
+    """`--resume DIR`; without DIR it is that of `--out`."""
+    text = "go on with the run in DIR (default: in `out`) by its own settings, or read a finished one back"
+    command.add_argument("--resume", nargs="?", type=Path, const=True, default=False, metavar="DIR", help=text)
+
+
+def asked_recipe(arguments: argparse.Namespace, stored: Recipe | None = None) -> Recipe:
     """The recipe that the flags describe.
+
+    Args:
+        stored: of the run to go on with; flags are changes of it.
 
     Raises:
         ValueError: neither `recipe` nor `data`, or whatever a setting refuses.
     """
-    if arguments.recipe is None and arguments.data is None:
+    if arguments.recipe is None and arguments.data is None and stored is None:
         raise ValueError("`data` says what to train on: give --data, or a --recipe that names it.")
-    recipe = RECIPES[arguments.recipe] if arguments.recipe else Recipe(data=arguments.data)
+    recipe = RECIPES[arguments.recipe] if arguments.recipe else stored or Recipe(data=arguments.data)
     if arguments.method is not None:
         recipe = as_published(recipe, arguments.method)
     own = given(arguments, ModelSettings).keys() - {"num_components", "dropout"}
@@ -76,13 +83,17 @@ def given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
 
 
-def add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> None:
-    """A flag for every field of some settings."""
+def add_fields(group: Any, settings: type, base: Any = None, skip: set[str] = frozenset()) -> None:
+    """A flag for every field of some settings.
+
+    Args:
+        base: whose values stand where nothing is given; default the defaults of the fields.
+    """
     types, texts = get_type_hints(settings), described(settings)
     for field in dataclasses.fields(settings):
         if field.name not in skip:
             flag = flag_of(field)
-            default = field.default
+            default = getattr(base, field.name, field.default)
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             text = texts[field.name] + (f" (default: {shown})" if shown not in ("", None) else "")
             text = text.replace("%", "%%")

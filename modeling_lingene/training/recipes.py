@@ -28,9 +28,11 @@ from ..measuring.metrics import device_name
 from ..measuring.plots import plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
 from ..modeling_lingene import LinGeneForImageClassification
+from .asked import RUN_FILE, check_asked, keep_asked
 from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from .losses import Objective
 from .record import training_facts
 from .settings import ModelSettings, Recipe
 from .teachers import CachedTeacher, load_teacher
@@ -39,7 +41,9 @@ from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
 from .warm_start import content_of, fit_to, processor_of, start_of
 
 
-OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", STAGING, CACHE}
+OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", RUN_FILE, STAGING, CACHE}
+
+SETTINGS = (Recipe, ModelSettings, TrainingSettings, DecompositionSettings, Augmentation, Objective)  # by their flags
 
 
 RECIPES = {
@@ -175,7 +179,7 @@ def decompose(
         recipe: what to run.
         out: folder: `bundle/` (the result; `training.json` in it says how it was trained), `best/` (the best state so
             far, by the validation part), `checkpoints/`, `log/`, `results.json`, `history.json` (a row per epoch),
-            `history.png`, `sizes.png`.
+            `history.png`, `sizes.png`, `run.json` (what was asked for).
         resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
         title: of the picture.
         name: in the card's loading example; default the folder's.
@@ -237,6 +241,8 @@ def _trained(
     """What was trained, saved by the main process; its history; measuring without labels, the rows of its sizes."""
     begin = start_without_labels if recipe.unlabelled else _start
     start = begin(recipe, out, identity, accelerator)
+    if accelerator.is_main_process:
+        keep_asked(out, identity, recipe=recipe)
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
     loop = TrainingLoop(
         start.trained,
@@ -381,8 +387,10 @@ def _finished(out: Path, identity: dict, resume: bool) -> list[dict] | None:
     if not out.is_dir():
         raise ValueError(f"`out` must be a folder, and {out} is a file.")
     found = {path.name for path in out.iterdir()}
-    if found and not resume:
+    if found - {RUN_FILE} and not resume:  # which is written before anything else of a run
         raise ValueError(f"`out` {out} is not empty; `resume` goes on with the run in it, or choose another folder.")
+    if resume:
+        check_asked(out, identity, "lingene decompose", SETTINGS)
     results = out / "results.json"
     if results.is_file():
         try:
@@ -392,7 +400,7 @@ def _finished(out: Path, identity: dict, resume: bool) -> list[dict] | None:
             raise ValueError(f"`out` {out} holds a results.json that is not this run's; choose another.") from None
         check_identity(out, named, identity)
         return rows
-    begun = found & {"checkpoints", STAGING, CACHE}  # a bundle without them is somebody's
+    begun = found & {"checkpoints", RUN_FILE, STAGING, CACHE}  # a bundle without them is somebody's
     if found and not begun or found - OURS:
         raise ValueError(f"`out` {out} holds other files; choose a new or empty folder.")
     return None

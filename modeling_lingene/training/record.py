@@ -66,7 +66,7 @@ def command_of(recipe: Recipe, dataset: str) -> str:
             if dataclasses.is_dataclass(value) or value == field.default:
                 continue
             if not ignored or field.name in ("num_components", "dropout"):
-                words += _flag(field, names.get(field.name, value) if settings is recipe else value)
+                words += flag_words(field, names.get(field.name, value) if settings is recipe else value)
     return shlex.join(words)
 
 
@@ -75,11 +75,12 @@ def flag_of(field: dataclasses.Field) -> str:
     return "--" + field.metadata.get("flag", field.name).replace("_", "-")
 
 
-def _flag(field: dataclasses.Field, value: Any) -> list[str]:
+def flag_words(field: dataclasses.Field, value: Any) -> list[str]:
+    """`--learning-rate 0.002`, as a command line takes it."""
     flag = flag_of(field)
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
     return [f"{flag}={shown}"] if shown.startswith("-") or not shown else [flag, shown]
 
 

@@ -89,7 +89,7 @@ def held_out() -> tuple[torch.Tensor, numpy.ndarray]:
 
 def test_the_folder_holds_the_bundle_the_numbers_and_the_plot_and_nothing_half_written(run):
     """The names of the command line's documentation; a leftover of staging would be pushed or shown."""
-    numbers = {"history.json", "history.png", "results.json", "sizes.png"}
+    numbers = {"history.json", "history.png", "results.json", "run.json", "sizes.png"}
     assert {path.name for path in run.out.iterdir()} == {"best", "bundle", "checkpoints", *numbers}
     files = {path.name for path in run.bundle.iterdir()}
     weights = {"shared.safetensors"} | {f"component-{n:02d}.safetensors" for n in range(TOTALS[-1])}

@@ -180,18 +180,36 @@ def test_the_command_prints_every_size_and_where_the_files_are(lingene, folder, 
     assert f"plots    {where / 'sizes.png'}, {where / 'sizes_heat.png'}\n" in told.out
 
 
-def test_an_interrupted_sweep_exits_130_and_the_same_command_goes_on(lingene, folder, work):
-    """What a shell expects of a program that was stopped with Ctrl-C."""
-    command = ("sweep", folder, "--data", "made", *options(GRID | {"batch_size": 12}))
+@pytest.mark.parametrize("again", ["the same command", "its folder"])
+@pytest.mark.parametrize("out", [None, "results"])
+def test_an_interrupted_sweep_exits_130_and_goes_on_by_the_same_command_or_its_folder(
+    lingene, folder, work, tmp_path, monkeypatch, out, again
+):
+    """What a shell expects of a program that was stopped with Ctrl-C; and a grid is long to type again."""
+    where = tmp_path / out if out else folder
+    command = ["sweep", folder, "--data", "made", *options(GRID | {"batch_size": 12})]
+    command += ["--out", where] if out else []
     work.stop_at = 3
     told = lingene(*command)
     assert (told.code, told.out) == (130, "")
-    assert told.errors[-1] == "lingene sweep: interrupted. Run the same command again to go on."
-    assert (folder / PROGRESS).exists() and not (folder / "sizes.json").exists()
+    assert told.errors[-1] == f"lingene sweep: interrupted. lingene sweep --resume {where} goes on."
+    assert (where / PROGRESS).exists() and not (where / "sizes.json").exists()
     forget(work)
-    told = lingene(*command)
+    told = lingene(*command if again == "the same command" else ["sweep", "--resume", where])
     assert told.code == 0 and work.loads == ORDER[2:] and len(table(told.out)) == 3
-    assert not (folder / PROGRESS).exists()
+    assert (where / "sizes.json").exists() and not (where / PROGRESS).exists()
+
+
+def test_a_sweep_that_is_gone_on_with_refuses_other_flags_and_a_folder_without_one(lingene, folder, work):
+    """They would be left out without a word."""
+    assert lingene("sweep", "--resume", folder).code == 2
+    work.stop_at = 1
+    assert lingene("sweep", folder, "--data", "made", *options(GRID)).code == 130
+    forget(work)
+    for words, named in ((["--depths", "2"], "`depths`"), (["--data", "other"], "`data`")):
+        told = lingene("sweep", "--resume", folder, *words)
+        assert told.code == 2 and len(told.errors) == 1 and named in told.errors[0]
+    assert lingene("sweep").code == 2 and lingene("sweep", folder).code == 2
 
 
 def test_the_profile_command_prints_each_shape_once_and_where_it_was_written(lingene, measured):
