@@ -86,7 +86,7 @@ SEED = option("--seed", type=int, default=0, help="default: %(default)s")
 LICENSE = option(
     "--license", help="by its name on the Hub, such as apache-2.0 (default: that of the card that is there)"
 )
-QUIET = option("--quiet", action="store_true", help="no progress bars")
+QUIET = option("--quiet", action="store_true", help="no progress bars, nothing but the result")
 SIZE = group(
     "size",
     "all that is stored",

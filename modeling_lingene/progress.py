@@ -32,6 +32,29 @@ def _redraws(file: IO) -> bool:
     return file.isatty() or "ipykernel.zmqshell" in sys.modules
 
 
+def tell(line: str, *, shown: bool = True) -> None:
+    """A line on stderr, above whatever bar is there; none with `--quiet`.
+
+    Args:
+        shown: whether this process tells it; one of several should.
+    """
+    if shown and WANTED.get():
+        Bar.write(line, file=sys.stderr)
+
+
+def redraws() -> bool:
+    """Whether bars go over themselves, and say all there is to say of an epoch until the next."""
+    return _redraws(sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `12 min`, `3.4 hours`, `2.1 days`."""
+    for unit, name, digits in ((86400, "days", 1), (3600, "hours", 1), (60, "min", 0)):
+        if seconds >= unit * 1.5:
+            return f"{seconds / unit:.{digits}f} {name}"
+    return f"{max(1, round(seconds))} s"
+
+
 class _Lines:
     """A file in which every state of a bar is a line of its own."""
 

@@ -47,7 +47,8 @@ conversion.sources conversion.any_size  conversion.moments
     conversion.matching conversion.rotation conversion.graphs  conversion.devices  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
-    training.warm_start training.record  training.asked  training.unlabelled  training.recipes  training.options
+    training.warm_start training.record  training.asked training.summary
+    training.unlabelled  training.recipes  training.options
 analysis.figures  analysis.trend analysis.coefficients analysis.similarity analysis.components
 app.cache  app.sizes  app.looking  app.views  app.page
 pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare  pruning.choose

@@ -29,12 +29,14 @@ from ..images.loaders import Layout, training_images
 from ..lingene_vit import LinGeneViTForImageClassification
 from ..measuring.metrics import count_parameters, device_name, measure
 from ..measuring.plots import plot_layers
+from ..measuring.tables import readable
 from ..modeling_lingene import LinGeneForImageClassification
-from ..progress import quiet_loading
+from ..progress import quiet_loading, tell
 from ..training.asked import RUN_FILE, check_asked, keep_asked
 from ..training.checkpoints import contents
 from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 from ..training.losses import Objective
+from ..training.summary import length_line, pictures_line
 from ..training.teachers import load_teacher
 from ..training.warm_start import processor_of
 from .card import PICTURE, write_pruned_card
@@ -195,6 +197,7 @@ def prune(
     if accelerator.is_main_process:
         groups = {"settings": settings, "training": training, "objective": objective, "augmentation": augmentation}
         keep_asked(out, identity, model=str(model), **groups, size=size or {})
+        _tell(run)
     if not (out / "chosen").is_dir():
         _choose(run, accelerator)
     accelerator.wait_for_everyone()
@@ -296,6 +299,15 @@ def _target(settings: PruneSettings, network: LinGeneViTForImageClassification) 
     return costs, target
 
 
+def _tell(run: _Run) -> None:
+    """Pictures, network and target, before the first step."""
+    kind, network = NAMES[run.settings.kind], dense_network(run.source)
+    costs, target = _target(run.settings, network)
+    whole = readable(costs.total(network.config.mixers, network.config.intermediate_sizes))
+    tell(pictures_line(run.train, len(run.train), run.validation, run.test))
+    tell(f"network   {run.source.depth} layers, {whole} {kind}; to be left {readable(target)}")
+
+
 def _choose(run: _Run, accelerator: Accelerator) -> None:
     """The search, and what it chose as a folder."""
     network, settings = dense_network(run.source), run.settings
@@ -381,6 +393,7 @@ def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training:
         held_out=held_out,
         teacher=load_teacher(teacher, images) if teacher else None,
         on_best=on_best,
+        on_begin=lambda: tell(f"{length_line(loop, 1)} ({phase.name})"),
         accelerator=accelerator,
     )
     history = loop.fit([phase])

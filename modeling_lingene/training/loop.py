@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
-from ..progress import Bar, progress_bar
+from ..progress import Bar, duration, progress_bar, redraws, tell
 from .checkpoints import Checkpoints
 from .losses import TEACHER
 from .validation import ACCURACY, Metric
@@ -161,6 +161,7 @@ class TrainingLoop:
         metric: what they are asked; default the accuracy.
         teacher: batch -> its answer, for every forward pass; see `teachers.py` and `encoders.py`.
         on_best: called on the main process with the full state dict when an evaluation was the best so far.
+        on_begin: called on the main process before the first step, when nothing is left to refuse.
         accelerator: default one made for the settings.
     """
 
@@ -176,10 +177,12 @@ class TrainingLoop:
         metric: Metric = ACCURACY,
         teacher: Callable[[dict], torch.Tensor] | None = None,
         on_best: Callable[[dict], None] | None = None,
+        on_begin: Callable[[], None] = lambda: None,
         accelerator: Accelerator | None = None,
     ):
         self.model, self.images, self.settings = model, images, settings
-        self.held_out, self.metric, self.teacher, self.on_best = held_out, metric, teacher, on_best
+        self.held_out, self.metric, self.teacher = held_out, metric, teacher
+        self.on_best, self.on_begin = on_best, on_begin
         self.accelerator = accelerator or make_accelerator(settings, out)
         self.layout = layout(self.accelerator, settings)
         self.steps_per_epoch = images.steps(self.layout)
@@ -187,6 +190,7 @@ class TrainingLoop:
         self.checkpoints = None if out is None else Checkpoints(out, identity, settings.keep_checkpoints)
         self.history: list[dict] = []  # a row per epoch
         self.best: float | None = None
+        self.looks = 0  # at the losses, until the time that the run takes has been told
 
     @property
     def is_main(self) -> bool:
@@ -203,6 +207,8 @@ class TrainingLoop:
             Interrupted: a signal asked to stop; the state is saved.
         """
         state = self._resume()
+        if self.is_main:
+            self.on_begin()
         if self.settings.activation_checkpointing:
             encoder = getattr(self.model, "encoder", self.model)
             enable = getattr(encoder, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
@@ -359,7 +365,20 @@ class TrainingLoop:
             shown[self.metric.name] = self.metric.shown.format(self.history[-1][self.metric.name])
         bar.set_postfix(shown, refresh=False)
         self._log({"loss": sum(losses) / len(losses), "images_per_second": rate, "learning_rate": run.rate}, run)
+        self._tell_time(seconds / len(losses), bar)
         waiting.clear()
+
+    def _tell_time(self, step_seconds: float, bar: Bar) -> None:
+        """How long the run will take, once: by its second look at the losses, or its only one in an epoch.
+
+        Args:
+            step_seconds: of a step; the first ones are slower than the rest.
+        """
+        self.looks += 1
+        if self.looks == min(2, math.ceil(self.steps_per_epoch / LOG_STEPS)):
+            left = bar.total - bar.n
+            time_left = f"about {duration(left * step_seconds)} for {left} steps more, evaluation not counted"
+            tell(time_left, shown=self.is_main)
 
     def _end_epoch(self, run: "_Run", epoch: int, bar: Bar) -> None:
         progress, every = run.progress, self.settings.evaluate_every
@@ -381,6 +400,14 @@ class TrainingLoop:
                 if self.on_best is not None:
                     self._give_best(run)
         self.history.append(row)
+        if not redraws():
+            self._tell_epoch(row)
+
+    def _tell_epoch(self, row: dict) -> None:
+        told = [f"loss {row['loss']:.4g}", f"{row['images_per_second']:.4g} images/s"]
+        if self.metric.name in row:
+            told.insert(1, f"{self.metric.name.replace('_', ' ')} {self.metric.shown.format(row[self.metric.name])}")
+        tell(f"{row['phase']}, epoch {row['epoch']} of {self.settings.epochs}: {', '.join(told)}", shown=self.is_main)
 
     def _give_best(self, run: "_Run") -> None:
         if run.average is not None:

@@ -28,6 +28,7 @@ from ..measuring.metrics import device_name
 from ..measuring.plots import plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
 from ..modeling_lingene import LinGeneForImageClassification
+from ..progress import tell
 from .asked import RUN_FILE, check_asked, keep_asked
 from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
@@ -35,6 +36,7 @@ from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelera
 from .losses import Objective
 from .record import training_facts
 from .settings import ModelSettings, Recipe
+from .summary import length_line, network_lines, pictures_line
 from .teachers import CachedTeacher, load_teacher
 from .token_cache import CACHE
 from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
@@ -241,9 +243,15 @@ def _trained(
     """What was trained, saved by the main process; its history; measuring without labels, the rows of its sizes."""
     begin = start_without_labels if recipe.unlabelled else _start
     start = begin(recipe, out, identity, accelerator)
-    if accelerator.is_main_process:
-        keep_asked(out, identity, recipe=recipe)
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
+
+    def begun() -> None:
+        keep_asked(out, identity, recipe=recipe)
+        labelled, source = not recipe.unlabelled, start.source
+        tell(pictures_line(source.images, len(source), *start.others(), labelled))
+        for line in (*network_lines(start.model.config, labelled, source.processor), length_line(loop, len(todo))):
+            tell(line)
+
     loop = TrainingLoop(
         start.trained,
         start.source,
@@ -251,6 +259,7 @@ def _trained(
         out,
         identity=identity,
         on_best=lambda state: start.save(out / "best", state),
+        on_begin=begun,
         accelerator=accelerator,
         **(start.parts() if recipe.unlabelled else _parts(recipe, start, accelerator)),
     )
@@ -286,6 +295,10 @@ class _Start:
     @property
     def trained(self) -> LinGeneForImageClassification:
         return self.model
+
+    def others(self) -> tuple[LabelledImages | None, LabelledImages]:
+        """The images that are not trained on, for validation and for the end."""
+        return self.validation, self.test
 
     def save(self, folder: Path, state: dict) -> None:
         """A bundle with this state, and its preprocessing."""

@@ -45,6 +45,10 @@ class UnlabelledStart:
         """What becomes the bundle."""
         return self.trained.encoder
 
+    def others(self) -> tuple[Any, None]:
+        """The images that are not trained on, for validation and for the end."""
+        return self.held_out.images, None
+
     def parts(self) -> dict[str, Any]:
         """Of a `TrainingLoop`."""
         metric = feature_metric(self.held_out_teacher)
