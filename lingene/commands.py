@@ -76,6 +76,11 @@ COMMANDS = {
         ),
         RESUMED,
     ),
+    "recipes": Command(
+        f"{WORK}.training:recipes",
+        "the named runs: what each trains, on what, how long; of one all that is not the default",
+        (option("recipe", metavar="RECIPE", nargs="?", help="one of them"),),
+    ),
     "prune": Command(
         f"{WORK}.training:prune",
         "prune a ViT, or a size of a bundle, to a share of its cost: attention into convolution",

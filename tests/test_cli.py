@@ -43,7 +43,7 @@ from test_hub import ROWS, assert_table_shows, files, number, read, table
 
 
 COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile", "verify"}
-COMMANDS |= {"info", "card", "push", "prune", "analyse", "zoo", "app"}
+COMMANDS |= {"info", "card", "push", "prune", "analyse", "zoo", "app", "recipes"}
 BAR = re.compile(r"\d%\|.*\|")  # of tqdm
 LONG = {  # the commands whose work takes a while
     "quickstart": "",

@@ -33,6 +33,21 @@ def decompose(out: Path | None, resume: Path | bool, **flags) -> None:
         print(f"    lingene push {bundle} USER/NAME")
 
 
+def recipes(recipe: str | None) -> None:
+    from ..training.recipes import ABOUT, RECIPES
+    from ..training.record import command_of
+
+    if recipe not in (None, *RECIPES):
+        raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}; got {recipe!r}.")
+    if recipe is None:
+        _print_recipes(RECIPES)
+        print("\n".join(["", *(f"{name}: {about}" for name, about in ABOUT.items())]))
+        print("\nAll settings of one: lingene recipes RECIPE. Run it: lingene decompose --recipe RECIPE --out DIR")
+        return
+    print(f"{ABOUT[recipe]}\n\nThe same without its name, whatever is not said being the default:\n")
+    print(f"    {command_of(RECIPES[recipe], RECIPES[recipe].data)}")
+
+
 def prune(model: str | None, out: Path | None, resume: Path | bool, **flags) -> None:
     from ..pruning.card import prune_table
     from ..pruning.options import KINDS, asked_pruning
@@ -50,6 +65,22 @@ def prune(model: str | None, out: Path | None, resume: Path | bool, **flags) -> 
         layers = [f"{layer['mixer']}/{layer['units']}" for layer in results["layers"]]
         print(f"\n{prune_table(results['rows'])}\n\nlayers   {' '.join(layers)}")
         print(f"model    {out / 'model'}\nplot     {out / 'layers.png'}\nnumbers  {out / 'results.json'}")
+
+
+def _print_recipes(recipes: dict) -> None:
+    """A table of them, a line each."""
+    from ..measuring.tables import aligned_table
+
+    lines = [["recipe", "data", "layers", "channels", "heads", "schedule", "components", "depths", "widths", "epochs"]]
+    for name, recipe in recipes.items():
+        model, how = recipe.model, recipe.decomposition
+        totals = how.prefixes(model.num_components or model.depth)
+        sizes = [totals, sorted({*how.depths, model.depth}), how.trained_widths(model.num_attention_heads)]
+        cells = [name, recipe.data, model.depth, model.hidden_size, model.num_attention_heads, how.schedule]
+        cells += [", ".join(map(str, some)) for some in sizes]
+        phases = f" x {len(totals)}" if how.schedule == "incremental" else ""
+        lines.append([*map(str, cells), f"{recipe.training.epochs}{phases}"])
+    print(aligned_table(lines))
 
 
 def _print_trained(rows: list[dict], out: Path) -> None:

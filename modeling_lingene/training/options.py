@@ -28,12 +28,17 @@ GROUPS = {
     "objective": Objective,
     "augmentation": Augmentation,
 }
+LISTS = {
+    tuple[int, ...]: {"type": integers, "metavar": "N,N"},
+    tuple[str, ...]: {"type": words, "metavar": "A,B"},
+}
 
 
 def add_recipe_options(command: argparse.ArgumentParser) -> None:
     """`--recipe`, `--data`, `--out`, `--resume`, and a flag for every field of every setting."""
     command.usage = "lingene decompose --data DATA --out DIR [options]\n       lingene decompose --resume DIR"
-    command.add_argument("--recipe", choices=RECIPES, help="start from a named run; flags change parts of it")
+    text = "start from a named run; flags change parts of it; --help after it shows its values"
+    named = command.add_argument("--recipe", action=_Recipe, choices=RECIPES, help=text)
     command.add_argument(
         "--method", choices=METHODS, help="the training scheme of a paper by name; flags change parts of it"
     )
@@ -41,9 +46,26 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="folder of the run")
     add_resume_option(command)
     command.add_argument("--augment", choices=AUGMENTATIONS, help="augmentation by name; the flags below change parts")
-    add_fields(command, Recipe, skip={"data", *GROUPS})
+    named.flags = {"": add_fields(command, Recipe, skip={"data", *GROUPS})}
     for name, settings in GROUPS.items():
-        add_fields(command.add_argument_group(name), settings)
+        named.flags[name] = add_fields(command.add_argument_group(name), settings)
+
+
+class _Recipe(argparse.Action):
+    """Takes a recipe's name, and lets a help page that is asked for after it show the recipe's values.
+
+    `flags`, set when all of them are there: by group, "" for the recipe's own, what `add_fields` gave.
+    """
+
+    flags: dict[str, dict[str, argparse.Action]]
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, name: str, *_) -> None:
+        namespace.recipe = name
+        for group, actions in self.flags.items():
+            settings = getattr(RECIPES[name], group) if group else RECIPES[name]
+            texts = described(type(settings))
+            for field, action in actions.items():
+                action.help = _text(texts[field], getattr(settings, field), name)
 
 
 def add_resume_option(command: argparse.ArgumentParser) -> None:
@@ -83,29 +105,33 @@ def given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
 
 
-def add_fields(group: Any, settings: type, base: Any = None, skip: set[str] = frozenset()) -> None:
-    """A flag for every field of some settings.
+def add_fields(
+    group: Any, settings: type, base: Any = None, skip: set[str] = frozenset()
+) -> dict[str, argparse.Action]:
+    """A flag for every field of some settings, by field.
 
     Args:
         base: whose values stand where nothing is given; default the defaults of the fields.
     """
-    types, texts = get_type_hints(settings), described(settings)
+    types, texts, added = get_type_hints(settings), described(settings), {}
     for field in dataclasses.fields(settings):
         if field.name not in skip:
-            flag = flag_of(field)
-            default = getattr(base, field.name, field.default)
-            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-            text = texts[field.name] + (f" (default: {shown})" if shown not in ("", None) else "")
-            text = text.replace("%", "%%")
-            if types[field.name] is bool:
-                group.add_argument(flag, dest=field.name, action=argparse.BooleanOptionalAction, help=text)
-            elif types[field.name] == tuple[int, ...]:
-                group.add_argument(flag, dest=field.name, type=integers, metavar="N,N", help=text)
-            elif types[field.name] == tuple[str, ...]:
-                group.add_argument(flag, dest=field.name, type=words, metavar="A,B", help=text)
+            kind = types[field.name]
+            if kind is bool:
+                read = {"action": argparse.BooleanOptionalAction}
+            elif kind in LISTS:
+                read = LISTS[kind]
             else:
-                kind = types[field.name]
-                group.add_argument(flag, dest=field.name, type=kind, metavar=kind.__name__.upper(), help=text)
+                read = {"type": kind, "metavar": kind.__name__.upper()}
+            text = _text(texts[field.name], getattr(base, field.name, field.default))
+            added[field.name] = group.add_argument(flag_of(field), dest=field.name, help=text, **read)
+    return added
+
+
+def _text(text: str, value: Any, whose: str = "default") -> str:
+    """A help text with the value that stands where none is given; argparse formats what it prints."""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return (text + (f" ({whose}: {shown})" if shown not in ("", None) else "")).replace("%", "%%")
 
 
 def described(settings: type) -> dict[str, str]:

@@ -49,7 +49,6 @@ SETTINGS = (Recipe, ModelSettings, TrainingSettings, DecompositionSettings, Augm
 
 
 RECIPES = {
-    # A minute and a half on two CPU cores, 98 to 99 % for the best size: tests/benchmarks/results/quickstart.json.
     "digits": Recipe(
         data="digits",
         model=ModelSettings(64, 4, intermediate_size=128, depth=6),
@@ -58,7 +57,6 @@ RECIPES = {
         decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6), freeze_outside=True),
         augmentation=Augmentation(**AUGMENTATIONS["shift"]),
     ),
-    # Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/README.md has a shorter one with a teacher.
     "fashion_mnist": Recipe(
         data="zalando-datasets/fashion_mnist",
         model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
@@ -66,8 +64,6 @@ RECIPES = {
         decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
-    # Half an hour on one CPU core; one run, four widths at three depths. tests/benchmarks/README.md has a shorter one
-    # with a teacher, beside each size trained alone.
     "fashion_mnist_sizes": Recipe(
         data="zalando-datasets/fashion_mnist",
         model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
@@ -75,7 +71,6 @@ RECIPES = {
         decomposition=DecompositionSettings("elastic", totals=(6,), depths=(3, 4), widths=("1/4", "1/2", "3/4")),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
-    # Never run: written for one GPU, 60 epochs a phase of an incremental run of five. Parquet files of 32 pixels.
     "tiny_imagenet_32": Recipe(
         data="tiny_imagenet_32",
         model=ModelSettings(192, 6, image_size=32, patch_size=4, depth=12),
@@ -83,8 +78,6 @@ RECIPES = {
         decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 8, 12)),
         augmentation=Augmentation(**AUGMENTATIONS["mixed"]),
     ),
-    # LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; 83.70 % there.
-    # Never run here: weeks of GPU time, and images that are not ours to bring.
     "paper_imagenet": Recipe(
         data="ILSVRC/imagenet-1k",
         model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper"),
@@ -95,6 +88,27 @@ RECIPES = {
         augmentation=Augmentation(**AUGMENTATIONS["deit"]),
         teacher="timm:regnety_160",
         workers=16,
+    ),
+}
+# Cost and expected number of each, or that it was never run.
+ABOUT = {
+    "digits": (
+        "A minute and a half on two CPU cores, 98 to 99 % for the best size: tests/benchmarks/results/quickstart.json."
+    ),
+    "fashion_mnist": (
+        "Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/README.md has a shorter one "
+        "with a teacher."
+    ),
+    "fashion_mnist_sizes": (
+        "Half an hour on one CPU core; one run, four widths at three depths. tests/benchmarks/README.md has a "
+        "shorter one with a teacher, beside each size trained alone."
+    ),
+    "tiny_imagenet_32": (
+        "Never run: written for one GPU, 60 epochs a phase of an incremental run of five. Parquet files of 32 pixels."
+    ),
+    "paper_imagenet": (
+        "LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; "
+        "83.70 % there. Never run here: weeks of GPU time, and images that are not ours to bring."
     ),
 }
 

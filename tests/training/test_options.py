@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.options import GROUPS, add_recipe_options, asked_recipe, described
-from modeling_lingene.training.recipes import RECIPES, Recipe
+from modeling_lingene.training.recipes import ABOUT, RECIPES, Recipe
 
 
 # Every setting, and another value than its default and those of the recipes, as it is typed and as it arrives.
@@ -250,6 +251,39 @@ def test_a_percent_sign_in_a_text_is_printed_as_it_is(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["decompose", "--help"])
     assert "50 % (100%) of all, %(prog)s. (default: 0.5)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_after_a_recipe_shows_its_values_and_help_alone_the_defaults(capsys, recipe):
+    """What a flag changes is seen before it is changed; the page said 192 channels where the recipe has 64."""
+    pages = []
+    for line in (["--recipe", recipe], []):
+        with pytest.raises(SystemExit):
+            cli.main(["decompose", *line, "--help"])
+        pages.append("".join(capsys.readouterr().out.split()))  # lines break at hyphens, too
+    for settings in (RECIPES[recipe], *(getattr(RECIPES[recipe], group) for group in GROUPS)):
+        for name, value in vars(settings).items():
+            if name not in ("data", *GROUPS) and value not in ("", ()):
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                text = f"{described(type(settings))[name]} ({recipe}: {shown})"
+                assert "".join(text.split()) in pages[0], name
+    assert f"({recipe}:" not in pages[1] and "channels.(default:192)" in pages[1]
+
+
+def test_recipes_are_listed_with_what_they_train_and_each_as_a_command_that_is_it(capsys):
+    """The command is parsed again: it must be the recipe, setting by setting."""
+    assert cli.main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"\| +fashion_mnist_sizes \|.* 1/4, 1/2, 3/4, 1 \|", listed)
+    assert re.search(r"\| +digits \| +digits \| +6 \| +64 \| +4 \| incremental \| +1, 2, 4, 6 \|", listed)
+    assert ABOUT.keys() == RECIPES.keys() and all(f"{name}: {about}" in listed for name, about in ABOUT.items())
+    for name, recipe in RECIPES.items():
+        assert cli.main(["recipes", name]) == 0
+        told = capsys.readouterr().out
+        words = shlex.split(told.splitlines()[-1])
+        assert ABOUT[name] in told and asked_recipe(cli.build_parser("decompose").parse_args(words[1:])) == recipe
+    assert cli.main(["recipes", "gruel"]) == 2
+    assert "digits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
