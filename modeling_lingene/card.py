@@ -18,6 +18,7 @@ from .configuration_lingene import LinGeneConfig
 from .folders import CONVERSION_PICTURE, SIZE_PICTURES
 from .markdown import text
 from .measuring.tables import readable
+from .progress import duration
 
 
 CARD_FILE = "README.md"
@@ -229,18 +230,11 @@ def made_how(trained: dict | None) -> list[tuple[str, str]]:
         ("started from", text(trained["init"] or "")),
         ("teacher", text(trained["teacher"] or "")),
         ("hardware", f"{trained['processes']} x {text(trained['hardware'])}"),
-        ("time in training steps", _duration(trained["seconds"])),
+        ("time in training steps", duration(trained["seconds"])),
         ("seed", str(trained["seed"])),
         ("versions", ", ".join(f"{text(name)} {text(version)}" for name, version in trained["versions"].items())),
     ]
     return [(name, told) for name, told in facts if told]
-
-
-def _duration(seconds: float) -> str:
-    """`95 s`, `31 min`, `5.2 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def papers(config: LinGeneConfig, trained: dict | None) -> list[str]:

@@ -111,6 +111,11 @@ def is_plain(name: str | os.PathLike, **hub) -> bool:
     return model_type_of(name, **hub) in PLAIN
 
 
+def is_bundle(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a bundle's."""
+    return os.path.isdir(folder) and model_type_of(folder) == LinGeneConfig.model_type
+
+
 def read_conversion(folder: Path) -> dict | None:
     """The report of the conversion that a bundle comes from; None where there is none.
 

@@ -6,6 +6,7 @@ name in it is markup. A push is verified by loading the repository back in a pro
 
 import json
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -203,6 +204,35 @@ def _example(config: LinGeneConfig, converted: dict | None) -> dict:
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, **named: str | None) -> None:
     """Render the card into a bundle folder; arguments as for `render_card`."""
     write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id, **named) + "\n")
+
+
+def refresh_card(folder: str | os.PathLike) -> Path | None:
+    """Render a bundle folder's card again where it has one of ours: under the name and the licence that it has.
+
+    Returns:
+        The card; None where there is none, or another page.
+
+    Raises:
+        ValueError: its header, or a file that it tells of, is damaged.
+    """
+    path = Path(folder) / CARD_FILE
+    if not path.is_file():
+        return None
+    license_of(Path(folder), None)  # refuses a damaged header
+    header, page = metadata_load(path) or {}, path.read_text(encoding="utf-8")
+    if "lingene" not in (header.get("tags") or ()):
+        return None
+    subfolder = re.search(r"\bsubfolder=(['\"])(.+?)\1", page)
+    write_card(folder, title=_name_in(header), subfolder=subfolder and subfolder[2])
+    return path
+
+
+def _name_in(header: dict) -> str | None:
+    """The name that a card's header gives its model: with results it stands among them."""
+    results = header.get("model-index")
+    first = results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
+    name = header.get("model_name", first.get("name"))
+    return name if isinstance(name, str) else None
 
 
 def push(

@@ -48,11 +48,10 @@ def redraws() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """`50 s`, `12 min`, `3.4 hours`, `2.1 days`."""
-    for unit, name, digits in ((86400, "days", 1), (3600, "hours", 1), (60, "min", 0)):
-        if seconds >= unit * 1.5:
-            return f"{seconds / unit:.{digits}f} {name}"
-    return f"{max(1, round(seconds))} s"
+    """`95 s`, `31 min`, `5.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class _Lines:

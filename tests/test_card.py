@@ -13,12 +13,36 @@ from huggingface_hub import ModelCard
 import helpers
 from modeling_lingene import card, folders, hub
 from modeling_lingene.citations import PAPERS
-from test_hub import ROWS, edit, examples, read
+from test_hub import ROWS, edit, examples, files, read
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return helpers.bundle(tmp_path / "tiny")
+
+
+def test_a_card_that_is_rendered_again_keeps_its_name_its_licence_and_its_place(folder):
+    """New numbers are no reason to call a bundle by another name, or to lose where it lies in its repository."""
+    hub.write_card(folder, "org/name", subfolder="small", license="mit")
+    before = (folder / "README.md").read_text()
+    assert "subfolder='small'" in before
+    folders.write_sizes(folder, ROWS)
+    assert hub.refresh_card(folder) == folder / "README.md"
+    after = (folder / "README.md").read_text()
+    assert after != before and "## Measured sizes" in after
+    assert after == hub.render_card(folder, "org/name", subfolder="small", license="mit") + "\n"
+    hub.write_card(folder)
+    plain = (folder / "README.md").read_text()
+    assert hub.refresh_card(folder) and (folder / "README.md").read_text() == plain
+
+
+@pytest.mark.parametrize("page", [None, "", "# Mine\n", "---\ntags: [vision]\n---\n# Mine\n"])
+def test_a_page_that_is_not_ours_is_left_alone(folder, page):
+    """Whoever wrote a README by hand has not asked for a card."""
+    if page is not None:
+        (folder / "README.md").write_text(page)
+    before = files(folder)
+    assert hub.refresh_card(folder) is None and files(folder) == before
 
 
 FACTS = {"command": "lingene decompose --data set", "dataset": "org/pictures", "hardware": "one CPU", "init": None}

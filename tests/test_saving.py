@@ -37,6 +37,24 @@ OUTSIDE = (
 ).split()
 
 
+def test_a_constrained_model_keeps_the_preprocessing_of_the_bundle_it_was_loaded_from(bundle, tmp_path):
+    """Fine-tuned and saved, it was a bundle that no image could be given to; a folder's own is left as it is."""
+    start = Path(shutil.copytree(bundle, tmp_path / "start"))
+    mine = '{"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "mine": 1}\n'
+    (start / "preprocessor_config.json").write_text(mine)
+    model = LinGeneForImageClassification.from_pretrained(start, constrained=True, depth=3)
+    shutil.rmtree(start)
+    model.save_pretrained(tmp_path / "new")
+    assert (tmp_path / "new" / "preprocessor_config.json").read_text() == mine
+    again = LinGeneForImageClassification.from_pretrained(tmp_path / "new", constrained=True)
+    (tmp_path / "new" / "preprocessor_config.json").write_text("{}")
+    again.save_pretrained(tmp_path / "new")
+    assert (tmp_path / "new" / "preprocessor_config.json").read_text() == "{}"
+    without = LinGeneForImageClassification.from_pretrained(bundle, constrained=True)
+    without.save_pretrained(tmp_path / "bare")
+    assert not (tmp_path / "bare" / "preprocessor_config.json").exists()
+
+
 def logits(model, **size) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(helpers.images().to(model.dtype), **size).logits

@@ -51,7 +51,7 @@ training.losses training.checkpoints training.teachers training.validation  trai
     training.unlabelled  training.recipes  training.options
 analysis.figures  analysis.trend analysis.coefficients analysis.similarity analysis.components
 app.cache  app.sizes  app.looking  app.views  app.page
-pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare  pruning.choose
+pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare pruning.record  pruning.choose
     pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
 commands.asked  commands.training commands.making commands.measuring commands.analysis commands.publishing
 cli

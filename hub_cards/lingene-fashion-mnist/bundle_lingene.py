@@ -16,7 +16,7 @@ from math import isfinite, prod
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from .budget_lingene import check_row
@@ -156,13 +156,7 @@ class Bundle:
         Raises:
             ValueError: the file is damaged or belongs to other weights.
         """
-        path = cached_file(
-            self.name,
-            SIZES_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **self.hub,
-        )
+        path = self._beside(SIZES_FILE)
         if path is None:
             return []
         content, where = read_json(path, self.name, MEASURE), f"`{SIZES_FILE}` of {self.name}"
@@ -176,6 +170,19 @@ class Bundle:
                 "measure the bundle again, or delete the file."
             )
         return rows
+
+    def preprocessing(self) -> str | None:
+        """The text of its `preprocessor_config.json`; None where there is none."""
+        path = self._beside(IMAGE_PROCESSOR_NAME)
+        if path is None:
+            return None
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+
+    def _beside(self, file: str) -> str | None:
+        """Local path of a file that a bundle may do without."""
+        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+        return cached_file(self.name, file, **quiet, **self.hub)
 
     def locate(self, keys: Iterable[str]) -> dict[str, str]:
         """Local path of the file that holds each key; downloads the files that are missing, and no others."""

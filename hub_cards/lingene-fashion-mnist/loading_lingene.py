@@ -9,13 +9,14 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from transformers import PretrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 from transformers.utils.hub import cached_file
 
 
@@ -62,6 +63,7 @@ class BundleMixin:
 
     has_head: ClassVar[bool]
     write_card: ClassVar[Callable[[Path, str], None] | None] = None  # set by the installed package
+    preprocessing: str | None = None  # text of the file beside the bundle that this model was loaded from
 
     @classmethod
     def from_pretrained(
@@ -151,7 +153,9 @@ class BundleMixin:
         weights = bundle.read_components(size, cls.has_head, dtype)
         kwargs |= {"config": bundle.config.sized(size), "state_dict": weights, "dtype": weights[CLS_TOKEN].dtype}
         result = super().from_pretrained(None, *model_args, **kwargs)
-        devices = set(getattr(result[0] if isinstance(result, tuple) else result, "hf_device_map", {}).values())
+        model = result[0] if isinstance(result, tuple) else result
+        model.preprocessing = bundle.preprocessing()
+        devices = set(getattr(model, "hf_device_map", {}).values())
         if len(devices) > 1 or "disk" in devices:
             raise ValueError(
                 f"`device_map` puts a constrained model on {', '.join(map(str, devices))}; its components are "
@@ -201,7 +205,8 @@ class BundleMixin:
         push_to_hub: bool = False,
         **kwargs,
     ):
-        """Write this model as a bundle of its size, atomically: one file per component, their index, config, code.
+        """Write this model as a bundle of its size, atomically: one file per component, their index, config, code,
+        and the preprocessing of the bundle that it was loaded from, where the folder has none.
 
         Args:
             save_directory: new, empty, or a folder to update; other files in it are left alone.
@@ -219,15 +224,20 @@ class BundleMixin:
             self.config.dtype = str(self.dtype).removeprefix("torch.")
             self.config.architectures = [type(self).__name__]
             tensors = self.state_dict() if state_dict is None else state_dict
-            write_bundle(save_directory, tensors, settings_of(self.config), self._write_rest)
+            own = os.path.isfile(os.path.join(save_directory, IMAGE_PROCESSOR_NAME))
+            preprocessing = None if own else self.preprocessing  # which the folder may have of another one
+            rest = partial(self._write_rest, preprocessing=preprocessing)
+            write_bundle(save_directory, tensors, settings_of(self.config), rest)
         if push_to_hub:
             repo_id = kwargs.get("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **{key: kwargs[key] for key in PUSH_KWARGS if key in kwargs})
 
-    def _write_rest(self, folder, weights_id: str):
+    def _write_rest(self, folder, weights_id: str, preprocessing: str | None = None):
         custom_object_save(self, folder, config=self.config)
         self.config.auto_map, self.config.weights_id = dict(AUTO_MAP), weights_id
         self.config.save_pretrained(folder)
+        if preprocessing is not None:
+            (folder / IMAGE_PROCESSOR_NAME).write_text(preprocessing, encoding="utf-8")
 
     def push_to_hub(
         self,

@@ -44,6 +44,17 @@ def sweep(resume: Path | None, **asked) -> None:
         folder = asked["out"] or Path(asked["bundle"])
         print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
         print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
+        _print_card(folder)
+
+
+def _print_card(folder: Path) -> None:
+    """A bundle's card tells its numbers: one that is there is rendered again."""
+    from ..folders import is_bundle
+    from ..hub import refresh_card
+
+    card = refresh_card(folder) if is_bundle(folder) else None
+    if card is not None:
+        print(f"card     {card}")
 
 
 def _stored(stored: dict, asked: dict, folder: Path) -> dict:
@@ -67,6 +78,7 @@ def profile(bundle: str, batch_size: int, **options) -> None:
     print(f"\n{profile_table(rows)}\n\none image, and {batch_size} at once, on {rows[0]['device']}")
     if (Path(bundle) / "sizes.json").is_file():
         print(f"numbers  {Path(bundle) / 'sizes.json'}")
+        _print_card(Path(bundle))
 
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:

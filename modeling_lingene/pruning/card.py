@@ -15,11 +15,11 @@ from ..lingene_vit import LinGeneViTConfig
 from ..markdown import code, text
 from ..measuring.plots import LAYER_PARTS
 from ..measuring.tables import aligned_table, readable
-from ..saving_lingene import ensure_repo
+from ..saving_lingene import TRAINING_FILE, ensure_repo
 
 
 PICTURE = "layers.png"
-SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CARD_FILE, PICTURE, "LICENSE", "model*.safetensors*", "*.py")
+SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_FILE, CARD_FILE, PICTURE, "LICENSE", "model*.safetensors*", "*.py")
 PAGE = """---
 {header}
 ---

@@ -44,6 +44,7 @@ from .choose import Worths, check_target, choose
 from .compare import nearest_size
 from .costs import Costs, costs_of
 from .importance import importance
+from .record import pruning_facts, write_pruning
 from .search import make_searched, search_phase, take_search
 from .write import Bottlenecks, dense_network, folded_network, simplest, write_network
 
@@ -368,11 +369,28 @@ def _publish_chosen(
     _publish(run, written, "chosen")
 
 
-def _publish(run: _Run, model: PreTrainedModel, name: str) -> None:
-    """A model with its preprocessing, complete or absent."""
+def _publish(run: _Run, model: PreTrainedModel, name: str, facts: dict | None = None) -> None:
+    """A model with its preprocessing and, if it is a result, how it was trained; complete or absent."""
     with complete_or_absent(run.out / name) as staging:
         model.save_pretrained(staging)
         run.processor.save_pretrained(staging)
+        if facts is not None:
+            write_pruning(staging, facts)
+
+
+def _facts(run: _Run, accelerator: Accelerator, history: list[dict]) -> dict:
+    """How the result was trained.
+
+    Args:
+        history: of the training that is not yet among the files.
+    """
+    files = [run.out / f"{name}.json" for name in ("search", "tune")]
+    stored = [
+        row for file in files if file.is_file() for row in json.loads(file.read_text(encoding="utf-8"))["epochs"]
+    ]
+    machine = (device_name(accelerator.device), accelerator.num_processes)
+    how = (run.settings, run.training, (run.objective, run.augmentation), stored + history)
+    return pruning_facts(run.identity["model"], *how, run.train.name, len(run.train), machine)
 
 
 def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training: TrainingSettings, on_best=None):
@@ -392,7 +410,7 @@ def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training:
         identity=run.identity,
         held_out=held_out,
         teacher=load_teacher(teacher, images) if teacher else None,
-        on_best=on_best,
+        on_best=on_best and (lambda state: on_best(state, loop.history)),
         on_begin=lambda: tell(f"{length_line(loop, 1)} ({phase.name})"),
         accelerator=accelerator,
     )
@@ -431,11 +449,11 @@ def _tuned(run: _Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """What was chosen, trained; its state."""
     network = _load(run.out / "chosen")
 
-    def keep(state: dict) -> None:
+    def keep(state: dict, history: list[dict]) -> None:
         best = LinGeneViTForImageClassification(network.config)
         best.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
         shutil.rmtree(run.out / "best", ignore_errors=True)
-        _publish(run, best, "best")
+        _publish(run, best, "best", _facts(run, accelerator, history))
 
     torch.manual_seed(run.training.seed)
     phase = Phase("tuning", lambda name: True, partial(_forward, run))
@@ -454,7 +472,7 @@ def _reported(run: _Run, state: dict | None, accelerator: Accelerator) -> dict:
         network.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
     result = simplest(folded_network(network) if run.settings.fold else network)
     if not (run.out / "model").is_dir():
-        _publish(run, result, "model")
+        _publish(run, result, "model", _facts(run, accelerator, []))
     device = str(accelerator.device)
     named = {"dense": run.dense, "chosen, not tuned": run.out / "chosen", "pruned": run.out / "model"}
     if not run.settings.tune:

@@ -390,6 +390,7 @@ class TrainingLoop:
             "images_per_second": round(self.steps_per_epoch * self.layout.images / progress.seconds, 1),
             "seconds": round(progress.seconds, 3),
         }
+        self.history.append(row)  # which `on_best` reads
         last = epoch + 1 == self.settings.epochs
         if self.held_out is not None and (last or (every and (epoch + 1) % every == 0)):
             model = run.average.module if run.average is not None else run.model
@@ -399,7 +400,6 @@ class TrainingLoop:
                 self.best = value
                 if self.on_best is not None:
                     self._give_best(run)
-        self.history.append(row)
         if not redraws():
             self._tell_epoch(row)
 

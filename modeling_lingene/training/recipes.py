@@ -18,14 +18,14 @@ import torch
 from accelerate import Accelerator
 
 from ..configuration_lingene import LinGeneConfig
-from ..folders import write_json, write_sizes, write_training
+from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
 from ..measuring.metrics import device_name
-from ..measuring.plots import plot_history, plot_sizes
+from ..measuring.plots import plot_heat, plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
 from ..modeling_lingene import LinGeneForImageClassification
 from ..progress import tell
@@ -221,7 +221,10 @@ def decompose(
     images = start.source.images.name
     if not recipe.unlabelled:
         rows = _measured(recipe, start, out / "bundle", threads, str(device))
-        plot_sizes(rows, out / "sizes.png", title or f"One bundle on {images}: every size")
+        title = title or f"One bundle on {images}: every size"
+        plot_sizes(rows, out / "sizes.png", title)
+        for plot, picture in zip((plot_sizes, plot_heat), SIZE_PICTURES):  # of its card
+            plot(rows, out / "bundle" / picture, title)
     write_card(out / "bundle", name)
     plot_history(history, out / "history.png", f"Training on {images}")
     run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
@@ -259,6 +262,11 @@ def _trained(
     start = begin(recipe, out, identity, accelerator)
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
 
+    def save(folder: Path, state: dict) -> None:
+        start.save(folder, state)
+        seen, machine = start.source, (device_name(accelerator.device), accelerator.num_processes)
+        write_training(folder, training_facts(recipe, loop.history, seen.images.name, len(seen), *machine))
+
     def begun() -> None:
         keep_asked(out, identity, recipe=recipe)
         labelled, source = not recipe.unlabelled, start.source
@@ -272,7 +280,7 @@ def _trained(
         recipe.training,
         out,
         identity=identity,
-        on_best=lambda state: start.save(out / "best", state),
+        on_best=lambda state: save(out / "best", state),
         on_begin=begun,
         accelerator=accelerator,
         **(start.parts() if recipe.unlabelled else _parts(recipe, start, accelerator)),
@@ -282,9 +290,7 @@ def _trained(
     state = loop.full_state()
     accelerator.end_training()
     if accelerator.is_main_process:
-        start.save(out / "bundle", state)
-        seen, machine = start.source, (device_name(accelerator.device), accelerator.num_processes)
-        write_training(out / "bundle", training_facts(recipe, history, seen.images.name, len(seen), *machine))
+        save(out / "bundle", state)
         write_json(out / "history.json", {"epochs": history})
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return start, history, rows

@@ -37,16 +37,24 @@ def training_facts(
         hardware: name of a process's device.
         processes: of the run.
     """
-    return {
+    return run_facts(history, dataset, images, hardware, processes, seed=recipe.training.seed) | {
         "command": command_of(recipe, dataset),
-        "dataset": dataset,
-        "images": images,
-        "epochs": len(history),
         "objective": recipe.objective.kind,
         "init": public_name(recipe.init),
         "teacher": public_name(recipe.teacher),
         "base_model": base_model_of(recipe.init),
-        "seed": recipe.training.seed,
+    }
+
+
+def run_facts(
+    history: list[dict], dataset: str, images: int, hardware: str, processes: int, seed: int
+) -> dict[str, Any]:
+    """Of what any training says, the part that is not about its model; arguments as for `training_facts`."""
+    return {
+        "dataset": dataset,
+        "images": images,
+        "epochs": len(history),
+        "seed": seed,
         "hardware": hardware,
         "processes": processes,
         "seconds": round(sum(row["seconds"] for row in history), 1),
@@ -59,15 +67,28 @@ def command_of(recipe: Recipe, dataset: str) -> str:
     """The `lingene decompose` that runs a recipe, with every setting that is not the default."""
     names = {"data": dataset, "init": public_name(recipe.init), "teacher": public_name(recipe.teacher)}
     words = ["lingene", "decompose", "--out", "RUN"]
-    for settings in (recipe, *(value for value in vars(recipe).values() if dataclasses.is_dataclass(value))):
-        for field in dataclasses.fields(settings):
-            value = getattr(settings, field.name)
-            ignored = recipe.init and type(settings) is type(recipe.model)  # the shape is the bundle's
-            if dataclasses.is_dataclass(value) or value == field.default:
-                continue
-            if not ignored or field.name in ("num_components", "dropout"):
-                words += flag_words(field, names.get(field.name, value) if settings is recipe else value)
+    words += changed_words(recipe, names)
+    for settings in (value for value in vars(recipe).values() if dataclasses.is_dataclass(value)):
+        shape = recipe.init and settings is recipe.model  # is the bundle's
+        words += changed_words(settings, only=("num_components", "dropout") if shape else None)
     return shlex.join(words)
+
+
+def changed_words(
+    settings: Any, names: dict[str, Any] | None = None, only: tuple[str, ...] | None = None
+) -> list[str]:
+    """The flags of all settings that are not the default.
+
+    Args:
+        names: what some fields are called in public.
+        only: the fields that count; default all.
+    """
+    words = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not dataclasses.is_dataclass(value) and value != field.default and (only is None or field.name in only):
+            words += flag_words(field, (names or {}).get(field.name, value))
+    return words
 
 
 def flag_of(field: dataclasses.Field) -> str:

@@ -3,9 +3,11 @@
 pytest tests/pruning/test_prune.py
 """
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,9 +22,10 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 import helpers
 from hub_server import HubServer
 from modeling_lingene.citations import PAPERS
-from modeling_lingene.cli import main
+from modeling_lingene.cli import build_parser, main
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.pruning import prune as pruning
+from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import PruneSettings, prune
 from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
 from modeling_lingene.training.losses import Objective
@@ -63,6 +66,23 @@ def done(tmp_path_factory, vit):
     folder = tmp_path_factory.mktemp("done")
     settings = {"none": SETTINGS, "published": replace(SETTINGS, search="published", fold=True, teacher="dense")}
     return {search: (folder / search, prune(vit, folder / search, one, TRAINING)) for search, one in settings.items()}
+
+
+@pytest.mark.parametrize("search", ["none", "published"])
+def test_the_result_and_the_best_state_say_how_they_were_trained(done, vit, search):
+    """As a bundle does: the command asks for the same run again, and no path of this machine is in it."""
+    folder, results = done[search]
+    for name in ("model", "best"):
+        facts = json.loads((folder / name / "training.json").read_text())
+        (weights,) = (folder / name).glob("model*.safetensors")
+        assert facts["weights_id"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert (facts["dataset"], facts["images"], facts["init"]) == ("digits", 1293, vit.name)
+        assert facts["epochs"] == (2 if search == "published" else 1) and facts["seconds"] > 0
+        assert facts["hardware"] == results["run"]["hardware"] and str(vit.parent) not in json.dumps(facts)
+        arguments = vars(build_parser("prune").parse_args(shlex.split(facts["command"])[1:]))
+        asked = asked_pruning(arguments, {})
+        expected = SETTINGS if search == "none" else replace(SETTINGS, search="published", fold=True, teacher="dense")
+        assert asked["settings"] == expected and asked["training"] == TRAINING
 
 
 @pytest.mark.parametrize("search", ["none", "published"])

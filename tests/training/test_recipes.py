@@ -288,6 +288,28 @@ def test_a_bundle_says_how_it_was_trained_and_its_card_shows_it(run):
     assert f"`{facts['command']}`" in card and "| seed | " in card and "1,293 pictures with labels" in card
 
 
+def test_the_best_state_says_how_far_it_was_trained(run):
+    """`best/` may be all that is left of a run that was stopped, and is a bundle like the result."""
+    facts, history = read(run.out / "best" / "training.json"), read(run.out / "history.json")["epochs"]
+    assert facts["weights_id"] == bundle_weights_id(run.out / "best")
+    accuracies = [row.get("accuracy", 0) for row in history]
+    assert facts["epochs"] == accuracies.index(max(accuracies)) + 1
+    whole = read(run.bundle / "training.json")
+    assert {**whole, "epochs": 0, "seconds": 0, "weights_id": ""} == {
+        **facts,
+        "epochs": 0,
+        "seconds": 0,
+        "weights_id": "",
+    }
+
+
+def test_the_bundle_has_the_pictures_that_its_card_shows(run):
+    """The picture lay beside the bundle, and the card of a run that took an hour showed none."""
+    card = (run.bundle / "README.md").read_text()
+    for picture in ("sizes.png", "sizes_heat.png"):
+        assert f"]({picture})" in card and (run.bundle / picture).read_bytes()[:4] == b"\x89PNG"
+
+
 def test_the_recorded_command_is_the_run():
     """Pasted, it asks for the very recipe; a setting that it forgot would make another bundle."""
     masked = recipes.RECIPES["digits"]

@@ -79,10 +79,7 @@ def test_a_network_of_one_size_costs_one_number():
     assert " to " not in sizes and sizes.split(": ")[1] in network
 
 
-@pytest.mark.parametrize(
-    "seconds, told",
-    [(0.2, "1 s"), (89, "89 s"), (95, "2 min"), (5000, "83 min"), (6000, "1.7 hours"), (2e5, "2.3 days")],
-)
+@pytest.mark.parametrize("seconds, told", [(0.2, "0 s"), (95, "95 s"), (130, "2 min"), (12000, "3.3 h")])
 def test_durations_are_read_at_a_glance(seconds, told):
     """Two digits; nobody divides 12,000 seconds."""
     assert progress.duration(seconds) == told

@@ -30,7 +30,7 @@ from sweeping import (
 )
 
 import helpers
-from modeling_lingene import LinGeneConfig, LinGeneModel, folders
+from modeling_lingene import LinGeneConfig, LinGeneModel, folders, hub
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.measuring import metrics, plots, profiling, sweep
@@ -198,6 +198,25 @@ def test_an_interrupted_sweep_exits_130_and_goes_on_by_the_same_command_or_its_f
     told = lingene(*command if again == "the same command" else ["sweep", "--resume", where])
     assert told.code == 0 and work.loads == ORDER[2:] and len(table(told.out)) == 3
     assert (where / "sizes.json").exists() and not (where / PROGRESS).exists()
+
+
+def test_sweep_and_profile_render_the_card_of_the_folder_again_where_it_has_one(lingene, folder, tmp_path):
+    """A card that tells other numbers than the file beside it is worse than none."""
+    command = ["sweep", folder, "--data", "made", *options(GRID)]
+    assert "card " not in lingene(*command).out and not (folder / "README.md").exists()
+    hub.write_card(folder, "org/name")
+    pages = [(folder / "README.md").read_text()]
+    for words in (
+        ["sweep", folder, "--data", "made", "--depths", 1],
+        ["profile", folder, "--batch-size", 2, "--threads", 2],
+    ):
+        told = lingene(*words)
+        assert told.code == 0 and f"card     {folder / 'README.md'}\n" in told.out
+        pages.append((folder / "README.md").read_text())
+        assert pages[-1] == hub.render_card(folder, "org/name") + "\n"
+    assert "All 4 measured sizes" not in pages[0] and "measured sizes</summary>" in pages[1]
+    told = lingene(*command, "--out", tmp_path / "results")
+    assert told.code == 0 and "card " not in told.out and (folder / "README.md").read_text() == pages[-1]
 
 
 def test_a_sweep_that_is_gone_on_with_refuses_other_flags_and_a_folder_without_one(lingene, folder, work):
