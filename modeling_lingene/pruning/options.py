@@ -9,9 +9,9 @@ from ..training.loop import TrainingSettings
 from ..training.losses import Objective
 from ..training.options import add_fields, add_resume_option, given
 from .prune import PruneSettings
+from .record import TRAINING
 
 
-TRAINING = TrainingSettings(epochs=30, learning_rate=5e-4)  # what was trained needs less
 GROUPS = {"training": TrainingSettings, "objective": Objective, "augmentation": Augmentation}
 
 

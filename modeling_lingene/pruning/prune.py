@@ -44,7 +44,7 @@ from .choose import Worths, check_target, choose
 from .compare import nearest_size
 from .costs import Costs, costs_of
 from .importance import importance
-from .record import pruning_facts, write_pruning
+from .record import TRAINING, pruning_facts, write_pruning
 from .search import make_searched, search_phase, take_search
 from .write import Bottlenecks, dense_network, folded_network, simplest, write_network
 
@@ -181,7 +181,7 @@ def prune(
     Raises:
         ValueError: whatever of it cannot be met; the folder holds another run or something else.
     """
-    out, training = Path(out), training or TrainingSettings(epochs=30, learning_rate=5e-4)
+    out, training = Path(out), training or TRAINING
     objective, augmentation = objective or Objective(), augmentation or Augmentation()
     accelerator = make_accelerator(training, out)
     asked = {**asdict(settings), **asdict(objective), **asdict(augmentation), "size": size or {}}

@@ -13,6 +13,9 @@ from ..training.losses import Objective
 from ..training.record import base_model_of, changed_words, public_name, run_facts
 
 
+TRAINING = TrainingSettings(epochs=30, learning_rate=5e-4)  # default of search and tuning: what was trained needs less
+
+
 def pruning_facts(
     model: str,
     settings: Any,
@@ -35,7 +38,7 @@ def pruning_facts(
     teacher = settings.teacher if settings.teacher != "dense" else model
     names = {"data": dataset, "teacher": public_name(settings.teacher) or ""}
     words = ["lingene", "prune", public_name(model), "--out", "RUN", *changed_words(settings, names)]
-    words += [word for one in (training, *others) for word in changed_words(one)]
+    words += changed_words(training, base=TRAINING) + [word for one in others for word in changed_words(one)]
     return run_facts(history, dataset, images, *machine, seed=training.seed) | {
         "command": shlex.join(words),
         "objective": Objective().kind,

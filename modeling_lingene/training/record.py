@@ -16,7 +16,7 @@ import transformers
 
 import modeling_lingene
 
-from ..folders import read_config, read_conversion, read_training
+from ..folders import is_bundle, read_config, read_conversion, read_training
 from .settings import Recipe
 
 
@@ -75,18 +75,20 @@ def command_of(recipe: Recipe, dataset: str) -> str:
 
 
 def changed_words(
-    settings: Any, names: dict[str, Any] | None = None, only: tuple[str, ...] | None = None
+    settings: Any, names: dict[str, Any] | None = None, only: tuple[str, ...] | None = None, base: Any = None
 ) -> list[str]:
     """The flags of all settings that are not the default.
 
     Args:
         names: what some fields are called in public.
         only: the fields that count; default all.
+        base: what the command takes where a flag is not given; default the defaults of the fields.
     """
     words = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if not dataclasses.is_dataclass(value) and value != field.default and (only is None or field.name in only):
+        usual = getattr(base, field.name, field.default)
+        if not dataclasses.is_dataclass(value) and value != usual and (only is None or field.name in only):
             words += flag_words(field, (names or {}).get(field.name, value))
     return words
 
@@ -116,6 +118,8 @@ def base_model_of(init: str) -> str | None:
     folder = Path(os.path.expanduser(init))
     if not init or not folder.is_dir():
         return init or None
+    if not is_bundle(folder):
+        return None
     trained = read_training(folder, read_config(folder).weights_id)
     if trained is not None:
         return trained["base_model"]
