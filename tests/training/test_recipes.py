@@ -380,7 +380,7 @@ def parts_of_a_run(monkeypatch, tmp_path, **changes) -> tuple[dict, dict]:
     monkeypatch.setattr(recipes, "load_images", load)
     monkeypatch.setattr(TrainingLoop, "fit", fit)
     monkeypatch.setattr(recipes, "measure_sizes", measure)
-    for name in ("write_card", "plot_sizes", "plot_history", "write_sizes"):
+    for name in ("write_card", "plot_sizes", "plot_heat", "plot_history", "write_sizes"):
         monkeypatch.setattr(recipes, name, lambda *_, **__: None)
     recipes.decompose(tiny_recipe(Path("made"), **changes), tmp_path / "out")
     return {

@@ -64,7 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
     monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split))
     monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
-    for plot in ("plot_sizes", "plot_history"):
+    for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 
 
