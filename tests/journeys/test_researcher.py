@@ -17,9 +17,9 @@ NETWORK = (
 )
 # As many epochs in all: a phase of each number of components, or one run.
 SCHEDULES = {
-    "incremental": "--schedule incremental --totals 2,4 --epochs 6",
-    "simultaneous": "--schedule simultaneous --epochs 12",
-    "elastic": "--schedule elastic --totals 2,4 --epochs 12",
+    "incremental": "--schedule incremental --totals 2,4 --epochs 3",
+    "simultaneous": "--schedule simultaneous --totals 2,4 --epochs 6",
+    "elastic": "--schedule elastic --totals 2,4 --epochs 6",
 }
 
 
@@ -27,7 +27,7 @@ def test_a_researcher_compares_schedules(tmp_path, monkeypatch, capfd):
     for package in ("matplotlib", "datasets"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    plant(Path("flowers"))
+    plant(Path("flowers"), train=24)
 
     # What is there to begin with.
     lingene("recipes")
@@ -45,13 +45,13 @@ def test_a_researcher_compares_schedules(tmp_path, monkeypatch, capfd):
                 )
     for size, found in sorted(table.items()):
         print(size, {name: [f"{value:.1%}" for value in values] for name, values in found.items()})
-    assert set(table) == {(2, 2), (2, 4), (4, 2), (4, 4)} | {(2, 4), (4, 4)}
+    assert set(table) == {(2, 2), (2, 4), (4, 2), (4, 4)}
+    assert all(set(found) == set(SCHEDULES) for found in table.values())
     assert all(len(values) == 2 for found in table.values() for values in found.values())
-    assert set(table[4, 4]) == set(SCHEDULES)
 
     # All phases took as many steps, and a run says what it was: its command, pasted, gives the same weights again.
     epochs = {name: len(history(f"{name}-0")) for name in SCHEDULES}
-    assert set(epochs.values()) == {12}, epochs
+    assert set(epochs.values()) == {6}, epochs
     facts = json.loads(Path("runs/elastic-1/bundle/training.json").read_text())
     words = shlex.split(facts["command"])[1:]
     words[words.index("RUN")] = "runs/again"
