@@ -49,8 +49,6 @@ from modeling_lingene.images.data import image_processor
 from modeling_lingene.training import options
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, intermediate_size=96)
 SHAPE |= dict(image_size=16, patch_size=4)
 HEADS, DEPTH, COUNT = 4, 6, 40

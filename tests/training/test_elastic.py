@@ -43,9 +43,6 @@ from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
 from modeling_lingene.training.losses import Objective
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
 TESTS = str(Path(__file__).parents[1])
 DEPTH, DEPTHS, COMPONENTS = 6, (3, 4), 5
 QUARTERS = ("1/4", "1/2", "3/4")

@@ -36,9 +36,6 @@ from modeling_lingene.training.loop import (
 )
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
 IMAGES = helpers.source(14)
 EPOCHS, STEPS = 3, 3  # of a phase, of an epoch (4 + 4 + 4 images; two wait for another epoch's order)
 

@@ -24,9 +24,6 @@ from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.token_cache import CachedTokens
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "plot_history", lambda *_, **__: None)
