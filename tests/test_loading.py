@@ -7,11 +7,8 @@ The reference is the constrained model that was saved; its own arithmetic is tes
 
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -719,31 +716,3 @@ def test_a_budget_is_of_the_image_size_that_was_measured(measured, load):
     """MACs and accuracy in sizes.json hold for no other."""
     with pytest.raises(ValueError, match="do not give `image_size` as well"):
         load(measured, max_macs=1e12, image_size=24)
-
-
-def test_no_operation_of_a_load_is_divided_among_threads():
-    """Each of thousands would wait for its slowest thread: with one busy process beside it, a load took seconds.
-
-    A process whose operations were all small enough to stay on one thread never starts those that torch divides work
-    among; the threads that combine pieces are gone when the load is done.
-    """
-    if not Path("/proc/self/task").is_dir():
-        pytest.skip("needs /proc to count threads")
-    program = """
-import os, time, torch
-from modeling_lingene import bundle_lingene
-parts = [torch.empty(3072, 768) for _ in range(12)]
-for tensor in parts:
-    for row in tensor:
-        row.zero_()
-before = len(os.listdir("/proc/self/task"))
-layers, pieces = bundle_lingene.combining(parts, torch.ones(12, 12, dtype=torch.float64), torch.float32)
-assert all(finite for _, finite in bundle_lingene.in_threads([("name", piece) for piece in pieces]))
-for _ in range(100):  # one that has ended may be seen for a moment
-    more = len(os.listdir("/proc/self/task")) - before
-    time.sleep(0.02 if more else 0)
-print(more)
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": "4"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0"]

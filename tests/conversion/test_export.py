@@ -46,8 +46,6 @@ from test_hub import ROWS, example, files, read, run_examples
 from test_writing import error_with_limit
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
 LABELS = {index: f"thing {index}" for index in range(7)}
 MEAN, STD = [0.2, 0.4, 0.6], [0.3, 0.5, 0.7]
 FULL = {"depth": 4, "width_ratio": "1", "num_components": 3}
@@ -55,6 +53,7 @@ SMALL = {"depth": 2, "width_ratio": "1/2", "num_components": 2}
 SHAPE = {"depth": 4, "num_components": 3}  # of the bundles that most tests share
 LEAST = {"depth": 1, "num_components": 1}  # where only the failure matters
 FORMATS = ("transformers", "timm", "onnx", "program")  # those of devices have test_devices.py
+TRACED = ("onnx", "program")  # seconds a size, whatever its shape
 PACKAGES = {"timm": ["timm"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 ONNX_FLOAT, ONNX_INT8, ONNX_HALF = 1, 3, 10  # of TensorProto.DataType
 
@@ -168,8 +167,10 @@ def loaded(folder: Path, head: bool = True) -> Callable[[torch.Tensor], torch.Te
     return timm_model if head else timm_model.forward_features
 
 
-@pytest.mark.parametrize("size", [FULL, SMALL], ids=["full", "small"])
-@pytest.mark.parametrize("to", FORMATS)
+WHOLE = [pytest.param(to, FULL, marks=[pytest.mark.slow] * (to in TRACED), id=f"{to}-full") for to in FORMATS]
+
+
+@pytest.mark.parametrize("to, size", [*WHOLE, *(pytest.param(to, SMALL, id=f"{to}-small") for to in FORMATS)])
 @torch.no_grad()
 def test_every_format_gives_the_logits_of_the_size_that_was_asked_for(origin, written, to, size):
     """As numpy recomposes it and as `from_pretrained` gives it; for one image and for five, the batch is not fixed."""
@@ -275,10 +276,10 @@ def element_types(folder: Path) -> dict[int, int]:
 @torch.no_grad()
 def test_smaller_onnx_weights_are_smaller_files_of_nearly_the_same_answers(origin, written):
     """Most numbers are stored in the type that was asked for; who calls the file still gives and gets float32."""
-    folders = {weights: written(origin, "onnx", weights) for weights in ("float32", "float16", "int8")}
+    folders = {weights: written(origin, "onnx", weights, SMALL) for weights in ("float32", "float16", "int8")}
     sizes = {weights: (folder / "model.onnx").stat().st_size for weights, folder in folders.items()}
     assert sizes["float32"] > sizes["float16"] > sizes["int8"]
-    reference, answers = helpers.reference_vit(origin.model, *FULL.values()), {}
+    reference, answers = helpers.reference_vit(origin.model, *SMALL.values()), {}
     for weights, kind, limit in (
         ("float32", ONNX_FLOAT, 1e-5),
         ("float16", ONNX_HALF, 5e-3),
@@ -643,9 +644,11 @@ def picture():
 def test_preprocessing_comes_along_in_every_format(origin, written, to):
     """Pixels of another mean are other images; as transformers reads it from the folder."""
     own = ViTImageProcessorPil.from_pretrained(origin.folder)(picture(), return_tensors="pt")["pixel_values"]
-    kept = ViTImageProcessorPil.from_pretrained(written(origin, to))(picture(), return_tensors="pt")["pixel_values"]
+    kept = ViTImageProcessorPil.from_pretrained(written(origin, to, size=SMALL))(picture(), return_tensors="pt")[
+        "pixel_values"
+    ]
     assert torch.equal(kept, own) and list(origin.processor.image_mean) == MEAN
-    assert AutoImageProcessor.from_pretrained(written(origin, to)).image_std == pytest.approx(STD)
+    assert AutoImageProcessor.from_pretrained(written(origin, to, size=SMALL)).image_std == pytest.approx(STD)
 
 
 @pytest.mark.parametrize("to", FORMATS)
