@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import helpers
+from modeling_lingene.measuring import metrics
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 
 torch.set_num_threads(1)  # for fixtures of modules too, which run before those of functions
+metrics.TIMED_SECONDS = 1e-3  # a size; hundreds are timed, and how well is tested with times of its own
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +28,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return helpers.bundle(tmp_path_factory.mktemp("session") / "bundle")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
     """Accelerate collects garbage after every phase: 0.3 s for what the imports hold, a thousandth of it without."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -53,7 +53,7 @@ class HubServer:
         url: The endpoint; the system chooses the port.
         requests: `(method, path)` of every request so far; the path is quoted and has its query.
         repos: By id, each with `private`, `commits` and `branches`.
-        fail_next_commit: Once set, the next commit answers 500, changes nothing and unsets it.
+        fail_next_commit_of: A repository's name; its next commit answers 500, changes nothing and unsets it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -61,7 +61,7 @@ class HubServer:
         self.root = root
         self.requests: list[tuple[str, str]] = []
         self.repos: dict[str, Repo] = {}
-        self.fail_next_commit = False
+        self.fail_next_commit_of: str | None = None
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -215,8 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = dict(self.snapshot(repo_id, revision))
         if revision not in self.hub.repos[repo_id].branches:
             raise Refused(400, "", f"Only a branch takes commits: {revision}")
-        if self.hub.fail_next_commit:
-            self.hub.fail_next_commit = False
+        if self.hub.fail_next_commit_of == repo_id:
+            self.hub.fail_next_commit_of = None
             raise Refused(500, "", "The test asked for this commit to fail")
         for line in self.body.splitlines():
             operation = json.loads(line)

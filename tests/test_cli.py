@@ -628,18 +628,6 @@ def test_lingene_is_one_program_by_its_three_names():
     assert told[0].stdout == told[1].stdout and told[0].stdout.startswith("usage: lingene zoo")
 
 
-def test_importing_the_command_line_imports_no_optional_package():
-    """`lingene info` must work, and start fast, where scikit-learn, matplotlib and datasets are not installed."""
-    code = (
-        "import sys\nfor name in ('sklearn', 'matplotlib', 'datasets'): sys.modules[name] = None\n"
-        "import modeling_lingene.cli, modeling_lingene.hub, modeling_lingene.images.data\n"
-        "import modeling_lingene.measuring.metrics\n"
-        "modeling_lingene.cli.build_parser()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
 def test_verify_lists_every_weight_file_and_refuses_a_changed_one(bundle, tmp_path, capsys):
     """Exit 2 and the file's name: what arrived is not what was sent."""
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))

@@ -25,8 +25,6 @@ from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.vit_lingene import embed
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=4, image_size=42, patch_size=7, num_labels=5)
 OWN = {
     "vit": dict(intermediate_size=96),
@@ -42,7 +40,9 @@ CLASSES["classifier"] = (AutoModelForImageClassification, LinGeneForImageClassif
 
 def stock(family: str, kind: str = "encoder", **fields):
     """A stock model with every parameter drawn anew."""
-    made = stock_class(family, kind)(getattr(transformers, FAMILIES[family].config)(**SHAPE, **OWN[family], **fields))
+    made = stock_class(family, kind)(
+        getattr(transformers, FAMILIES[family].config)(**{**SHAPE, **OWN[family], **fields})
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.parameters():

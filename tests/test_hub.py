@@ -1,6 +1,6 @@
 """Laws of cards, measured sizes and pushing: what is shown was measured, what is pushed is whole and loads again.
 
-The round trip runs in two processes that know only the Hub on this machine; the pushes in them share the imports.
+The round trip runs in a process that knows only the Hub on this machine; all pushes in it share the imports.
 
     pytest tests/test_hub.py
 """
@@ -475,35 +475,19 @@ def test_verifying_compares_what_a_clean_process_prints(monkeypatch, ours, their
             hub.verify("folder", "org/name", {"revision": "main"}, Size(1, 1, 1))
 
 
-def pushes(big: str, small: str) -> dict[str, Any]:
-    """Pushes a bundle and verifies it; then a smaller one over it, one to a branch and one under a bare name."""
-    from pathlib import Path
-
-    from huggingface_hub import HfApi
-
-    from modeling_lingene import hub
-
-    found = {"urls": [hub.push(big, "org/bundle", private=True)]}
-    found["card"] = (Path(big) / "README.md").read_text()
-    HfApi().upload_file(path_or_fileobj=b"kept", path_in_repo="notes.md", repo_id="org/bundle")
-    found["several"] = hub.push(small, "org/several", subfolder="few")
-    hub.verify = lambda *_: None  # seconds each; the first pushes were verified
-    hub.push(big, "org/several", subfolder="many")
-    found["urls"].append(hub.push(small, "org/bundle"))
-    found["urls"].append(hub.push(big, "org/bundle", revision="wide"))
-    found["urls"].append(hub.push(big, "solo"))
-    return found
-
-
-def failing_pushes(damaged: str, whole: str, littered: str, out: str) -> dict[str, Any]:
-    """Pushes a damaged folder, then one while the Hub fails, then again; one with more in it than a bundle; reads from
-    the Hub what needs no weights.
+def pushes(big: str, small: str, damaged: str, littered: str, out: str, verifying: str) -> dict[str, Any]:
+    """Pushes a bundle and verifies it; a smaller one over it, others to a branch, into subfolders and under a bare
+    name; between two requests of its own a damaged folder; then one while the Hub fails, and again; one with more in
+    it than a bundle. Reads from the Hub what needs no weights.
     """
     import contextlib
     import io
     import logging
     import os
     import urllib.request
+    from pathlib import Path
+
+    from huggingface_hub import HfApi
 
     from modeling_lingene import hub
     from modeling_lingene.cli import main
@@ -514,14 +498,33 @@ def failing_pushes(damaged: str, whole: str, littered: str, out: str) -> dict[st
             code = main(list(arguments))
         return {"code": code, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
 
-    found = {"damaged": lingene("push", damaged, "org/damaged")}
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{os.environ['HF_ENDPOINT']}/api/whoami-v2")
-    hub.verify = lambda *_: None
-    found["failed"] = lingene("push", whole, "org/failing")
-    found["again"] = lingene("push", whole, "org/failing", "--private")
+    def knock(word):
+        asked = f"{os.environ['HF_ENDPOINT']}/api/whoami-v2?{word}"
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked)
+
+    home = os.environ["HF_HOME"]
+    os.environ["HF_HOME"] = verifying  # of new processes; this one has read it, and its cache stays empty
+    found = {"urls": [hub.push(big, "org/bundle", private=True)]}
+    os.environ["HF_HOME"] = home
+    found["card"] = (Path(big) / "README.md").read_text()
+    HfApi().upload_file(path_or_fileobj=b"kept", path_in_repo="notes.md", repo_id="org/bundle")
+    found["verified"] = []  # seconds each; the first push was
+    hub.verify_loads = lambda auto_class, *places: found["verified"].append([auto_class, *places])
+    found["several"] = hub.push(small, "org/several", subfolder="few")
+    hub.push(big, "org/several", subfolder="many")
+    found["urls"].append(hub.push(small, "org/bundle"))
+    found["urls"].append(hub.push(big, "org/bundle", revision="wide"))
+    found["urls"].append(hub.push(big, "solo"))
+
+    knock("before")
+    found["damaged"] = lingene("push", damaged, "org/damaged")
+    knock("after")
+    found["failed"] = lingene("push", small, "org/failing")
+    found["again"] = lingene("push", small, "org/failing", "--private")
     said = io.StringIO()
     logging.getLogger("modeling_lingene.saving_lingene").addHandler(logging.StreamHandler(said))
     found["littered"] = lingene("push", littered, "org/littered") | {"said": said.getvalue()}
+    knock("reading")
     found["info"] = lingene("info", "org/bundle", "--revision", "wide")
     size = ["--depth", "2", "--width-ratio", "1/2", "--num-components", "2"]
     found["materialise"] = lingene("materialise", "org/bundle", "--revision", "wide", *size, "--out", out)
@@ -535,7 +538,7 @@ LITTER += ["checkpoints/more_lingene.py", ".small.0123abcd.1.0123abcd.partial/co
 
 @pytest.fixture(scope="module")
 def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """What two processes push and are told, and what the Hub holds and was asked for afterwards."""
+    """What a process pushes and is told, and what the Hub holds and was asked for."""
     work = tmp_path_factory.mktemp("hub")
     big, small = helpers.bundle(work / "big"), helpers.bundle(work / "small", helpers.tiny_config(num_components=3), 1)
     image_processor(16).save_pretrained(big)
@@ -550,19 +553,14 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     report |= {"relative_logit_error": 1e-7, "largest_logit_error": 1e-6, "advice": None}
     (littered / "conversion.json").write_text(json.dumps(report))
     with HubServer(work / "server") as server:
-        first = in_new_process(pushes, server, work / "home", str(big), str(small))
-        requests = list(server.requests)
-        server.requests.clear()
-        server.fail_next_commit = True
-        folders_and_out = [str(damaged), str(small), str(littered), str(work / "vit")]
-        second = in_new_process(failing_pushes, server, work / "reader", *folders_and_out, **{"COLUMNS": "200"})
+        server.fail_next_commit_of = "org/failing"
+        given = [str(path) for path in (big, small, damaged, littered, work / "vit", work / "verifying")]
+        pushed = in_new_process(pushes, server, work / "home", *given, COLUMNS="200")
+        log = list(server.requests)
+        server.requests = log[log.index(("GET", "/api/whoami-v2?reading")) :]
         downloads = server.downloads("org/bundle")
-        first_requests = [path for method, path in requests if method == "GET"]
-        return SimpleNamespace(
-            **vars(SimpleNamespace(hub=server, work=work, big=big, small=small, damaged=damaged)),
-            **{"pushed": first, "requests": first_requests, "told": second, "log": list(server.requests)},
-            downloads=downloads,
-        )
+        places = {"hub": server, "work": work, "big": big, "small": small, "damaged": damaged}
+        return SimpleNamespace(**places, pushed=pushed, log=log, downloads=downloads)
 
 
 def commit_of(url: str) -> str:
@@ -571,6 +569,10 @@ def commit_of(url: str) -> str:
 
 def on_the_hub(trip: SimpleNamespace, repo_id: str, revision: str = "main") -> dict[str, bytes]:
     return {name: trip.hub.read(repo_id, name, revision) for name in trip.hub.snapshot(repo_id, revision)[1]}
+
+
+def fetches(trip: SimpleNamespace) -> list[str]:
+    return [path for method, path in trip.log if method == "GET"]
 
 
 def test_a_push_is_one_commit_with_every_file_and_our_card(trip):
@@ -588,7 +590,7 @@ def test_a_push_is_one_commit_with_every_file_and_our_card(trip):
 def test_a_push_is_verified_by_a_process_without_the_package(trip):
     """It fetched the code, at the very commit, and of the weights one component: nothing came from this machine."""
     sha = commit_of(trip.pushed["urls"][0])
-    fetched = {match[1] for path in trip.requests if (match := re.match(rf"/org/bundle/resolve/{sha}/([^?]+)", path))}
+    fetched = {match[1] for path in fetches(trip) if (match := re.match(rf"/org/bundle/resolve/{sha}/([^?]+)", path))}
     code = {path.name for path in trip.big.glob("*_lingene.py")}
     assert len(code) > 5 and code | {CONFIG, INDEX} <= fetched
     weights = {name for name in fetched if name.endswith(".safetensors")}
@@ -596,7 +598,8 @@ def test_a_push_is_verified_by_a_process_without_the_package(trip):
 
 
 def test_bundles_in_subfolders_share_their_code_at_the_root(trip):
-    """transformers looks for it there alone: `subfolder=` with trusted code found none. Verified as any push is."""
+    """transformers looks for it there alone: `subfolder=` with trusted code found none. Verified at its place, by the
+    keywords that test_remote_code.py loads with."""
     present, code = on_the_hub(trip, "org/several"), {path.name for path in trip.big.glob("*_lingene.py")}
     assert {name for name in present if name.endswith(".py")} == code
     for subfolder, folder in (("few", trip.small), ("many", trip.big)):
@@ -605,8 +608,10 @@ def test_bundles_in_subfolders_share_their_code_at_the_root(trip):
     call = example(present["few/README.md"].decode())[1]
     assert call.args[0].value == "org/several"
     assert {word.arg: word.value.value for word in call.keywords}["subfolder"] == "few"
-    sha = commit_of(trip.pushed["several"])
-    assert any(path.startswith(f"/org/several/resolve/{sha}/few/component-00.safetensors") for path in trip.requests)
+    size = {"depth": 1, "width_ratio": "1/4", "num_components": 1, "allow_untrained": True}
+    place = {"revision": commit_of(trip.pushed["several"]), "subfolder": "few"}
+    places = [[str(trip.small), size], ["org/several", size | place]]
+    assert trip.pushed["verified"][0] == ["AutoModelForImageClassification", *places]
 
 
 def test_a_second_push_deletes_what_the_smaller_bundle_lacks_and_keeps_what_is_not_ours(trip):
@@ -633,17 +638,18 @@ def test_revision_private_and_bare_names_are_honoured(trip):
 
 
 def test_the_command_refuses_a_damaged_folder_without_a_request(trip):
-    """The first line of the log is the request that the test makes afterwards."""
-    told = trip.told["damaged"]
+    """Of two requests that the test makes before and after, the second follows the first."""
+    told = trip.pushed["damaged"]
     assert told["code"] == 2 and told["stdout"] == ""
     assert re.fullmatch(r"lingene push: `weights_id` of .*damaged is not .*\n", told["stderr"])
-    assert trip.log[0] == ("GET", "/api/whoami-v2") and "org/damaged" not in trip.hub.repos
+    before, after = (trip.log.index(("GET", f"/api/whoami-v2?{word}")) for word in ("before", "after"))
+    assert after == before + 1 and "org/damaged" not in trip.hub.repos
     assert not (trip.damaged / "README.md").exists()
 
 
 def test_a_commit_that_fails_is_told_and_can_be_repeated(trip):
     """Status and one line on the way out, nothing changed on the Hub; the same command again succeeds."""
-    failed, again = trip.told["failed"], trip.told["again"]
+    failed, again = trip.pushed["failed"], trip.pushed["again"]
     assert failed["code"] == 2 and failed["stdout"] == ""
     assert re.fullmatch(r"lingene push: .*500.*", failed["stderr"].splitlines()[-1])  # after bars of the upload
     assert again["code"] == 0 and again["stdout"].startswith(f"{trip.hub.url}/org/failing/commit/")
@@ -653,7 +659,7 @@ def test_a_commit_that_fails_is_told_and_can_be_repeated(trip):
 
 def test_a_push_sends_what_a_bundle_consists_of_and_names_the_rest(trip):
     """A folder of work holds training states of gigabytes, and keys: what is public once stays public."""
-    told, bundle = trip.told["littered"], set(files(trip.small)) - {"README.md"}
+    told, bundle = trip.pushed["littered"], set(files(trip.small)) - {"README.md"}
     sent = on_the_hub(trip, "org/littered")
     assert set(sent) == {".gitattributes", "README.md", "conversion.json", *PICTURES, *bundle}
     assert all(sent[name] == name.encode() for name in PICTURES) and "from `vit`" in sent["README.md"].decode()
@@ -665,9 +671,9 @@ def test_a_push_sends_what_a_bundle_consists_of_and_names_the_rest(trip):
 
 def test_info_by_name_downloads_no_weights_and_a_size_by_name_only_its_own(trip):
     """Both read the branch that was asked for; the model folder has the preprocessing of the repository."""
-    assert [trip.told[name]["code"] for name in ("info", "materialise")] == [0, 0]
-    assert re.search(r"^num_components +5$", trip.told["info"]["stdout"], re.MULTILINE)
-    assert_table_shows(ROWS, table(trip.told["info"]["stdout"]))
+    assert [trip.pushed[name]["code"] for name in ("info", "materialise")] == [0, 0]
+    assert re.search(r"^num_components +5$", trip.pushed["info"]["stdout"], re.MULTILINE)
+    assert_table_shows(ROWS, table(trip.pushed["info"]["stdout"]))
     weights = {name for name in trip.downloads if name.endswith(".safetensors")}
     assert weights == {"shared.safetensors", "component-00.safetensors", "component-01.safetensors"}
     assert trip.downloads.index(INDEX) < min(trip.downloads.index(name) for name in weights)

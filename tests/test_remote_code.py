@@ -1,7 +1,8 @@
 """A bundle on the Hub, used where this package is not installed: its own code comes along with `trust_remote_code`.
 
-Three processes that cannot import the package talk to a Hub on this machine: one reads and pushes, one is offline with
-the first one's cache, one loads what was pushed. Each costs seconds of imports, so that the tests share them.
+Two processes that cannot import the package talk to a Hub on this machine: one reads, pushes, and loads what was
+pushed with an empty cache; one is offline with the first one's cache. Each costs seconds of imports, so that the tests
+share them.
 
     pytest tests/test_remote_code.py
 """
@@ -34,8 +35,10 @@ INDEX = "model.safetensors.index.json"
 PIXELS = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
 
 
-def first_use(sizes: list[dict], small: dict, work: str) -> dict[str, Any]:
-    """Is refused, loads by name at several sizes and in several ways, saves and pushes a constrained model."""
+def first_use(sizes: list[dict], small: dict, work: str, moving: list[str]) -> dict[str, Any]:
+    """Is refused, loads by name at several sizes and in several ways, saves and pushes a constrained model; then loads
+    the pushed bundles with an empty cache, and bundles that change on the Hub while they are loaded.
+    """
     import io
     import os
     import sys
@@ -44,6 +47,7 @@ def first_use(sizes: list[dict], small: dict, work: str) -> dict[str, Any]:
     sys.modules["modeling_lingene"] = None  # where it is not importable anyway this changes nothing
     import torch
     from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     pixels = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
     load, found = AutoModelForImageClassification.from_pretrained, {"refusals": []}
@@ -69,6 +73,8 @@ def first_use(sizes: list[dict], small: dict, work: str) -> dict[str, Any]:
         load("org/bundle", revision=revision, **trusted).eval()(pixels).logits.tolist()
         for revision in ("other", os.environ["COMMIT"])
     )
+    apart = load("org/several", subfolder="few", **trusted, **sizes[2]).eval()
+    found["subfolder"] = apart(pixels).logits.tolist()
     load("org/cached-elsewhere", **trusted, num_components=1, cache_dir=f"{work}/cache")
     found["cached"] = sorted(path.name for path in Path(work, "cache").rglob("*.safetensors"))
 
@@ -96,7 +102,19 @@ def first_use(sizes: list[dict], small: dict, work: str) -> dict[str, Any]:
     constrained.push_to_hub("org/target", commit_message="Smaller")
     constrained.save_pretrained(f"{work}/again", push_to_hub=True, repo_id="org/fresh", private=True)
     vits[1].push_to_hub("org/stock")
-    return found
+
+    new = {"cache_dir": f"{work}/second"}
+    pushed = {
+        name: load(name, **trusted, **new).eval()(pixels).logits.tolist() for name in ("org/target", "org/fresh")
+    }
+    again = load("org/target", **trusted, **new, constrained=True).eval()
+    pushed["smaller"] = again(pixels, depth=2, num_components=1).logits.tolist()
+    pushed["org/stock"] = load("org/stock", **new).eval()(pixels).logits.tolist()  # no code, no trust
+    direct = get_class_from_dynamic_module("modeling_lingene.LinGeneForImageClassification", moving[1])
+    for name, model in zip(moving, [load(moving[0], **trusted), None]):
+        model = direct.from_pretrained(name) if model is None else model
+        pushed[name] = model.eval()(pixels).logits.tolist()
+    return found | {"pushed": pushed}
 
 
 def offline_use(sizes: list[dict], small: str) -> dict[str, Any]:
@@ -121,33 +139,19 @@ def offline_use(sizes: list[dict], small: str) -> dict[str, Any]:
     return found
 
 
-def use_of_what_was_pushed(moving: list[str]) -> dict[str, Any]:
-    """Loads the pushed bundles with a new cache, and bundles that change on the Hub while they are loaded."""
-    import sys
-
-    sys.modules["modeling_lingene"] = None
-    import torch
-    from transformers import AutoModelForImageClassification
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    pixels = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
-    load, trusted = AutoModelForImageClassification.from_pretrained, {"trust_remote_code": True}
-    found = {name: load(name, **trusted).eval()(pixels).logits.tolist() for name in ("org/target", "org/fresh")}
-    again = load("org/target", **trusted, constrained=True).eval()
-    found["smaller"] = again(pixels, depth=2, num_components=1).logits.tolist()
-    found["org/stock"] = load("org/stock").eval()(pixels).logits.tolist()  # no code, no trust
-    direct = get_class_from_dynamic_module("modeling_lingene.LinGeneForImageClassification", moving[1])
-    for name, model in zip(moving, [load(moving[0], **trusted), None]):
-        model = direct.from_pretrained(name) if model is None else model
-        found[name] = model.eval()(pixels).logits.tolist()
-    return found
-
-
 def publish(
-    hub: HubServer, repo_id: str, folder: Path, branch: str = "main", others: dict[str, str] | None = None
+    hub: HubServer,
+    repo_id: str,
+    folder: Path,
+    branch: str = "main",
+    others: dict[str, str] | None = None,
+    subfolder: str = "",
 ) -> str:
-    """Puts a folder, and other files, into a repository of the server as one commit, and returns its sha."""
-    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Puts a folder, and other files, into a repository of the server as one commit, and returns its sha; the code
+    lies at the root, wherever the bundle does.
+    """
+    within = {path: "" if path.suffix == ".py" else subfolder for path in folder.iterdir()}
+    contents = {f"{place}{path.name}": path.read_bytes() for path, place in within.items()}
     contents |= {name: text.encode() for name, text in (others or {}).items()}
     files = {}
     for name, content in contents.items():
@@ -190,6 +194,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         publish(hub, "org/bundle", bundles["A"], others={"sizes.json": sizes})
         publish(hub, "org/bundle", bundles["B"], branch="other")
         publish(hub, "org/dinov2", bundles["dinov2"])
+        publish(hub, "org/several", bundles["B"], subfolder="few/")
         for name in ("org/few", "org/few-headless", "org/cached-elsewhere"):
             publish(hub, name, bundles["A"])
         others = {"README.md": "# Mine\n", "sizes.json": sizes, "notes.md": "kept", "model.safetensors": "stale"}
@@ -199,15 +204,16 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             moving[name] = publish(hub, name, bundles["C"])
             publish(hub, name, bundles["A"])
 
-        first = in_new_process(first_use, hub, folder / "first", SIZES, SMALL, str(folder), **environment)
-        downloads = {name: hub.downloads(name) for name in hub.repos}
+        move_after_the_index(hub, moving)
+        first = in_new_process(
+            first_use, hub, folder / "first", SIZES, SMALL, str(folder), list(moving), **environment
+        )
+        pushed, downloads = first["pushed"], {name: hub.downloads(name) for name in hub.repos}
         hub.requests.clear()
         offline = in_new_process(
             offline_use, hub, folder / "first", SIZES, str(folder / "small"), **environment, HF_HUB_OFFLINE="1"
         )
         offline_requests = list(hub.requests)
-        move_after_the_index(hub, moving)
-        pushed = in_new_process(use_of_what_was_pushed, hub, folder / "second", list(moving), **environment)
         moved = [name for name in moving if hub.repos[name].branches["main"] == moving[name]]
         return SimpleNamespace(**locals())
 
@@ -287,6 +293,11 @@ def test_a_revision_gives_its_own_weights(trip):
     equal(trip.first["commit"], local(trip, "B"))
 
 
+def test_a_bundle_in_a_subfolder_finds_the_code_at_the_root(trip):
+    """`subfolder=` with trusted code found none; its weights are those of the subfolder."""
+    equal(trip.first["subfolder"], local(trip, "B", **SIZES[2]))
+
+
 def test_cache_dir_is_where_files_go(trip):
     """On clusters the home directory is small."""
     assert trip.first["cached"] == ["component-00.safetensors", "shared.safetensors"]
@@ -319,7 +330,7 @@ def test_the_code_travels_on_with_a_constrained_model_saved_by_remote_code(trip)
     equal(trip.offline["smaller"], torch.tensor(trip.first["smaller"]))
 
 
-def test_a_pushed_bundle_loads_by_name_in_another_process(trip):
+def test_a_pushed_bundle_loads_by_name_with_an_empty_cache(trip):
     """The true round trip, over an existing repository and into a new one."""
     for name in ("org/target", "org/fresh"):
         equal(trip.pushed[name], torch.tensor(trip.first["small"]))

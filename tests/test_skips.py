@@ -25,10 +25,15 @@ def test_has_skips_inside(record_property):
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two processes"])
 @pytest.mark.parametrize(
-    "reason, package, status",
-    [("needs a GPU", "os", 0), ("needs a rest", "os", 1), ("needs a GPU", "no_such_package", 1)],
+    "reason, package, status, workers",
+    [
+        ("needs a GPU", "os", 0, []),
+        ("needs a rest", "os", 1, []),
+        ("needs a GPU", "no_such_package", 1, []),
+        ("needs a GPU", "os", 0, ["-n", "2"]),
+        ("needs a rest", "os", 1, ["-n", "2"]),
+    ],
 )
 def test_an_unexpected_skip_is_named_and_fails_the_run(tmp_path, workers, reason, package, status):
     """PEFT and torchao were promised by the README and skipped in silence."""

@@ -26,6 +26,9 @@ from ..progress import progress_bar
 from .features import no_pooler
 
 
+TIMED_SECONDS = 0.5  # how long a model is timed, unless asked otherwise
+
+
 def count_parameters(model: nn.Module) -> int:
     """The number of parameters, frozen ones included, shared ones once, buffers not."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -116,7 +119,7 @@ def count_right(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], pr
 def latency_ms(
     model: nn.Module,
     pixel_values: torch.Tensor | None = None,
-    min_run_time: float = 0.5,
+    min_run_time: float | None = None,
     threads: int | None = None,
     batch_size: int = 1,
     image_size: tuple[int, int] | None = None,
@@ -129,7 +132,7 @@ def latency_ms(
         model: as for `accuracy`.
         pixel_values: (b, C, h, w); None: `batch_size` images of `image_size`, or of the size that the model's config
             says.
-        min_run_time: seconds to measure for, after the warm-up; at least 10 passes are timed.
+        min_run_time: seconds to measure for, after the warm-up, default `TIMED_SECONDS`; at least 10 passes are timed.
         threads: on the CPU; None: as many as torch uses.
 
     Returns:
@@ -148,7 +151,8 @@ def latency_ms(
     )
     with _evaluating(model), torch.inference_mode():
         warm_up = timer.timeit(3)
-        measured = timer.blocked_autorange(min_run_time=max(min_run_time, 10 * warm_up.median))
+        seconds = TIMED_SECONDS if min_run_time is None else min_run_time
+        measured = timer.blocked_autorange(min_run_time=max(seconds, 10 * warm_up.median))
     return {
         "median": 1000 * measured.median,
         "iqr": 1000 * measured.iqr,

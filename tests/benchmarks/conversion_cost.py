@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from loading import status
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
+from loading import status
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import write_json
 from modeling_lingene.measuring.metrics import device_name

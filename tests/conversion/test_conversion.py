@@ -46,8 +46,6 @@ from modeling_lingene.loading_lingene import stock_vit
 from modeling_lingene.measuring.evaluation import evaluate_model
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, image_size=16, patch_size=4)
 MLP = {**SHAPE, "intermediate_size": 96}
 DECODER = dict(decoder_num_hidden_layers=1, decoder_hidden_size=24, decoder_num_attention_heads=2)

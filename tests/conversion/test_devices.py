@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from exports import FORMATS as PLAIN_FORMATS
+from exports import LABELS, MEAN, SHAPE, STD, made, picture
 from pruning_helpers import mixed_config, network
 from test_conversion import relative
-from test_export import FORMATS as PLAIN_FORMATS
-from test_export import LABELS, MEAN, SHAPE, STD, made, picture
 from transformers import AutoModelForImageClassification, BitImageProcessorPil
 
 import helpers
@@ -60,7 +60,7 @@ def loaded(folder: Path):
     return lambda values: torch.cat([method.execute([image])[0].clone() for image in values.split(1)])
 
 
-def test_every_format_is_tested_here_or_in_test_export():
+def test_every_format_is_tested_here_or_in_exporting():
     """A row that is added to the table without a test would be a promise."""
     assert {*PLAIN_FORMATS, *DEVICES} == FORMATS.keys()
     assert all(list(FORMATS[to].weights) == weights for to, weights in DEVICES.items())

@@ -29,8 +29,6 @@ from modeling_lingene.conversion.rotation import rotated, rotation, stream_momen
 from modeling_lingene.folders import READOUT_FILE
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, intermediate_size=96)
 SHAPE |= dict(image_size=16, patch_size=4)
 BLOCKS, COUNT = [12, 24, 12], 40

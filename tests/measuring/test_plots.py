@@ -1,8 +1,6 @@
 """Laws of `modeling_lingene.measuring.plots`: what is drawn is what was measured, readable and whole."""
 
-import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -149,19 +147,6 @@ def test_rows_of_different_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="got 0 rows of none"):
         plot_sizes([], tmp_path / "x.png")
     assert not os.listdir(tmp_path)
-
-
-def test_plotting_touches_no_backend_and_no_global_state(tmp_path):
-    """A notebook's backend and open figures are the user's; importing costs no matplotlib."""
-    code = (
-        "import json, sys\n"
-        "from modeling_lingene.measuring.plots import plot_sizes\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "plot_sizes(json.loads(sys.argv[1]), sys.argv[2])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    arguments = [json.dumps(rows()), str(tmp_path / "x.png")]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
 def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):

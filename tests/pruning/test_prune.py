@@ -33,7 +33,6 @@ from modeling_lingene.training.losses import Objective
 from test_hub_server import in_new_process
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 

@@ -19,9 +19,6 @@ from modeling_lingene.training.decomposition import phases as phases_of
 from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
 TOTALS, DEPTHS = (1, 2, 5), (3, 4)
 SETTINGS = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-2, warmup=0.0, weight_decay=0.5, device="cpu")
 IMAGES = helpers.source(12)

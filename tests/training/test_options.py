@@ -8,8 +8,6 @@ import dataclasses
 import inspect
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -585,15 +583,3 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, line):
     assert cli.main(["decompose", "--out", "out", "--data", "faces", *line.split()]) == 130
     told = capsys.readouterr().err.strip()
     assert told == "lingene decompose: interrupted. lingene decompose --resume out goes on."
-
-
-def test_other_commands_do_not_load_the_options():
-    """They bring the whole of training with them; `lingene info` must start fast."""
-    code = (
-        "import sys\nfrom modeling_lingene import cli\n"
-        "for wanted in (None, 'info', 'evaluate'): cli.build_parser(wanted)\n"
-        "early = {'modeling_lingene.training.options', 'modeling_lingene.training.loop'} & sys.modules.keys()\n"
-        "assert not early, early"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr

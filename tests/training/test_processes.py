@@ -1,6 +1,7 @@
 """Laws of runs on several processes, with gloo on a CPU: what is learned does not depend on how a step is divided.
 
-Runs are those of `train_tiny.py`, under torchrun: a tiny bundle, a dozen steps of eight images, crop, flip and mixing.
+Runs are those of `train_tiny.py`: a tiny bundle, a dozen steps of eight images, crop, flip and mixing. Its processes
+are forks; torchrun itself starts those of the last test.
 
     pytest tests/training/test_processes.py
 """
@@ -28,21 +29,27 @@ ALL_STEPS = 12  # of a run that goes through
 ROUNDING = "key.bias"
 
 
-def launch(folder: Path, processes: int, runs: dict[str, dict]) -> SimpleNamespace:
-    """Runs by name, as train_tiny.py takes them, one after the other in the same processes.
+def launch(home: Path, **groups: tuple[int, dict[str, dict]]) -> dict[str, SimpleNamespace]:
+    """Each group's runs by name, as train_tiny.py takes them, one after the other in as many processes.
 
     A run whose name begins with that of another one, then a blank, goes on in its folder.
     """
-    cases = [{"out": str(folder / name.split()[0]), **options} for name, options in runs.items()]
-    for case in cases:
-        Path(case["out"]).mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), json.dumps(cases)]
-    if processes > 1:
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    asked = []
+    for group, (processes, runs) in groups.items():
+        cases = [{"out": str(home / group / name.split()[0]), **options} for name, options in runs.items()]
+        for case in cases:
+            Path(case["out"]).mkdir(parents=True, exist_ok=True)
+        asked.append({"processes": processes, "cases": cases, "out": str(home / group)})
+    command = [sys.executable, str(SCRIPT), json.dumps(asked)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [line.split() for line in done.stdout.splitlines() if line.startswith(("done", "stopped"))]
-    return SimpleNamespace(folder=folder, said=[(end, name, int(steps)) for end, name, steps in said], **vars(done))
+    said = {group: [(home / f"{group}.{name}").read_text() for name in ("stdout", "stderr")] for group in groups}
+    assert done.returncode == 0, (done.stderr[-3000:], {group: errors[-3000:] for group, (_, errors) in said.items()})
+    found = {}
+    for group, (out, errors) in said.items():
+        ends = [line.split() for line in out.splitlines() if line.startswith(("done", "stopped"))]
+        ends = [(end, name, int(steps)) for end, name, steps in ends]
+        found[group] = SimpleNamespace(folder=home / group, said=ends, stderr=errors)
+    return found
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -67,36 +74,41 @@ def alike(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory) -> Path:
-    """What one process learns, by the name of the run."""
-    runs = {
-        "mixed": {"mixup": 0.8},
-        "accumulated": {"batch_size": 4, "accumulation": 2, "mixup": 0.8},
-        "dinov2": {"mixup": 0.8, "family": "dinov2"},
+def learned(tmp_path_factory) -> dict[str, SimpleNamespace]:
+    """What one process learns and two do; some of the two are asked to stop and go on."""
+    whole, half = {"mixup": 0.8}, {"batch_size": 4, "mixup": 0.8}
+    one = {
+        "mixed": whole,
+        "accumulated": {**half, "accumulation": 2},
+        "dinov2": {**whole, "family": "dinov2"},
         "features": {"features": True},
     }
-    return launch(tmp_path_factory.mktemp("one"), 1, runs).folder
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> SimpleNamespace:
-    """The same of two processes; some are asked to stop and go on."""
-    half = {"batch_size": 4, "mixup": 0.8}
-    runs = {
+    two = {
         "mixed": half,
         "stopped": {**half, "stop_at": 4},
         "stopped again": half,
         "dinov2": {**half, "family": "dinov2"},
         "features": {"batch_size": 4, "features": True},
     }
-    return launch(tmp_path_factory.mktemp("two"), 2, runs)
+    return launch(tmp_path_factory.mktemp("learned"), one=(1, one), two=(2, two))
+
+
+@pytest.fixture(scope="module")
+def one(learned) -> Path:
+    """The folder of what one process learns, by the name of the run."""
+    return learned["one"].folder
+
+
+@pytest.fixture(scope="module")
+def two(learned) -> SimpleNamespace:
+    return learned["two"]
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> SimpleNamespace:
     half = {"batch_size": 4, "mixup": 0.8, "fsdp": True}
     runs = {"sharded": half, "parted": {**half, "stop_at": 9}, "parted again": half}
-    return launch(tmp_path_factory.mktemp("sharded"), 2, runs)
+    return launch(tmp_path_factory.mktemp("sharded"), sharded=(2, runs))["sharded"]
 
 
 def test_two_processes_learn_what_one_does_with_their_batches_together(one, two):
@@ -166,10 +178,10 @@ def test_without_labels_two_processes_learn_what_one_does(one, two):
 @pytest.mark.slow
 def test_the_elastic_schedule_on_two_processes(tmp_path):
     """Every process draws the same number of components, and what a step leaves out has gradients to reduce."""
-    for folder, processes, size in ((tmp_path / "one", 1, 8), (tmp_path / "two", 2, 4)):
-        folder.mkdir()
-        elastic = {"schedule": "elastic", "batch_size": size}
-        launch(folder, processes, {"labels": elastic, "features": {**elastic, "features": True}})
+    elastic = {"schedule": "elastic", "batch_size": 8}
+    one = {"labels": elastic, "features": {**elastic, "features": True}}
+    two = {name: {**options, "batch_size": 4} for name, options in one.items()}
+    launch(tmp_path, one=(1, one), two=(2, two))
     alone, both = (weights(tmp_path / name / "labels") for name in ("one", "two"))
     assert all(torch.allclose(alone[name], both[name], atol=2e-3) for name in alone if not name.endswith(ROUNDING))
     check_without_labels(tmp_path / "one" / "features", tmp_path / "two" / "features")

@@ -24,9 +24,6 @@ from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.token_cache import CachedTokens
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "plot_history", lambda *_, **__: None)
@@ -124,16 +121,12 @@ def test_the_heads_are_kept_with_the_checkpoint(tmp_path, photos, init):
     assert not any("masked" in key for key in keys)
 
 
-SCHEDULES = {
-    "one": {},
-    "sandwich": {"sampling": "sandwich", "widths": ("1/2",)},
+SCHEDULES = {  # each with another option that must come back as well
+    "one, identity": {"feature_heads": "identity", "widths": ("1/2",)},
+    "sandwich, varied": {"sampling": "sandwich", "widths": ("1/2",), "crop_padding": 2, "flip": True},
     "scala": {"sampling": "scala", "widths": ("1/4", "1/2"), "isolated_activation": True, "full_first": 0.2},
-    "incremental": {"schedule": "incremental", "freeze_outside": True},
-    "simultaneous": {"schedule": "simultaneous"},
-    "averaged": {"ema": 0.5},
-    "identity": {"feature_heads": "identity", "widths": ("1/2",)},
-    "varied": {"crop_padding": 2, "flip": True},
-    "recomputed": {"activation_checkpointing": True},
+    "incremental, averaged": {"schedule": "incremental", "freeze_outside": True, "ema": 0.5},
+    "simultaneous, recomputed": {"schedule": "simultaneous", "activation_checkpointing": True},
 }
 
 

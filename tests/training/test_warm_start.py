@@ -32,9 +32,6 @@ from modeling_lingene.training.decomposition import SCHEDULES, DecompositionSett
 from modeling_lingene.training.loop import TrainingLoop
 
 
-pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
 pytest.importorskip("matplotlib")
 
 MEAN, STD, BICUBIC = [0.2, 0.4, 0.6], [0.3, 0.5, 0.7], 3

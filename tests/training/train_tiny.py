@@ -1,13 +1,17 @@
-"""A few steps of a tiny bundle, for tests of several processes: `torchrun --nproc_per_node 2 train_tiny.py '[{...}]'`.
+"""A few steps of a tiny bundle, for tests of several processes: `train_tiny.py '[{"processes": 2, ...}, ...]'`.
 
-Takes runs, one after the other (an import takes longer than all of them), as {out, schedule, batch_size, accumulation,
-mixup, stop_at, fsdp, features, family} in JSON. Every process says how each ended, and after how many steps; the main
-one writes OUT/weights.safetensors.
+Takes groups, as {processes, out, cases} in JSON; a case is a run, {out, schedule, batch_size, accumulation, mixup,
+stop_at, fsdp, features, family}. An import takes longer than all runs: it is done once, and the processes of a group
+are forks that find themselves where torchrun would have started them. Every process says how each run ended, and after
+how many steps; the main one writes OUT/weights.safetensors.
 """
 
+import gc
 import json
+import multiprocessing.connection
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -106,7 +110,39 @@ def say(out: str, end: str, steps: int) -> None:
     os.write(1, f"{end} {Path(out).name} {steps}\n".encode())
 
 
-if __name__ == "__main__":
-    for case in json.loads(sys.argv[1]):
+def one_of(processes: int, rank: int, port: int, cases: list[dict], out: str) -> None:
+    """A process as torchrun makes it, but for the imports, which are done; it writes to OUT.stdout and OUT.stderr."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{out}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if processes > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {name: str(value) for name, value in place.items()}
+    for case in cases:
         AcceleratorState._reset_state()  # which another run made; the group of processes stays
         main(**case)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(processes: int, cases: list[dict], out: str) -> bool:
+    """Runs, one after the other, in new processes together; whether all ended well. One that fails ends the others."""
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    group = [fork.Process(target=one_of, args=(processes, rank, port, cases, out)) for rank in range(processes)]
+    for process in group:
+        process.start()
+    while any(process.is_alive() for process in group):
+        multiprocessing.connection.wait([process.sentinel for process in group if process.is_alive()])
+        if any(process.exitcode for process in group):
+            for process in group:
+                process.kill()
+    return not any(process.exitcode for process in group)
+
+
+if __name__ == "__main__":
+    gc.freeze()  # Accelerate collects garbage after every phase: what the imports hold is looked through once a phase
+    sys.exit(0 if all([start(**group) for group in json.loads(sys.argv[1])]) else 1)
