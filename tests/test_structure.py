@@ -19,12 +19,13 @@ from lingene.commands import COMMANDS
 
 PACKAGE = Path(modeling_lingene.__file__).parent
 CONVERSION = Path(importlib.import_module("modeling_lingene.conversion").__file__).parent
+PROGRAM = Path(importlib.util.find_spec("lingene").origin).parent  # a package of its own, in the package's folder
 # Every module by its dotted name in the package; conversion/ lies elsewhere in a checkout.
 MODULES = {
     ".".join(path.relative_to(folder).with_suffix("").parts): path
     for folder in (PACKAGE, CONVERSION.parent)
     for path in sorted(folder.rglob("*.py"))
-    if path.stem != "__init__" and (folder == PACKAGE or path.parent == CONVERSION)
+    if path.stem != "__init__" and path.parent != PROGRAM and (folder == PACKAGE or path.parent == CONVERSION)
 }
 TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]  # with every bundle
 PRUNED = "lingene_vit"  # travels with what `lingene prune` writes, and takes some of them along
@@ -172,11 +173,10 @@ def test_the_travelling_files_are_those_that_get_copied():
 
 def test_the_command_line_imports_the_standard_library_alone():
     """`lingene --help`, `--version` and a typo cost a tenth of a second, not the eight that torch takes."""
-    folder = Path(importlib.util.find_spec("lingene").origin).parent
-    for path in folder.glob("*.py"):
+    for path in PROGRAM.glob("*.py"):
         assert absolute_imports(tree(path).body) <= set(sys.stdlib_module_names), path.name
         assert absolute_imports(ast.walk(tree(path))) <= {*sys.stdlib_module_names, "safetensors"}, path.name
-    assert len(list(folder.glob("*.py"))) == 5
+    assert len(list(PROGRAM.glob("*.py"))) == 5
 
 
 def test_every_command_names_a_function_of_the_package_and_none_is_left_over():
