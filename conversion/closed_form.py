@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BundleConfig, Size
 from .sources import Source
 
 
@@ -23,7 +23,7 @@ def condition(table: torch.Tensor) -> float:
     return float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
 
 
-def check_condition(config: LinGeneConfig) -> None:
+def check_condition(config: BundleConfig) -> None:
     """Whether a bundle's coefficients can be solved for components.
 
     Raises:
@@ -65,7 +65,7 @@ def solve(layers: list[torch.Tensor], table: torch.Tensor, dtype: torch.dtype, o
     return [component.view(shape) for component in components]
 
 
-def closed_form(source: Source, config: LinGeneConfig, dtype: torch.dtype) -> Iterator[tuple[str, list[torch.Tensor]]]:
+def closed_form(source: Source, config: BundleConfig, dtype: torch.dtype) -> Iterator[tuple[str, list[torch.Tensor]]]:
     """Every block tensor's components, one tensor at a time.
 
     Args:

@@ -36,7 +36,7 @@ from ..folders import (
     write_json,
 )
 from ..images.data import require
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from ..kinds import model_class
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
@@ -123,10 +123,10 @@ def export(
 
 def _sized(bundle: str | os.PathLike, size: dict, hub: dict) -> PreTrainedModel:
     """One size of a bundle."""
-    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
+    config = read_config(bundle, **hub)
+    head = Bundle(bundle, config, hub).has_head
     with quiet_loading():
-        model_class = LinGeneForImageClassification if head else LinGeneModel
-        return model_class.from_pretrained(bundle, dtype=torch.float32, **size).eval()
+        return model_class(config, head).from_pretrained(bundle, dtype=torch.float32, **size).eval()
 
 
 def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:

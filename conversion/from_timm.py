@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
 from ..images.data import image_processor, require
 from .from_transformers import scaled
@@ -239,7 +240,7 @@ def family_of(model: nn.Module) -> str:
     return "dinov2" if "dinov2" in str(model.pretrained_cfg.get("architecture")) else "vit"
 
 
-def _bundle_config(model: nn.Module) -> LinGeneConfig:
+def _bundle_config(model: nn.Module) -> BundleConfig:
     block, (height, width) = model.blocks[0], model.patch_embed.img_size
     labels = {"num_labels": model.num_classes} if model.num_classes else {}
     patch_height, patch_width = model.patch_embed.patch_size
@@ -260,7 +261,7 @@ def _bundle_config(model: nn.Module) -> LinGeneConfig:
     )
 
 
-def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module, config: LinGeneConfig) -> dict[str, torch.Tensor]:
+def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module, config: BundleConfig) -> dict[str, torch.Tensor]:
     """What lies outside the blocks; zero what timm has not: a mask token, what a head would read of the patches."""
     own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
     positions = tensors["pos_embed"]

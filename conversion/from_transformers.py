@@ -23,6 +23,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
 from ..families_lingene import FAMILIES, Family, own_fields, own_shapes
 from ..folders import read_processor
@@ -172,7 +173,7 @@ def _kind(name: str, raw: dict) -> Kind:
     return kind
 
 
-def _shapes(config: LinGeneConfig, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
+def _shapes(config: BundleConfig, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """Of the tensors outside the blocks, and of those in every block, LayerScales included, by the bundle's names."""
     outside = config.shared_shapes() | (config.head_shapes() if head else {})
     block = config.component_shapes() | {f"{part}.scale": (config.hidden_size,) for part in config.stands_for.scales}
@@ -180,7 +181,7 @@ def _shapes(config: LinGeneConfig, head: bool) -> tuple[dict[str, tuple], dict[s
     return outside, {f"blocks.{layer}.{part}": shape for layer in layers for part, shape in block.items()}
 
 
-def _bundle_config(foreign: PretrainedConfig, raw: dict, kind: Kind) -> LinGeneConfig:
+def _bundle_config(foreign: PretrainedConfig, raw: dict, kind: Kind) -> BundleConfig:
     fields = own_fields(kind.family, foreign, tuple(VIT_FIELDS))
     labels = {"id2label": foreign.id2label, "label2id": foreign.label2id}
     if raw.get("problem_type"):

@@ -20,7 +20,7 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BundleConfig
 from ..recompose_lingene import BLOCK_NORMS, read_width_ratio
 from .calibration import class_outputs_of
 from .fitting import FOLLOWERS, fold_norms
@@ -31,7 +31,7 @@ from .sources import Source, changed
 WRITERS = ("attention.output", "mlp.fc2")
 
 
-def check_widths(config: LinGeneConfig, widths: Sequence[str | float], sort: bool = True) -> list[Fraction]:
+def check_widths(config: BundleConfig, widths: Sequence[str | float], sort: bool = True) -> list[Fraction]:
     """Widths at which slices will be cut, ascending, full width left out; every legal one where none is asked for.
 
     Raises:

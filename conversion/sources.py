@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..configuration_lingene import LinGeneConfig
-from ..loading_lingene import stock_vit
+from ..configuration_base_lingene import BundleConfig
+from ..loading_lingene import stock_model
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Source:
     """
 
     name: str
-    config: LinGeneConfig
+    config: BundleConfig
     head: bool
     outside: Mapping[str, torch.Tensor]
     block: Callable[[str, int], torch.Tensor]
@@ -54,15 +54,15 @@ class Source:
     def stock(self) -> nn.Module:
         """The same function as a stock model of its family in float32, for what has to look inside."""
         layers = {name: self.layers(name) for name in self.config.component_shapes()}
-        return stock_vit(
-            dict(self.outside), layers, self.config.vit_config(self.config.size()), self.head, dtype=torch.float32
+        return stock_model(
+            dict(self.outside), layers, self.config.stock_config(self.config.size()), self.head, dtype=torch.float32
         ).eval()
 
 
-def changed(config: LinGeneConfig, **fields) -> LinGeneConfig:
+def changed(config: BundleConfig, **fields) -> BundleConfig:
     """The same configuration with other fields."""
     kept = config.to_dict() | {"id2label": config.id2label, "label2id": config.label2id}
-    return LinGeneConfig(**{**kept, **fields})
+    return type(config)(**{**kept, **fields})
 
 
 def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:

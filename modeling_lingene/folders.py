@@ -14,7 +14,8 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
-from .configuration_lingene import MOST_LAYERS, MOST_PIXELS, LinGeneConfig
+from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
+from .kinds import KINDS
 from .lingene_vit import LinGeneViTConfig
 from .reading_lingene import (
     AGAIN,
@@ -76,7 +77,7 @@ PROCESSOR_FIELDS = {
 }
 
 
-def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
+def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
     """The configuration of a bundle.
 
     Raises:
@@ -91,11 +92,11 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
     if path is None:
         raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
     model_type = read_json(path, str(bundle)).get("model_type")
-    if model_type != LinGeneConfig.model_type:
+    if model_type not in KINDS:
         raise ValueError(
             f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not a bundle of shared components."
         )
-    return LinGeneConfig.from_pretrained(bundle, **hub)
+    return KINDS[model_type].config.from_pretrained(bundle, **hub)
 
 
 def model_type_of(name: str | os.PathLike, **hub) -> str | None:
@@ -199,7 +200,7 @@ def write_sizes(folder: str | os.PathLike, rows: list[dict]) -> None:
     write_json(Path(folder) / SIZES_FILE, {"weights_id": bundle_weights_id(folder), "sizes": rows})
 
 
-def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
+def check_folder(folder: str | os.PathLike) -> BundleConfig:
     """The configuration of a bundle folder whose weights are the ones that its index and sizes speak of.
 
     Raises:

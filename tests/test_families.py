@@ -156,7 +156,7 @@ def test_parameters_and_macs_are_counted_as_they_are(converted, family):
     constrained = LinGeneForImageClassification.from_pretrained(bundle, constrained=True)
     config = constrained.config
     assert config.stored_params(config.size()) == sum(one.numel() for one in constrained.parameters())
-    assert count_macs(config.vit_config(config.size())) == count_macs(model.config)
+    assert count_macs(config.stock_config(config.size())) == count_macs(model.config)
 
 
 @pytest.mark.parametrize("family", DINOV2)

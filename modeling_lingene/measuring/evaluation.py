@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
@@ -48,7 +48,7 @@ def evaluate_model(
     """
     config = _read_config(name)
     device, head = check_device(device), has_classifier(name, config)
-    is_bundle = config.model_type == LinGeneConfig.model_type
+    is_bundle = config.model_type in BUNDLE_TYPES
     if asked and not is_bundle:
         raise ValueError(
             f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageClassification, PretrainedConfig
 
 from ..budget_lingene import device_name
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import FAMILIES
 from ..images.data import made_size
 from ..progress import progress_bar
@@ -197,7 +197,7 @@ def measure(
         ValueError: the model is not a stock ViT, or one that was pruned, of that depth, or `batches` is empty.
     """
     config = model.config
-    if config.model_type == LinGeneConfig.model_type or config.num_hidden_layers != depth:
+    if config.model_type in BUNDLE_TYPES or config.num_hidden_layers != depth:
         raise ValueError(
             f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
             f"{config.num_hidden_layers}. Materialise the size first."

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..budget_lingene import device_name
 from ..bundle_lingene import SIZES_FILE, Bundle
-from ..configuration_lingene import check_count
+from ..configuration_base_lingene import check_count
 from ..folders import check_folder, is_plain, processor_or_none, read_config, write_json
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
@@ -225,7 +225,7 @@ def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model` {model} cannot be read: {str(error).splitlines()[0]}") from None
-    if config.model_type != LinGeneConfig.model_type:
+    if config.model_type not in BUNDLE_TYPES:
         if size:
             raise ValueError(
                 f"`{next(iter(size))}` chooses a size of a bundle, and {model} is a {config.model_type} model."

@@ -13,9 +13,9 @@ from functools import partial
 
 import torch
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BundleConfig
 from ..measuring.grids import checked_sizes
-from ..modeling_lingene import LinGenePreTrainedModel, component_gains, component_scale
+from ..modeling_base_lingene import RecomposingModel, component_gains, component_scale
 from ..recompose_lingene import read_width_ratio
 from .elastic import SAMPLINGS, Grid, drawn_networks, network_loss
 from .features import features_loss
@@ -78,7 +78,7 @@ class DecompositionSettings:
         if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
             raise ValueError(f"`totals` must be increasing numbers of components, got {list(self.totals)}.")
 
-    def check(self, config: LinGeneConfig) -> None:
+    def check(self, config: BundleConfig) -> None:
         """Refuse what the bundle cannot have, or what contradicts itself; before any work.
 
         Raises:
@@ -114,7 +114,7 @@ def _is_count(value: object) -> bool:
 
 
 def phases(
-    model: LinGenePreTrainedModel,
+    model: RecomposingModel,
     settings: DecompositionSettings,
     objective: Objective | None = None,
     warm: bool = False,
@@ -156,7 +156,7 @@ def phases(
     return [Phase("simultaneous", trainable, forward, size=size)]
 
 
-def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
+def grid_of(settings: DecompositionSettings, config: BundleConfig) -> Grid:
     """What the elastic schedule draws from."""
     widths = {config.size(width_ratio=width).width_ratio for width in settings.widths} - {1}
     full, count = config.num_hidden_layers, config.reference_components
@@ -165,7 +165,7 @@ def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
 
 
 @torch.no_grad()
-def start_from(model: LinGenePreTrainedModel, count: int) -> None:
+def start_from(model: RecomposingModel, count: int) -> None:
     """Rescale the first components, so that they alone give layers of the usual scale, and set the others to zero."""
     config = model.config
     larger, gains = component_scale(config) / component_scale(config, count), component_gains(config, count)

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BundleConfig, Size
 from ..images.loaders import Layout, derived_seed
-from ..modeling_lingene import LinGeneModel, slice_of
+from ..modeling_base_lingene import slice_of
+from ..modeling_lingene import LinGeneModel
 from .losses import TEACHER, Objective
 from .validation import Metric
 
@@ -73,7 +74,7 @@ class FeatureStudent(nn.Module):
         self.heads = nn.ModuleDict({term: FeatureHead(width, teacher_width, std) for term in terms})
 
     @property
-    def config(self) -> LinGeneConfig:
+    def config(self) -> BundleConfig:
         return self.encoder.config
 
     @contextmanager

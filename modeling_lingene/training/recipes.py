@@ -27,7 +27,7 @@ from ..images.streams import open_stream
 from ..measuring.metrics import device_name
 from ..measuring.plots import plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
-from ..modeling_lingene import LinGeneForImageClassification
+from ..modeling_base_lingene import RecomposingModel
 from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
@@ -272,13 +272,13 @@ class _Start:
         test: images that measure the result.
     """
 
-    model: LinGeneForImageClassification
+    model: RecomposingModel
     source: Any
     validation: LabelledImages | None
     test: LabelledImages
 
     @property
-    def trained(self) -> LinGeneForImageClassification:
+    def trained(self) -> RecomposingModel:
         return self.model
 
     def save(self, folder: Path, state: dict) -> None:
@@ -303,13 +303,14 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
         check_labels(images, len(train.class_names))
     torch.manual_seed(recipe.training.seed)
     if begun is None:
-        begun = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition))
+        config = recipe.model.config(train, recipe.decomposition)
+        begun = model_class(config, head=True)(config)
     else:
         fit_to(begun, train, recipe.decomposition)
     return _Start(begun, source, validation, test)
 
 
-def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
+def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | None) -> tuple:
     """The training images as a source of batches, those for validation (or None) and those for the end."""
     test = load_images(recipe.data, "test")
     validation = load_images(recipe.data, "validation")

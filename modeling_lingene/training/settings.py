@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
 from ..images.augmentation import Augmentation
 from ..images.data import LabelledImages
@@ -64,7 +65,7 @@ class ModelSettings:
 
     def config(
         self, images: LabelledImages, decomposition: DecompositionSettings, labelled: bool = True
-    ) -> LinGeneConfig:
+    ) -> BundleConfig:
         """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
         names = images.class_names
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

@@ -122,7 +122,7 @@ def feature_rows(loop: TrainingLoop, start: UnlabelledStart, sizes: list[tuple])
     for depth, width, count in sizes:
         size, asked = config.size(depth, width, count), {"depth": depth, "num_components": count}
         value = loop.evaluate(**asked, width_ratio=width)
-        shape = config.vit_config(size)
+        shape = config.stock_config(size)
         with torch.device("meta"):
             params = count_parameters(AutoModel.from_config(shape, **no_pooler(shape)))
         row = {"depth": depth, "width_ratio": str(size.width_ratio), "num_components": count, "params": params}
