@@ -21,6 +21,7 @@ from ..folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
     READOUT_FILE,
+    change_settings,
     check_empty,
     complete_or_absent,
     read_config,
@@ -35,7 +36,6 @@ from ..measuring.plots import plot_conversion
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
-from ..saving_lingene import change_settings
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
 from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms, order_components
@@ -56,20 +56,26 @@ LOSSLESS = 1e-4  # relative logit error above which a conversion that should los
 CHECK_IMAGES = 4
 
 
-def open_source(name: str, weights: str | None = None, prefix: str | None = None, headless: bool = False) -> Source:
+def open_source(
+    name: str,
+    weights: str | None = None,
+    prefix: str | None = None,
+    headless: bool = False,
+    stages: Sequence[int] = (),
+) -> Source:
     """A checkpoint by `timm:NAME` or by a transformers name or folder.
 
     Raises:
         ValueError: it is not there, or something of it cannot be expressed by a bundle.
     """
     if name.startswith(PREFIX):
-        return read_timm(name, weights, prefix, headless)
+        return read_timm(name, weights, prefix, headless, stages)
     if weights is not None or prefix is not None:
         raise ValueError(f"`weights` and `prefix` belong to timm:NAME; {name} brings its own weights.")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
         raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
     try:
-        return read_transformers(name, headless)
+        return read_transformers(name, headless, stages)
     except OSError as error:
         raise ValueError(f"`source` {name} cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -81,6 +87,7 @@ def convert(
     weights: str | None = None,
     prefix: str | None = None,
     headless: bool = False,
+    stages: Sequence[int] = (),
     num_components: int | None = None,
     calibrate: str | None = None,
     images: int = 512,
@@ -98,8 +105,8 @@ def convert(
     Args:
         name: `timm:NAME`, or a transformers name or folder.
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
-        weights, prefix, headless: see `read_timm` and `read_transformers`.
-        num_components: default as many as layers, which loses nothing.
+        weights, prefix, headless, stages: see `read_timm` and `read_transformers`.
+        num_components: default as many as layers, which loses nothing; of several stages as many as the deepest has.
         calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
         rounds: of coefficients and components in turn, for the fits that learn both.
@@ -122,7 +129,7 @@ def convert(
     """
     check_empty(out)
     device = check_device(device)
-    source = open_source(name, weights, prefix, headless)
+    source = open_source(name, weights, prefix, headless, stages)
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
     ratios = check_widths(config, widths, sort)
@@ -157,11 +164,17 @@ def check_asked(
     Raises:
         ValueError: as `check_fit`; sorting without images; coefficients that cannot be solved for components.
     """
+    if config.stands_for.stages and (calibrate is not None or sort or fit not in (None, "weights")):
+        word = "sort" if sort else "calibrate" if calibrate is not None else "fit"
+        raise ValueError(
+            f"`{word}` is for networks whose layers are all of one width, and this one has stages: its components are "
+            "solved for from the weights alone, which loses nothing with as many as layers."
+        )
     fit = check_fit(config, fit, calibrate, depths, counts)
     if sort and calibrate is None:
         raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")
     check_condition(config)
-    if calibrate is None and fit != "exact":
+    if calibrate is None and fit != "exact" and not config.stands_for.stages:
         logger.warning("Least squares on weights is the poorest fit; give a few hundred images with --calibrate DATA.")
     return fit
 
@@ -234,7 +247,7 @@ def describe(name: str, source: Source, config: BundleConfig, fit: str) -> dict:
         "depth": source.depth,
         "num_components": config.reference_components,
         "fit": fit,
-        "condition": condition(config.coefficients(config.size())),
+        "condition": max(condition(config.coefficients(config.size(), stack)) for stack in config.stacks),
         "compared": _compared(source),
         "left_out": dict(source.left_out),
     }
@@ -396,7 +409,7 @@ def check_fit(
             raise ValueError(f"`depths` must be from 1 to below the {config.reference_depth} layers, got {depth!r}.")
     if depths and config.depth_map != "select":
         raise ValueError("`depths` chooses layers to select, and the depth map is 'resample'; leave one of them out.")
-    if config.reference_components == config.reference_depth:
+    if config.reference_components == config.most_components:
         if fit not in (None, "weights"):
             raise ValueError(f"`fit` {fit!r} is for fewer components than layers; with as many nothing is lost.")
         return "exact"
@@ -444,10 +457,10 @@ def bundle_config(source: Source, num_components: int | None, basis: dict) -> Bu
     kept = source.config.to_dict() | {"id2label": source.config.id2label, "label2id": source.config.label2id}
     for field in ("nodes", "start_degree", "gain_offset", "depth_map", "reference_components", "depth"):
         kept.pop(field)
-    given = {key: value for key, value in basis.items() if value is not None}
-    count = source.depth if num_components is None else num_components
-    if check_count("num_components", count) > source.depth:
-        raise ValueError(f"`num_components` must be from 1 to the {source.depth} layers, got {count!r}.")
+    given, most = {key: value for key, value in basis.items() if value is not None}, source.config.most_components
+    count = most if num_components is None else num_components
+    if check_count("num_components", count) > most:
+        raise ValueError(f"`num_components` must be from 1 to the {most} layers, got {count!r}.")
     return type(source.config)(**{**kept, **given}, reference_components=count)
 
 

@@ -26,6 +26,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
+from ..families_lingene import layers_of
 from ..folders import (
     check_empty,
     complete_or_absent,
@@ -160,7 +161,7 @@ def _check_words(to: str, weights: str, tolerance: float | None) -> None:
 def _described(model: PreTrainedModel) -> dict[str, Any]:
     size = getattr(model, "source_size", None)
     if size is None:
-        return {"depth": model.config.num_hidden_layers}
+        return {"depth": layers_of(model.config)}
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 

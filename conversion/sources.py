@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..configuration_base_lingene import BundleConfig
+from ..families_lingene import has_class_token
 from ..loading_lingene import stock_model
 
 
@@ -44,12 +45,13 @@ class Source:
     readout: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> int | str:
+        """Layers of the stack that components stand for, or of each as in "2-6"."""
         return self.config.reference_depth
 
     def layers(self, name: str) -> list[torch.Tensor]:
         """One block tensor of every layer."""
-        return [self.block(name, layer) for layer in range(self.depth)]
+        return [self.block(name, layer) for layer in range(self.config.stack_depth(self.depth, name))]
 
     def stock(self) -> nn.Module:
         """The same function as a stock model of its family in float32, for what has to look inside."""
@@ -66,9 +68,14 @@ def changed(config: BundleConfig, **fields) -> BundleConfig:
 
 
 def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:
-    """Logits of a transformers model, or without a classifier its normed class token, float32."""
+    """Logits of a transformers model, or without a classifier its normed class token, float32; of a network that has
+    none the mean of its tokens.
+    """
     output = model(pixel_values=pixel_values, **size)
-    return (output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]).float()
+    if hasattr(output, "logits"):
+        return output.logits.float()
+    tokens = output.last_hidden_state
+    return (tokens[:, 0] if has_class_token(model.config) else tokens.mean(dim=1)).float()
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -204,7 +204,7 @@ def _untrained(config: BundleConfig) -> list[str]:
     widths = [ratio for ratio in legal if ratio not in config.trained_width_ratios]
     if widths:
         said.append(f"Widths {', '.join(widths)} were never trained: they are a start for training, no models.")
-    if config.trained_depths and len(config.trained_depths) < config.reference_depth:
+    if config.trained_depths and len(config.trained_depths) < config.most_components:
         depths = ", ".join(map(str, config.trained_depths))
         said.append(f"Depths other than {depths} were never trained.")
     return said

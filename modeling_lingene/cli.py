@@ -76,6 +76,18 @@ def numbers(text: str) -> tuple[int, ...]:
     return integers(text)
 
 
+def depths(text: str) -> tuple[int | str, ...]:
+    """`3,6` -> (3, 6); where several stages are decomposed, `2-4,2-6` -> ("2-4", "2-6")."""
+    from .training.options import depths
+
+    return depths(text)
+
+
+def layers(text: str) -> int | str:
+    """`6` -> 6; where several stages are decomposed, `2-6` -> "2-6"."""
+    return int(text) if text.isdecimal() else text
+
+
 def words(text: str) -> tuple[str, ...]:
     """`1/4,1/2` -> ("1/4", "1/2")."""
     from .training.options import words
@@ -88,7 +100,7 @@ def grid(default: str) -> Options:
     return group(
         "grid",
         default,
-        option("--depths", type=numbers, default=(), metavar="N,N", help="numbers of layers"),
+        option("--depths", type=depths, default=(), metavar="N,N", help="numbers of layers"),
         option("--widths", type=words, default=(), metavar="A,B", help="ratios such as 1/4,1/2,1"),
         option("--components", type=numbers, default=(), metavar="N,N", help="numbers of components"),
     )
@@ -124,7 +136,7 @@ QUIET = option("--quiet", action="store_true", help="no progress bars")
 SIZE = group(
     "size",
     "all that is stored",
-    option("--depth", type=int, help="number of layers"),
+    option("--depth", type=layers, metavar="N", help="number of layers; of several decomposed stages as in 2-6"),
     option("--width-ratio", help="fraction of the width, such as 1/2"),
     option("--num-components", type=int, help="number of components combined"),
     option("--allow-untrained", action="store_true", help="accept a width that was never trained"),
@@ -255,6 +267,7 @@ def _print_encoder(rows: list[dict], out: Path) -> None:
     option("--num-components", type=int, help="default: as many as layers, which loses nothing"),
     option("--calibrate", metavar="DATA", help="unlabelled images for a better fit, and to measure it"),
     option("--images", type=int, default=512, help="of them (default: %(default)s)"),
+    option("--stages", type=numbers, default=(), metavar="N,N", help="of a Swin to decompose (default: the deepest)"),
     option("--fit", help="weights, activations, weighted, kronecker, aligned, matched (default: the last)"),
     option("--rounds", type=int, default=20, help="of the last three (default: %(default)s)"),
     option("--depths", type=numbers, default=(), metavar="N,N", help="choose the layers to keep there"),
@@ -317,6 +330,7 @@ def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | Non
 @command("write one size of a bundle as a plain model folder", BUNDLE, REVISION, OUT, SIZE)
 def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     from .bundle_lingene import Bundle
+    from .families_lingene import layers_of
     from .folders import check_empty, processor_or_none, publish_model, read_config
     from .kinds import model_class
     from .measuring.metrics import count_macs, count_parameters, seen_size
@@ -332,7 +346,7 @@ def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     publish_model(model, bundle, out, **hub)
     seen = seen_size(model.config, processor_or_none(bundle, **hub))
     params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head, seen))
-    print(f"{out}: ViT of {model.config.num_hidden_layers} layers, {params} parameters, {macs} MACs")
+    print(f"{out}: {type(model).__name__} of {layers_of(model.config)} layers, {params} parameters, {macs} MACs")
 
 
 @command(
@@ -465,7 +479,7 @@ def verify(bundle: str, revision: str | None) -> None:
     OUT,
     option("--images", help="of components: pictures, a folder or another set as for --data; labels are not needed"),
     option("--count", type=int, help="of components: how many of the pictures (default: 2)"),
-    option("--depths", type=numbers, default=(), metavar="N,N", help="of coefficients (default: the trained ones)"),
+    option("--depths", type=depths, default=(), metavar="N,N", help="of coefficients (default: the trained ones)"),
     option("--data", help="of the similarity: pictures, as for the other commands; labels are not needed"),
     option("--reference", metavar="MODEL", help="of the similarity: an encoder (default: the bundle's full size)"),
     QUIET,

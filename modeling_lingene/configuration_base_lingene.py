@@ -192,7 +192,7 @@ class BundleConfig(PretrainedConfig):
             self.reference_depth = 12 if self.depth is None else self.read_depth(self.depth)
         if self.reference_components is None:
             given = self.num_components
-            stored = self._most_components()
+            stored = self.most_components
             self.reference_components = stored if given is None else check_count("num_components", given)
         if self.trained_depths is None:
             self.trained_depths = [self.reference_depth]
@@ -208,7 +208,8 @@ class BundleConfig(PretrainedConfig):
                 raise ValueError(f"`depth_rows` must be {{depth: rows}}, got {shown(self.depth_rows)}.")
             self.depth_rows = {int(depth): list(rows) for depth, rows in self.depth_rows.items()}
 
-    def _most_components(self) -> int:
+    @property
+    def most_components(self) -> int:
         """As many as the deepest stack has layers: then every layer of every stack can be its own."""
         return max(self.stack_depth(self.reference_depth, stack) for stack in self.stacks)
 

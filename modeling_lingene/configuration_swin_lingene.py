@@ -132,6 +132,12 @@ class LinGeneSwinConfig(BundleConfig):
                 raise ValueError(f"`mlp_ratio` {self.mlp_ratio} of {width} channels leaves no whole MLP units.")
         if len({self.stage_width(stage + 1) // heads for stage, heads in enumerate(self.num_heads)}) > 1:
             raise ValueError(f"`num_heads` {self.num_heads} must double with the channels: a width keeps whole heads.")
+        if self.smallest_grid < self.window_size:
+            raise ValueError(
+                f"`image_size` {self.image_size} leaves the last of {len(self.depths)} stages {self.smallest_grid} "
+                f"patches on a side, fewer than a window of {self.window_size}: use larger images, smaller patches, a "
+                "smaller `window_size` or fewer stages."
+            )
         known = self._joined([self.depths[stage - 1] for stage in self.decomposed_stages])
         if self.reference_depth != known:
             raise ValueError(f"`reference_depth` {self.reference_depth} contradicts `depths` {self.depths}: {known}.")
@@ -183,6 +189,12 @@ class LinGeneSwinConfig(BundleConfig):
     def stage_width(self, stage: int) -> int:
         """Channels of a stage, from 1, at full width."""
         return self.embed_dim << (stage - 1)
+
+    @property
+    def smallest_grid(self) -> int:
+        """Patches on the shorter side of the last stage; every stage halves them, rounded up."""
+        side = min(-(-pixels // step) for pixels, step in zip(sides(self.image_size), sides(self.patch_size)))
+        return -(-side // (1 << (len(self.depths) - 1)))
 
     @property
     def hidden_size(self) -> int:

@@ -80,6 +80,7 @@ DINOV2 = dict(
     mask_token=True,
     reads_patches=True,
 )
+BIAS_TABLE = "relative_position_bias_table"  # a parameter by itself, no module's weight
 BACKBONE_FIELDS = ("drop_path_rate", "apply_layernorm", "reshape_hidden_states")
 FAMILIES = {
     "vit": Family(
@@ -125,7 +126,7 @@ FAMILIES = {
         prefix="swin.",
         parts={
             **{f"attention.{part}": f"attention.self.{part}" for part in ("query", "key", "value")},
-            "attention.position_bias": "attention.self.relative_position_bias_table",
+            "attention.position_bias": f"attention.self.{BIAS_TABLE}",
             "attention.output": "attention.output.dense",
             "norm1": "layernorm_before",
             "norm2": "layernorm_after",
@@ -145,6 +146,22 @@ OWN_LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<inner>.+)")
 # Fields of `LinGeneConfig` that not every family has, and what they are where it has not.
 FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden_states": True}
 FAMILY_FIELDS |= {"num_register_tokens": 0}
+
+
+def has_class_token(config: PretrainedConfig) -> bool:
+    """Whether the first token that a configuration's model gives stands for the image; networks of stages have none.
+
+    Args:
+        config: of a bundle, or a family's own.
+    """
+    row = FAMILIES.get(getattr(config, "family", config.model_type))
+    return row is None or not row.stages
+
+
+def layers_of(config: PretrainedConfig) -> int | str:
+    """The number of layers of a family's own model, as it is told: of a network of stages "2-2-6-2"."""
+    depths = getattr(config, "depths", None)
+    return "-".join(map(str, depths)) if depths is not None else config.num_hidden_layers
 
 
 def stock_class(family: str, kind: str) -> type[PreTrainedModel]:
@@ -216,8 +233,36 @@ def stock_name(family: str, key: str, layer: int | None = None) -> str:
         inner = inner.replace("patch_embeddings.", "patch_embeddings.projection.")
         return f"encoder.layers.{stage}.{inner}" if found else inner
     part, _, kind = inner.rpartition(".")
-    part = row.parts[part]
-    return f"{row.blocks.format(stage=stage, layer=layer)}{part}{'' if part.endswith('_table') else f'.{kind}'}"
+    place = row.blocks.format(stage=stage, layer=layer) + row.parts[part]
+    return place if place.endswith(BIAS_TABLE) else f"{place}.{kind}"
+
+
+def own_name(family: str, name: str, stacks: tuple[str, ...]) -> str:
+    """Back from `stock_name`: the key of a tensor in a bundle, or `blocks.{layer}.` and its name in a component.
+
+    Args:
+        name: in the family's files, without the prefix of a model with a head. One that is not known stays.
+        stacks: of the bundle's configuration.
+    """
+    row = FAMILIES[family]
+    parts = {disk: own for own, disk in row.parts.items()} | {disk: f"{own}.scale" for own, disk in row.scales.items()}
+    places = re.escape(row.blocks).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{stage\}", r"(?P<stage>\d+)")
+    found = re.fullmatch(f"{places}(?P<inner>.+)", name)
+    if found:
+        stage = f"stage{int(found['stage']) + 1}." if row.stages else ""
+        inner, kind = found["inner"], ""
+        if inner not in parts:  # LayerScale has no weight and bias
+            inner, _, kind = inner.rpartition(".")
+        elif inner.endswith(BIAS_TABLE):
+            kind = "weight"
+        if inner not in parts:
+            return name
+        own = f"{parts[inner]}.{kind}".rstrip(".")
+        return f"blocks.{found['layer']}.{stage}{own}" if stage in stacks else f"{stage}layers.{found['layer']}.{own}"
+    between = re.fullmatch(r"encoder\.layers\.(\d+)\.(downsample\..+)", name) if row.stages else None
+    if between:
+        return f"stage{int(between[1]) + 1}.{between[2]}"
+    return name.replace("embeddings.patch_embeddings.projection.", "embeddings.patch_embeddings.")
 
 
 def own_shapes(family: str, outside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

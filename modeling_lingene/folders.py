@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
+from .identity_lingene import file_sha256, settings_of, weights_id_of
 from .kinds import KINDS
 from .lingene_vit import LinGeneViTConfig
 from .reading_lingene import (
@@ -33,7 +34,7 @@ from .reading_lingene import (
     read_json,
     shown,
 )
-from .saving_lingene import TRAINING_FILE, bundle_weights_id
+from .saving_lingene import TRAINING_FILE, indexed_files
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
@@ -42,13 +43,16 @@ CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
-DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
+# Whichever of these a kind of network has.
+DESCRIBED = ("embed_dim", "depths", "num_heads", "window_size", "decomposed_stages")
+DESCRIBED += ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
 
 DELETE = "delete the file, or convert again"
 CONVERSION_FIELDS = {
     **dict.fromkeys(("source", "fit"), TEXT),
-    **dict.fromkeys(("depth", "num_components"), integer(1, MOST_LAYERS)),
+    "depth": either(integer(1, MOST_LAYERS), TEXT),
+    "num_components": integer(1, MOST_LAYERS),
     "relative_logit_error": number(0, 1e12),
     "advice": optional(OBJECT),
 }
@@ -110,6 +114,30 @@ def model_type_of(name: str | os.PathLike, **hub) -> str | None:
 def is_plain(name: str | os.PathLike, **hub) -> bool:
     """Whether a model is one that a size of a bundle or a pruning is written as, and no bundle."""
     return model_type_of(name, **hub) in PLAIN
+
+
+def bundle_weights_id(folder: str | os.PathLike) -> str:
+    """The `weights_id` of a folder's files and settings as they are, recomputed."""
+    index = read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))
+    digests = {file: file_sha256(Path(folder) / file) for file in indexed_files(folder)}
+    if index["metadata"].get("settings") is None:  # saved before they were part of it
+        return weights_id_of(digests, None)
+    return weights_id_of(digests, settings_of(read_config(folder)))
+
+
+def change_settings(folder: str | os.PathLike, config: BundleConfig) -> None:
+    """Give the weights in a folder other settings: config.json, and the index with their identity anew.
+
+    Args:
+        folder: a bundle.
+        config: its configuration, changed; gets the new `weights_id`.
+    """
+    path = Path(folder) / SAFE_WEIGHTS_INDEX_NAME
+    index, settings = read_json(path, str(folder)), settings_of(config)
+    config.weights_id = weights_id_of(index["metadata"]["files"], settings)
+    index["metadata"] |= {"settings": settings, "weights_id": config.weights_id}
+    config.save_pretrained(folder)
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def read_conversion(folder: Path) -> dict | None:
@@ -235,8 +263,7 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
         "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
         "stored_params": config.stored_params(config.size(), held.has_head),
     }
-    for field in DESCRIBED:
-        facts[field] = getattr(config, field)
+    facts |= {field: getattr(config, field) for field in DESCRIBED if hasattr(config, field)}
     return facts, held.measured()
 
 

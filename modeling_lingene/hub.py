@@ -196,7 +196,9 @@ def _example(config: BundleConfig, converted: dict | None) -> dict:
     if converted:
         return {"depth": max(config.depth_rows or [config.size().depth])}
     size, trained = config.size(), [Fraction(ratio) for ratio in config.trained_width_ratios]
-    example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
+    example = {"num_components": max(1, size.num_components // 2)}
+    if isinstance(size.depth, int):
+        example = {"depth": max(1, size.depth // 2), **example}
     return keywords(example | {"width_ratio": str(max(trained, default=1))}, config)
 
 

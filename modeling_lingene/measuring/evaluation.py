@@ -6,6 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 
 from ..configuration_base_lingene import BUNDLE_TYPES
+from ..families_lingene import layers_of
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
@@ -74,7 +75,7 @@ def evaluate_model(
     return measure(
         model,
         batches(images, processor, batch_size),
-        depth=model.config.num_hidden_layers,
+        depth=layers_of(model.config),
         width_ratio=size.width_ratio if size else 1,
         num_components=size.num_components if size else None,
         stored_params=config.stored_params(size, head) if size else count_parameters(model),

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
+from ..families_lingene import layers_of
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
 from ..images.augmentation import Augmentation
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, load_images, split_off
@@ -471,7 +472,7 @@ def _row(run: _Run, name: str, folder: str | Path, device: str) -> dict:
     row = measure(
         model,
         batches(run.test, run.processor, 128),
-        depth=model.config.num_hidden_layers,
+        depth=layers_of(model.config),
         width_ratio=1,
         num_components=None,
         split=run.test.split,

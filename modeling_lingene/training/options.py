@@ -88,6 +88,8 @@ def add_fields(group: Any, settings: type, skip: set[str] = frozenset()) -> None
                 group.add_argument(flag, dest=field.name, action=argparse.BooleanOptionalAction, help=text)
             elif types[field.name] == tuple[int, ...]:
                 group.add_argument(flag, dest=field.name, type=integers, metavar="N,N", help=text)
+            elif types[field.name] == tuple[int | str, ...]:
+                group.add_argument(flag, dest=field.name, type=depths, metavar="N,N", help=text)
             elif types[field.name] == tuple[str, ...]:
                 group.add_argument(flag, dest=field.name, type=words, metavar="A,B", help=text)
             else:
@@ -105,6 +107,16 @@ def described(settings: type) -> dict[str, str]:
 def words(text: str) -> tuple[str, ...]:
     """`1/4,1/2` -> ("1/4", "1/2"); nothing is none."""
     return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def depths(text: str) -> tuple[int | str, ...]:
+    """`3,6` -> (3, 6); where several stages are decomposed, `2-4,2-6` -> ("2-4", "2-6")."""
+    return tuple(map(depth, words(text)))
+
+
+def depth(text: str) -> int | str:
+    """`6` -> 6; where several stages are decomposed, `2-6` -> "2-6"."""
+    return int(text) if text.isdecimal() else text
 
 
 def integers(text: str) -> tuple[int, ...]:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..configuration_lingene import LinGeneConfig
 from ..folders import write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
+from ..kinds import model_class
 from ..measuring.metrics import device_name
 from ..measuring.plots import plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
@@ -291,7 +291,7 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
     """The images of a run, and a model for them."""
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
     recipe.decomposition.check(
-        begun.config if begun else LinGeneConfig(**recipe.model.shape(recipe.decomposition))
+        begun.config if begun else recipe.model.network(**recipe.model.shape(recipe.decomposition))
     )  # before data is read
     source, validation, test = _sources(recipe, accelerator.device, begun)
     train = source.images

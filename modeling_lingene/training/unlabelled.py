@@ -13,9 +13,10 @@ from ..images.augmentation import Augmentation
 from ..images.data import image_processor, split_off
 from ..images.loaders import training_images
 from ..images.pictures import load_pictures
+from ..kinds import model_class
 from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
-from ..modeling_lingene import LinGeneModel
+from ..modeling_base_lingene import RecomposingModel
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 from .features import FEATURE_LOSS, FeatureStudent, feature_metric, fit_heads
 from .loop import TrainingLoop
@@ -41,7 +42,7 @@ class UnlabelledStart:
     held_out_teacher: Callable[[dict], torch.Tensor]
 
     @property
-    def model(self) -> LinGeneModel:
+    def model(self) -> RecomposingModel:
         """What becomes the bundle."""
         return self.trained.encoder
 
@@ -74,7 +75,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
     torch.manual_seed(recipe.training.seed)
     if encoder is None:
-        encoder = LinGeneModel(recipe.model.config(pictures, recipe.decomposition, labelled=False))
+        config = recipe.model.config(pictures, recipe.decomposition, labelled=False)
+        encoder = model_class(config, head=False)(config)
         recipe.decomposition.check(encoder.config)
         processor = image_processor(encoder.config.image_size)
     else:
@@ -101,7 +103,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     return UnlabelledStart(student, *sources, *teachers)
 
 
-def _teacher(recipe: Recipe, encoder: LinGeneModel, pictures: Preprocessing) -> Encoder:
+def _teacher(recipe: Recipe, encoder: RecomposingModel, pictures: Preprocessing) -> Encoder:
     """Whom the student learns from: by name, or the bundle that it starts from, as it was."""
     patch = tuple(encoder.config.shared_shapes()["embeddings.patch_embeddings.weight"][2:])
     if recipe.teacher:

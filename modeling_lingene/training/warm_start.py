@@ -101,6 +101,6 @@ def fit_to(model: RecomposingModel, images: LabelledImages, settings: Decomposit
 def fit_sizes(model: RecomposingModel, settings: DecompositionSettings) -> None:
     """Write the sizes that will have been trained into a model's configuration."""
     config = model.config
-    config.trained_depths = sorted({config.num_hidden_layers, *settings.depths})
-    config.trained_width_ratios = settings.trained_widths(config.num_attention_heads)
+    config.trained_depths = sorted({config.num_hidden_layers, *map(config.read_depth, settings.depths)})
+    config.trained_width_ratios = settings.trained_widths(config.head_unit)
     config.isolated_activation = settings.isolated_activation

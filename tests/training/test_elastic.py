@@ -30,11 +30,11 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
+from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import metrics, sweep
-from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings, grid_of
 from modeling_lingene.training.decomposition import phases as phases_of
