@@ -38,7 +38,7 @@ from .saving_lingene import TRAINING_FILE, indexed_files
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
-PLAIN = ("vit", LinGeneViTConfig.model_type)
+PLAIN = ("vit", "swin", LinGeneViTConfig.model_type)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
