@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BundleConfig, Size
+from ..recompose_lingene import is_gain
 from .sources import Source
 
 
@@ -23,22 +24,24 @@ def condition(table: torch.Tensor) -> float:
     return float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
 
 
-def check_condition(config: LinGeneConfig) -> None:
+def check_condition(config: BundleConfig) -> None:
     """Whether a bundle's coefficients can be solved for components.
 
     Raises:
         ValueError: they cannot be solved for components in float32.
     """
     size = config.size()
-    table = config.coefficients(size)
-    norms = table.norm(dim=0)  # scaling a component loses nothing, but for one that is zero up to rounding
-    number = condition(table / torch.where(norms > 1e-8 * norms.max(), norms, 1.0))
-    if not number <= CONDITION_LIMIT:
-        raise ValueError(
-            f"`basis` {config.basis} with nodes {config.nodes} and start degree {config.start_degree} has condition "
-            f"number {number:.3g} at {size.num_components} components of {size.depth} layers (at most "
-            f"{CONDITION_LIMIT:g} can be solved for); take the preset stable, or fewer components."
-        )
+    for stack in config.stacks:
+        table = config.coefficients(size, stack)
+        norms = table.norm(dim=0)  # scaling a component loses nothing, but for one that is zero up to rounding
+        number = condition(table / torch.where(norms > 1e-8 * norms.max(), norms, 1.0))
+        if not number <= CONDITION_LIMIT:
+            layers, count = table.shape
+            raise ValueError(
+                f"`basis` {config.basis} with nodes {config.nodes} and start degree {config.start_degree} has "
+                f"condition number {number:.3g} at {count} components of {layers} layers (at most "
+                f"{CONDITION_LIMIT:g} can be solved for); take the preset stable, or fewer components."
+            )
 
 
 def solve(layers: list[torch.Tensor], table: torch.Tensor, dtype: torch.dtype, offset: float = 0.0):
@@ -65,13 +68,13 @@ def solve(layers: list[torch.Tensor], table: torch.Tensor, dtype: torch.dtype, o
     return [component.view(shape) for component in components]
 
 
-def closed_form(source: Source, config: LinGeneConfig, dtype: torch.dtype) -> Iterator[tuple[str, list[torch.Tensor]]]:
+def closed_form(source: Source, config: BundleConfig, dtype: torch.dtype) -> Iterator[tuple[str, list[torch.Tensor]]]:
     """Every block tensor's components, one tensor at a time.
 
     Args:
         config: of the bundle to be.
     """
-    table = config.coefficients(Size(config.reference_depth, config.size().width_ratio, config.reference_components))
+    size = Size(config.reference_depth, config.size().width_ratio, config.reference_components)
     for name in config.component_shapes():
-        gain = name.startswith("norm") and name.endswith("weight")
-        yield name, solve(source.layers(name), table, dtype, config.gain_offset if gain else 0.0)
+        offset = config.gain_offset if is_gain(name) else 0.0
+        yield name, solve(source.layers(name), config.coefficients(size, name), dtype, offset)

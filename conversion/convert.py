@@ -16,17 +16,26 @@ from torch import nn
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..bundle_lingene import component_file
-from ..configuration_lingene import LinGeneConfig, check_count
-from ..folders import CONVERSION_FILE, CONVERSION_PICTURE, READOUT_FILE, check_empty, complete_or_absent, write_json
+from ..configuration_base_lingene import BundleConfig, check_count
+from ..folders import (
+    CONVERSION_FILE,
+    CONVERSION_PICTURE,
+    READOUT_FILE,
+    change_settings,
+    check_empty,
+    complete_or_absent,
+    read_config,
+    write_json,
+)
 from ..hub import write_card
 from ..images.data import image_processor, require
-from ..loading_lingene import stock_vit
+from ..kinds import model_class
+from ..loading_lingene import stock_model
 from ..measuring.metrics import check_device
 from ..measuring.plots import plot_conversion
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
+from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
-from ..saving_lingene import change_settings
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
 from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms, order_components
@@ -47,20 +56,26 @@ LOSSLESS = 1e-4  # relative logit error above which a conversion that should los
 CHECK_IMAGES = 4
 
 
-def open_source(name: str, weights: str | None = None, prefix: str | None = None, headless: bool = False) -> Source:
+def open_source(
+    name: str,
+    weights: str | None = None,
+    prefix: str | None = None,
+    headless: bool = False,
+    stages: Sequence[int] = (),
+) -> Source:
     """A checkpoint by `timm:NAME` or by a transformers name or folder.
 
     Raises:
         ValueError: it is not there, or something of it cannot be expressed by a bundle.
     """
     if name.startswith(PREFIX):
-        return read_timm(name, weights, prefix, headless)
+        return read_timm(name, weights, prefix, headless, stages)
     if weights is not None or prefix is not None:
         raise ValueError(f"`weights` and `prefix` belong to timm:NAME; {name} brings its own weights.")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
         raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
     try:
-        return read_transformers(name, headless)
+        return read_transformers(name, headless, stages)
     except OSError as error:
         raise ValueError(f"`source` {name} cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -72,6 +87,7 @@ def convert(
     weights: str | None = None,
     prefix: str | None = None,
     headless: bool = False,
+    stages: Sequence[int] = (),
     num_components: int | None = None,
     calibrate: str | None = None,
     images: int = 512,
@@ -89,8 +105,8 @@ def convert(
     Args:
         name: `timm:NAME`, or a transformers name or folder.
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
-        weights, prefix, headless: see `read_timm` and `read_transformers`.
-        num_components: default as many as layers, which loses nothing.
+        weights, prefix, headless, stages: see `read_timm` and `read_transformers`.
+        num_components: default as many as layers, which loses nothing; of several stages as many as the deepest has.
         calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
         rounds: of coefficients and components in turn, for the fits that learn both.
@@ -113,7 +129,7 @@ def convert(
     """
     check_empty(out)
     device = check_device(device)
-    source = open_source(name, weights, prefix, headless)
+    source = open_source(name, weights, prefix, headless, stages)
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
     ratios = check_widths(config, widths, sort)
@@ -136,7 +152,7 @@ def convert(
 
 
 def check_asked(
-    config: LinGeneConfig,
+    config: BundleConfig,
     fit: str | None,
     calibrate: str | None,
     depths: Sequence[int],
@@ -148,11 +164,17 @@ def check_asked(
     Raises:
         ValueError: as `check_fit`; sorting without images; coefficients that cannot be solved for components.
     """
+    if config.stands_for.stages and (calibrate is not None or sort or fit not in (None, "weights")):
+        word = "sort" if sort else "calibrate" if calibrate is not None else "fit"
+        raise ValueError(
+            f"`{word}` is for networks whose layers are all of one width, and this one has stages: its components are "
+            "solved for from the weights alone, which loses nothing with as many as layers."
+        )
     fit = check_fit(config, fit, calibrate, depths, counts)
     if sort and calibrate is None:
         raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")
     check_condition(config)
-    if calibrate is None and fit != "exact":
+    if calibrate is None and fit != "exact" and not config.stands_for.stages:
         logger.warning("Least squares on weights is the poorest fit; give a few hundred images with --calibrate DATA.")
     return fit
 
@@ -209,8 +231,8 @@ def ask(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def solve_all(
-    source: Source, config: LinGeneConfig, fit: str, rounds: int, calibration: "Calibration | None"
-) -> tuple[LinGeneConfig, Iterable]:
+    source: Source, config: BundleConfig, fit: str, rounds: int, calibration: "Calibration | None"
+) -> tuple[BundleConfig, Iterable]:
     """The configuration that the fit needs, and its components, one tensor at a time."""
     if fit not in ("exact", "weights"):
         return calibration.fitted(config, fit, rounds)
@@ -218,14 +240,14 @@ def solve_all(
     return config, progress_bar(solved, desc="solving", total=len(config.component_shapes()), unit="tensor")
 
 
-def describe(name: str, source: Source, config: LinGeneConfig, fit: str) -> dict:
+def describe(name: str, source: Source, config: BundleConfig, fit: str) -> dict:
     """What was converted, how, and what of it was left out."""
     return {
         "source": Path(name).name if os.path.isdir(name) else name,
         "depth": source.depth,
         "num_components": config.reference_components,
         "fit": fit,
-        "condition": condition(config.coefficients(config.size())),
+        "condition": max(condition(config.coefficients(config.size(), stack)) for stack in config.stacks),
         "compared": _compared(source),
         "left_out": dict(source.left_out),
     }
@@ -286,7 +308,7 @@ class Calibration:
         self.expected = class_outputs_of(source.stock().to(device), self.pixel_values)
         self.stacks, self.fit_of = None, None
 
-    def fitted(self, config: LinGeneConfig, fit: str, rounds: int) -> tuple[LinGeneConfig, Iterator]:
+    def fitted(self, config: BundleConfig, fit: str, rounds: int) -> tuple[BundleConfig, Iterator]:
         """Fewer components, fitted on the images: the configuration that they need, and the components by tensor."""
         folded = fold_norms(self.weights)
         stacks = self._stacks(folded)
@@ -307,7 +329,7 @@ class Calibration:
             changes |= {"basis": "learned", "coefficient_matrix": table.double().tolist(), "degree_weight": 0.0}
         return changed(config, **changes), tensors_of(parts, config)
 
-    def sort(self, folder: Path, config: LinGeneConfig) -> None:
+    def sort(self, folder: Path, config: BundleConfig) -> None:
         """The bundle's heads and units in the order in which they matter, one for all layers."""
         self._found(folder, config)  # in the fit's own order
         model = self._loaded(folder)
@@ -315,7 +337,7 @@ class Calibration:
             sort_width(model, self.pixel_values, self.seed, bar.update)
         model.to("cpu").save_pretrained(folder)
 
-    def measured(self, folder: Path, config: LinGeneConfig, depths: Sequence[int]) -> dict:
+    def measured(self, folder: Path, config: BundleConfig, depths: Sequence[int]) -> dict:
         """Errors at every number of components; and, for the depths asked for, the layers chosen."""
         stacks, parts, table = self._found(folder, config)
         shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
@@ -328,7 +350,7 @@ class Calibration:
             result["depth_rows"] = self._choose(folder, depths)
         return result
 
-    def _found(self, folder: Path, config: LinGeneConfig) -> tuple:
+    def _found(self, folder: Path, config: BundleConfig) -> tuple:
         """Stacks, components and coefficients of the fit; exact, or of least squares, what the folder holds."""
         if self.fit_of is None:
             self.fit_of = (self._stacks(self.weights), *stored_parts(folder, config))
@@ -354,21 +376,22 @@ class Calibration:
         layers = range(min(depths) + 1, self.source.depth + 1)
         with progress_bar(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
             rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
-        config = LinGeneConfig.from_pretrained(folder)
+        config = read_config(folder)
         config.depth_rows = rows
         change_settings(folder, config)
         return rows
 
-    def _loaded(self, folder: Path) -> LinGenePreTrainedModel:
+    def _loaded(self, folder: Path) -> RecomposingModel:
         """The bundle as components."""
-        model_class = LinGeneForImageClassification if self.source.head else LinGeneModel
         with quiet_loading():
-            model = model_class.from_pretrained(folder, constrained=True, dtype=torch.float32)
+            model = model_class(self.source.config, self.source.head).from_pretrained(
+                folder, constrained=True, dtype=torch.float32
+            )
         return model.eval().to(self.device)
 
 
 def check_fit(
-    config: LinGeneConfig, fit: str | None, calibrate: str | None, depths: Sequence[int], counts: tuple[int, int]
+    config: BundleConfig, fit: str | None, calibrate: str | None, depths: Sequence[int], counts: tuple[int, int]
 ) -> str:
     """The fit by name; `exact` where there are as many components as layers.
 
@@ -386,7 +409,7 @@ def check_fit(
             raise ValueError(f"`depths` must be from 1 to below the {config.reference_depth} layers, got {depth!r}.")
     if depths and config.depth_map != "select":
         raise ValueError("`depths` chooses layers to select, and the depth map is 'resample'; leave one of them out.")
-    if config.reference_components == config.reference_depth:
+    if config.reference_components == config.most_components:
         if fit not in (None, "weights"):
             raise ValueError(f"`fit` {fit!r} is for fewer components than layers; with as many nothing is lost.")
         return "exact"
@@ -399,12 +422,12 @@ def stock_of(source: Source, weights: dict[str, torch.Tensor]) -> nn.Module:
     neutral = {f"{norm}.{kind}": ones * (kind == "weight") for norm in BLOCK_NORMS for kind in ("weight", "bias")}
     layers = {name: [row.float().contiguous() for row in rows] for name, rows in {**neutral, **weights}.items()}
     config = changed(source.config, qkv_bias="attention.query.bias" in weights)
-    shape = config.vit_config(config.size())
+    shape = config.stock_config(config.size())
     with quiet_loading():
-        return stock_vit(dict(source.outside), layers, shape, source.head, dtype=torch.float32).eval()
+        return stock_model(dict(source.outside), layers, shape, source.head, dtype=torch.float32).eval()
 
 
-def tensors_of(parts: dict[str, torch.Tensor], config: LinGeneConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
+def tensors_of(parts: dict[str, torch.Tensor], config: BundleConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
     """Fitted parts as the components' tensors; those of the folded LayerNorms are zero."""
     count, size = config.reference_components, config.hidden_size
     for part, fitted in parts.items():
@@ -416,7 +439,7 @@ def tensors_of(parts: dict[str, torch.Tensor], config: LinGeneConfig) -> Iterato
             yield f"{norm}.{kind}", [torch.zeros(size) for _ in range(count)]
 
 
-def stored_parts(folder: Path, config: LinGeneConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def stored_parts(folder: Path, config: BundleConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The linear maps of a bundle's components, biases appended, and the coefficients."""
     size = config.size()
     parts = {}
@@ -429,16 +452,16 @@ def stored_parts(folder: Path, config: LinGeneConfig) -> tuple[dict[str, torch.T
     return {part: torch.stack(own) for part, own in parts.items()}, config.coefficients(size).float()
 
 
-def bundle_config(source: Source, num_components: int | None, basis: dict) -> LinGeneConfig:
+def bundle_config(source: Source, num_components: int | None, basis: dict) -> BundleConfig:
     """The source's configuration with the components and the basis asked for."""
     kept = source.config.to_dict() | {"id2label": source.config.id2label, "label2id": source.config.label2id}
     for field in ("nodes", "start_degree", "gain_offset", "depth_map", "reference_components", "depth"):
         kept.pop(field)
-    given = {key: value for key, value in basis.items() if value is not None}
-    count = source.depth if num_components is None else num_components
-    if check_count("num_components", count) > source.depth:
-        raise ValueError(f"`num_components` must be from 1 to the {source.depth} layers, got {count!r}.")
-    return LinGeneConfig(**{**kept, **given}, reference_components=count)
+    given, most = {key: value for key, value in basis.items() if value is not None}, source.config.most_components
+    count = most if num_components is None else num_components
+    if check_count("num_components", count) > most:
+        raise ValueError(f"`num_components` must be from 1 to the {most} layers, got {count!r}.")
+    return type(source.config)(**{**kept, **given}, reference_components=count)
 
 
 def check_images(source: Source) -> torch.Tensor:
@@ -450,12 +473,11 @@ def check_images(source: Source) -> torch.Tensor:
 
 
 def write(
-    source: Source, config: LinGeneConfig, components: Iterable[tuple[str, list[torch.Tensor]]], folder: Path
+    source: Source, config: BundleConfig, components: Iterable[tuple[str, list[torch.Tensor]]], folder: Path
 ) -> None:
     """The bundle itself, with its preprocessing."""
-    model_class = LinGeneForImageClassification if source.head else LinGeneModel
     with torch.device("meta"):
-        model = model_class(config)
+        model = model_class(config, source.head)(config)
     state = {key: tensor.float() for key, tensor in source.outside.items()}
     for name, parts in components:
         state |= {f"components.{n}.{name}": part for n, part in enumerate(parts)}

@@ -26,6 +26,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
+from ..families_lingene import layers_of
 from ..folders import (
     check_empty,
     complete_or_absent,
@@ -36,14 +37,15 @@ from ..folders import (
     write_json,
 )
 from ..images.data import require
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from ..kinds import model_class
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
-from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
+from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES, load_all
 from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
 from .sources import Source
+from .timm_swin import swin_arguments, swin_state
 
 
 WEIGHTS = ("float32", "float16", "int8")
@@ -56,8 +58,10 @@ TIMM_NAMES = {
     "vit": "vit_base_patch16_224",
     "dinov2": "vit_base_patch14_dinov2",
     "dinov2_with_registers": "vit_base_patch14_reg4_dinov2",
+    "swin": "swin_base_patch4_window7_224",
 }
-TIMM_EPS = 1e-6
+TIMM_EPS = {"swin": 1e-5}  # of the norms that a name stands for, where it is not:
+VIT_EPS = 1e-6
 TIMM_LOAD = (
     "norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
     "model = timm.create_model({name!r}, **arguments, norm_layer=norm); "
@@ -123,10 +127,10 @@ def export(
 
 def _sized(bundle: str | os.PathLike, size: dict, hub: dict) -> PreTrainedModel:
     """One size of a bundle."""
-    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
+    config = read_config(bundle, **hub)
+    head = Bundle(bundle, config, hub).has_head
     with quiet_loading():
-        model_class = LinGeneForImageClassification if head else LinGeneModel
-        return model_class.from_pretrained(bundle, dtype=torch.float32, **size).eval()
+        return model_class(config, head).from_pretrained(bundle, dtype=torch.float32, **size).eval()
 
 
 def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:
@@ -140,8 +144,8 @@ def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:
         raise ValueError(f"`{sizes[0]}` chooses a size of a bundle, and {name} is a model by itself; leave it out.")
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
-    if to == "timm" and model.config.model_type != "vit":
-        raise ValueError(f"`to` timm: {name} has layers that timm's ViT has not; export to another format.")
+    if to == "timm" and model.config.model_type not in TIMM_NAMES:
+        raise ValueError(f"`to` timm: {name} has layers that timm has not; export to another format.")
     return model
 
 
@@ -160,7 +164,7 @@ def _check_words(to: str, weights: str, tolerance: float | None) -> None:
 def _described(model: PreTrainedModel) -> dict[str, Any]:
     size = getattr(model, "source_size", None)
     if size is None:
-        return {"depth": model.config.num_hidden_layers}
+        return {"depth": layers_of(model.config)}
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 
@@ -195,7 +199,7 @@ def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Pat
     options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return {"loaded": Outputs(again), "any_shape": family.interpolates}
+    return {"loaded": Outputs(again), "any_shape": family.traces_any_size}
 
 
 def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
@@ -203,13 +207,14 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     plain = folder / "plain"
     publish_model(model, bundle, plain, **hub)
     source = read_transformers(str(plain))
-    arguments = _timm_arguments(source)
-    state = timm_state(source)
+    staged = source.config.stands_for.stages
+    arguments = swin_arguments(source) if staged else _timm_arguments(source)
+    state = swin_state(source) if staged else timm_state(source)
     shutil.rmtree(plain)
     eps = source.config.layer_norm_eps
-    if eps == TIMM_EPS:
+    if eps == TIMM_EPS.get(source.config.family, VIT_EPS):
         built = timm.create_model(name, **arguments)
-        built.load_state_dict(state, strict=True)
+        load_all(built, state)
         _say_preprocessing(built, _keep_processor(bundle, folder, hub))
         if source.head:
             names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -222,7 +227,7 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         norm = functools.partial(timm.layers.LayerNorm, eps=eps)
         again = timm.create_model(name, **arguments, norm_layer=norm)
-        again.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=True)
+        load_all(again, load_file(folder / SAFE_WEIGHTS_NAME))
         load = TIMM_LOAD.format(name=name, eps=eps)
     again = again.eval()
     facts = {"name": name, "arguments": arguments, "load": load}

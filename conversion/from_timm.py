@@ -7,7 +7,8 @@ lists here, or is refused by name. What is only of use in training (dropout, sto
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
 from ..images.data import image_processor, require
 from .from_transformers import scaled
 from .sources import Source, check_tensors, read_tensors, shown
+from .timm_swin import SWIN, SWIN_KINDS, SWIN_LEFT_OUT, check_swin, swin_config, swin_layer, swin_outside
 
 
 PREFIX = "timm:"
@@ -103,7 +106,35 @@ UNASKED = "the classifier was not asked for"
 LEFT_OUT = {"mask_token": "only masked pretraining reads it"}
 
 
-def read_timm(name: str, weights: str | None = None, prefix: str | None = None, headless: bool = False) -> Source:
+@dataclass(frozen=True)
+class Layout:
+    """How one of timm's classes of models is laid out.
+
+    Args:
+        kinds: path of a module, numbers as `*` -> the names of the classes that may stand there.
+        classifier: path of the linear map to the classes.
+        check: refuses options that no module shows: (name, model, whether its head matters).
+        config: (model, stages) -> the configuration of a bundle.
+        outside, block: the tensors, see `Source`, of (tensors, model, configuration) and (tensors, model).
+        left_out: ends of tensors' names with no place in a bundle -> why that changes nothing.
+    """
+
+    kinds: Mapping[str, str]
+    classifier: str
+    check: Callable[[str, nn.Module, bool], None]
+    config: Callable[[nn.Module, Sequence[int]], BundleConfig]
+    outside: Callable[[Mapping[str, torch.Tensor], nn.Module, BundleConfig], dict[str, torch.Tensor]]
+    block: Callable[[Mapping[str, torch.Tensor], nn.Module], Callable[[str, int], torch.Tensor]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_timm(
+    name: str,
+    weights: str | None = None,
+    prefix: str | None = None,
+    headless: bool = False,
+    stages: Sequence[int] = (),
+) -> Source:
     """A model by `timm:NAME`, its weights from a file or, without one, where timm finds them.
 
     Args:
@@ -111,37 +142,42 @@ def read_timm(name: str, weights: str | None = None, prefix: str | None = None, 
         weights: safetensors file or state dict saved by torch, in timm's names.
         prefix: of the network's tensors in the file, where it holds several.
         headless: leave a classifier out, whatever it is.
+        stages: of a Swin, counted from 1: those whose layers become components; default the deepest.
 
     Raises:
         ValueError: whatever of it a bundle cannot express, by name.
         ImportError: timm is missing; the message says what to install.
     """
     architecture = name.removeprefix(PREFIX)
-    check_model(name, _built(name, architecture), head_matters=False)
+    layout = check_model(name, _built(name, architecture), head_matters=False)
+    if stages and layout.kinds is KINDS:
+        raise ValueError(f"`stages` are of a network that has some, and {name} is a Vision Transformer.")
     if weights is None:
         tensors, left_out = _downloaded(name, architecture), {}
     else:
         tensors, left_out = _own_tensors(read_tensors(weights), str(weights), prefix)
     dropped = {key: UNASKED for key in tensors if headless and key.startswith("head.")}
+    dropped |= {key: why for key in tensors for end, why in layout.left_out.items() if key.endswith(end)}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
-    options = {"num_classes": len(tensors.get("head.weight", ()))}
+    options = {"num_classes": len(tensors.get(f"{layout.classifier}.weight", ()))}
     model = _built(name, architecture, **options)
     if "pos_embed" in tensors:
         options |= _image_size(model, tensors["pos_embed"].shape[1], name)
         model = _built(name, architecture, **options)
     check_model(name, model, head_matters=options["num_classes"] > 0)
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    expected = {key: shape for key, shape in expected.items() if not key.endswith(tuple(layout.left_out))}
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise ValueError(f"{shown(unknown)} of {weights or name} is not of {architecture}, or cannot be expressed.")
     check_tensors(tensors, expected, str(weights or name))
-    config = _bundle_config(model)
+    config = layout.config(model, stages)
     return Source(
         name=name,
         config=config,
         head=model.num_classes > 0,
-        outside=_outside(tensors, model, config),
-        block=partial(_block, tensors, model.embed_dim),
+        outside=layout.outside(tensors, model, config),
+        block=layout.block(tensors, model),
         left_out={**left_out, **dropped},
         reference=partial(_reference, architecture, options, tensors),
         processor=_processor(model),
@@ -158,19 +194,25 @@ def _built(name: str, architecture: str, **options) -> nn.Module:
         raise ValueError(f"`source` {name} cannot be built: {str(error).splitlines()[0]}") from None
 
 
-def check_model(name: str, model: nn.Module, head_matters: bool) -> None:
-    """Holds a timm model against the lists above.
+def check_model(name: str, model: nn.Module, head_matters: bool) -> Layout:
+    """Holds a timm model against the lists above, or those of another layout.
 
     Raises:
         ValueError: names the first module or option that a bundle cannot express.
     """
+    layout = LAYOUTS.get(type(model).__name__, LAYOUTS[KINDS[""]])
     for path, module in model.named_modules():
-        place = re.sub(r"^blocks\.\d+", "blocks.*", path)
+        place = re.sub(r"(^|\.)(blocks|layers)\.\d+", r"\1\2.*", path)
         kind = type(module).__name__
-        if kind not in KINDS.get(place, "").split():
+        if kind not in layout.kinds.get(place, "").split():
             why = f" ({PLAIN[place]})" if place in PLAIN else ""
             named = f"`{path}` of {name}" if path else name
             raise ValueError(f"{named} is {kind}{why}, which a bundle cannot express.")
+    layout.check(name, model, head_matters)
+    return layout
+
+
+def _check_vit(name: str, model: nn.Module, head_matters: bool) -> None:
     refused = {
         "class_token": (not model.has_class_token, "a model without a class token"),
         "pos_embed": (model.pos_embed is None, "no learned position embeddings"),
@@ -239,7 +281,7 @@ def family_of(model: nn.Module) -> str:
     return "dinov2" if "dinov2" in str(model.pretrained_cfg.get("architecture")) else "vit"
 
 
-def _bundle_config(model: nn.Module) -> LinGeneConfig:
+def _vit_config(model: nn.Module, stages: Sequence[int]) -> BundleConfig:
     block, (height, width) = model.blocks[0], model.patch_embed.img_size
     labels = {"num_labels": model.num_classes} if model.num_classes else {}
     patch_height, patch_width = model.patch_embed.patch_size
@@ -260,7 +302,7 @@ def _bundle_config(model: nn.Module) -> LinGeneConfig:
     )
 
 
-def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module, config: LinGeneConfig) -> dict[str, torch.Tensor]:
+def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module, config: BundleConfig) -> dict[str, torch.Tensor]:
     """What lies outside the blocks; zero what timm has not: a mask token, what a head would read of the patches."""
     own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
     positions = tensors["pos_embed"]
@@ -296,14 +338,23 @@ def _reference(
     """The model in timm's own class."""
     timm = require("timm")
     model = timm.create_model(architecture, pretrained=False, **options).eval()
-    model.load_state_dict(dict(tensors), strict=True)
+    load_all(model, tensors)
     return partial(_outputs, model)
+
+
+def load_all(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load every parameter; the buffers of windows follow from a model's own arguments."""
+    buffers = {name for name, _ in model.named_buffers()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in buffers}
+    model.load_state_dict({**kept, **tensors}, strict=True)
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     features = model.forward_features(pixel_values)
-    return (model.forward_head(features) if model.num_classes else features[:, 0]).float()
+    if model.num_classes:
+        return model.forward_head(features).float()
+    return (features.mean(dim=(1, 2)) if features.dim() == 4 else features[:, 0]).float()
 
 
 def _processor(model: nn.Module) -> Any:
@@ -314,3 +365,24 @@ def _processor(model: nn.Module) -> Any:
         processor.image_mean, processor.image_std = list(said["mean"]), list(said["std"])
     processor.resample = PIL_RESAMPLING.get(said.get("interpolation"), PIL_RESAMPLING["bicubic"])
     return processor
+
+
+LAYOUTS = {
+    KINDS[""]: Layout(
+        kinds=KINDS,
+        classifier="head",
+        check=_check_vit,
+        config=_vit_config,
+        outside=_outside,
+        block=lambda tensors, model: partial(_block, tensors, model.embed_dim),
+    ),
+    SWIN: Layout(
+        kinds=SWIN_KINDS,
+        classifier="head.fc",
+        check=check_swin,
+        config=lambda model, stages: swin_config(model, ACTIVATIONS, stages),
+        outside=lambda tensors, model, config: swin_outside(tensors, config, model.num_classes > 0),
+        block=lambda tensors, model: partial(swin_layer, tensors),
+        left_out=SWIN_LEFT_OUT,
+    ),
+}

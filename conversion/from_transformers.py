@@ -6,7 +6,7 @@ are the long-standing ones, which transformers keeps writing whatever its module
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,8 +23,10 @@ from transformers.activations import ACT2FN
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
-from ..families_lingene import FAMILIES, Family, own_fields, own_shapes
+from ..configuration_swin_lingene import SWIN_FIELDS, LinGeneSwinConfig
+from ..families_lingene import FAMILIES, Family, own_fields, own_name, own_shapes
 from ..folders import read_processor
 from ..progress import quiet_loading
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
@@ -78,6 +80,16 @@ KINDS = {
     ),
     "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({"embeddings.mask_token"})),
     "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
+    "swin": Kind(
+        family="swin",
+        neutral=BACKBONE | {"encoder_stride", "hidden_size", "num_layers", "path_norm"},
+        only={"use_absolute_embeddings": (False, "positions that are learned for one image size")},
+        left_out={
+            r".*\.relative_position_index": "it follows from the window size",
+            r"embeddings\.mask_token": MASKS,
+            r"decoder\..*": MASKS,
+        },
+    ),
 }
 REFUSED = {
     "deit": "its distillation token",
@@ -88,16 +100,17 @@ REFUSED = {
     "siglip_vision_model": "attention pooling, and no class token",
     "clip_vision_model": "a norm before the blocks",
     "vit_hybrid": "a convolutional stem",
-    "swin": "stages of several widths",
+    "swinv2": "scaled cosine attention and continuous relative positions",
 }
 
 
-def read_transformers(name: str, headless: bool = False) -> Source:
+def read_transformers(name: str, headless: bool = False, stages: Sequence[int] = ()) -> Source:
     """A checkpoint by folder or by name on the Hub.
 
     Args:
         name: as `from_pretrained` takes it.
         headless: leave a classifier out, whatever it is.
+        stages: of a network of stages, counted from 1: those whose layers become components; default the deepest.
 
     Raises:
         ValueError: whatever of it a bundle cannot express, by name.
@@ -109,8 +122,8 @@ def read_transformers(name: str, headless: bool = False) -> Source:
     architecture = (raw.get("architectures") or [""])[0]
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
     head = classifies and not headless
-    config = _bundle_config(foreign, raw, kind)
-    tensors, left_out = _named(name, _read(name), kind, head)
+    config = _bundle_config(name, foreign, raw, kind, stages)
+    tensors, left_out = _named(name, _read(name), kind, config, head)
     outside, blocks = _shapes(config, head)
     tensors |= {key: torch.zeros(outside[key]) for key in kind.absent - tensors.keys()}
     expected = {**outside, **blocks}
@@ -157,7 +170,8 @@ def _kind(name: str, raw: dict) -> Kind:
     for key, (value, meaning) in kind.only.items():
         if raw.get(key, value) != value:
             raise ValueError(f"`{key}` {raw[key]!r} of {name}: {meaning} cannot be expressed by a bundle.")
-    known = {*VIT_FIELDS, *NEUTRAL, *kind.row.fields, *kind.neutral, *kind.only, *vars(PretrainedConfig())}
+    fields = SWIN_FIELDS if kind.row.stages else VIT_FIELDS
+    known = {*fields, *NEUTRAL, *kind.row.fields, *kind.neutral, *kind.only, *vars(PretrainedConfig())}
     unknown = sorted(key for key, value in raw.items() if key not in known and value)
     if unknown:
         raise ValueError(
@@ -172,19 +186,23 @@ def _kind(name: str, raw: dict) -> Kind:
     return kind
 
 
-def _shapes(config: LinGeneConfig, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
+def _shapes(config: BundleConfig, head: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """Of the tensors outside the blocks, and of those in every block, LayerScales included, by the bundle's names."""
     outside = config.shared_shapes() | (config.head_shapes() if head else {})
     block = config.component_shapes() | {f"{part}.scale": (config.hidden_size,) for part in config.stands_for.scales}
-    layers = range(config.reference_depth)
-    return outside, {f"blocks.{layer}.{part}": shape for layer in layers for part, shape in block.items()}
+    depths = {part: config.stack_depth(config.reference_depth, part) for part in block}
+    return outside, {f"blocks.{layer}.{part}": block[part] for part in block for layer in range(depths[part])}
 
 
-def _bundle_config(foreign: PretrainedConfig, raw: dict, kind: Kind) -> LinGeneConfig:
-    fields = own_fields(kind.family, foreign, tuple(VIT_FIELDS))
+def _bundle_config(name: str, foreign: PretrainedConfig, raw: dict, kind: Kind, stages: Sequence[int]) -> BundleConfig:
+    if stages and not kind.row.stages:
+        raise ValueError(f"`stages` are of a network that has some, and {name} is a {foreign.model_type}.")
+    fields = own_fields(kind.family, foreign, tuple(SWIN_FIELDS if kind.row.stages else VIT_FIELDS))
     labels = {"id2label": foreign.id2label, "label2id": foreign.label2id}
     if raw.get("problem_type"):
         labels["problem_type"] = raw["problem_type"]
+    if kind.row.stages:
+        return LinGeneSwinConfig(**fields, **labels, family=kind.family, decomposed_stages=list(stages) or None)
     return LinGeneConfig(**fields, **labels, family=kind.family, depth=foreign.num_hidden_layers)
 
 
@@ -200,11 +218,11 @@ def _read(name: str) -> dict[str, torch.Tensor]:
     raise ValueError(f"`source` {name} has no {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}.")
 
 
-def _named(name: str, tensors: Mapping[str, torch.Tensor], kind: Kind, head: bool) -> tuple[dict, dict[str, str]]:
+def _named(
+    name: str, tensors: Mapping[str, torch.Tensor], kind: Kind, config: BundleConfig, head: bool
+) -> tuple[dict, dict[str, str]]:
     """Tensors by the bundle's names, blocks as `blocks.{l}.{part}`; and those left out, with the reason."""
-    row = kind.row
-    parts = {disk: own for own, disk in row.parts.items()} | {disk: f"{own}.scale" for own, disk in row.scales.items()}
-    found, left_out = {}, {}
+    row, found, left_out = kind.row, {}, {}
     for key, tensor in tensors.items():
         bare = key.removeprefix(row.prefix)
         reason = next((why for pattern, why in kind.left_out.items() if re.fullmatch(pattern, bare)), None)
@@ -213,23 +231,11 @@ def _named(name: str, tensors: Mapping[str, torch.Tensor], kind: Kind, head: boo
         if reason is not None:
             left_out[key] = reason
             continue
-        own = _own_name(bare, parts)
+        own = own_name(kind.family, bare, config.stacks)
         if own in found:
             raise ValueError(f"`{key}` of {name} stands there twice, with and without `{row.prefix}`.")
         found[own] = tensor
     return own_shapes(kind.family, found), left_out
-
-
-def _own_name(bare: str, parts: Mapping[str, str]) -> str:
-    """`encoder.layer.3.output.dense.weight` -> `blocks.3.mlp.fc2.weight`; a name that is not known stays."""
-    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", bare)
-    if match:
-        layer, rest = match.groups()
-        if rest in parts:  # LayerScale has no weight and bias
-            return f"blocks.{layer}.{parts[rest]}"
-        part, _, kind = rest.rpartition(".")
-        return f"blocks.{layer}.{parts[part]}.{kind}" if part in parts else bare
-    return bare.replace("embeddings.patch_embeddings.projection.", "embeddings.patch_embeddings.")
 
 
 def _reference(name: str, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:

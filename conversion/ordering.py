@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..modeling_lingene import LinGenePreTrainedModel
+from ..modeling_base_lingene import RecomposingModel
 from .moments import linear_maps, moments
 from .sources import Source
 
@@ -54,7 +54,7 @@ def order_layers(
 
 @torch.no_grad()
 def sort_width(
-    model: LinGenePreTrainedModel,
+    model: RecomposingModel,
     pixel_values: torch.Tensor,
     seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..folders import read_config
+from ..kinds import model_class
 from ..measuring.judging import mean_and_low
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
 from .calibration import class_outputs_of, distance
 from .moments import Stack
@@ -39,9 +40,8 @@ def logit_error(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]
 @torch.no_grad()
 def outputs(folder: Path, head: bool, pixel_values: torch.Tensor, device: str = "cpu", **size) -> torch.Tensor:
     """Logits, or class tokens, of a size of a bundle as a user loads it."""
-    model_class = LinGeneForImageClassification if head else LinGeneModel
     with quiet_loading():
-        model = model_class.from_pretrained(folder, dtype=torch.float32, **size)
+        model = model_class(read_config(folder), head).from_pretrained(folder, dtype=torch.float32, **size)
     return class_outputs_of(model.eval().to(device), pixel_values)
 
 

@@ -20,8 +20,8 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from ..configuration_lingene import LinGeneConfig
-from ..recompose_lingene import BLOCK_NORMS, read_width_ratio
+from ..configuration_base_lingene import BundleConfig
+from ..recompose_lingene import BLOCK_NORMS
 from .calibration import class_outputs_of
 from .fitting import FOLLOWERS, fold_norms
 from .moments import hooked
@@ -31,7 +31,7 @@ from .sources import Source, changed
 WRITERS = ("attention.output", "mlp.fc2")
 
 
-def check_widths(config: LinGeneConfig, widths: Sequence[str | float], sort: bool = True) -> list[Fraction]:
+def check_widths(config: BundleConfig, widths: Sequence[str | float], sort: bool = True) -> list[Fraction]:
     """Widths at which slices will be cut, ascending, full width left out; every legal one where none is asked for.
 
     Raises:
@@ -39,13 +39,14 @@ def check_widths(config: LinGeneConfig, widths: Sequence[str | float], sort: boo
     """
     if widths and not sort:
         raise ValueError("`widths` are what channels, heads and units are sorted for: give --sort as well.")
-    heads, legal = config.num_attention_heads, config.legal_width_ratios
-    asked = {read_width_ratio(width, heads, name="widths") for width in widths}
+    legal = config.legal_width_ratios
+    asked = {config.read_ratio(width, "widths") for width in widths}
     for ratio in sorted(asked):
         if ratio not in legal:
+            heads, units = config.indivisible(ratio)
             raise ValueError(
                 f"`widths` must leave whole heads and MLP units, and {ratio} of {heads} heads and "
-                f"{config.intermediate_size} units does not; use of {', '.join(map(str, legal))}."
+                f"{units} units does not; use of {', '.join(map(str, legal))}."
             )
     return sorted((asked or set(legal)) - {Fraction(1)})
 

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..configuration_lingene import LinGeneConfig
-from ..loading_lingene import stock_vit
+from ..configuration_base_lingene import BundleConfig
+from ..families_lingene import has_class_token
+from ..loading_lingene import stock_model
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Source:
     """
 
     name: str
-    config: LinGeneConfig
+    config: BundleConfig
     head: bool
     outside: Mapping[str, torch.Tensor]
     block: Callable[[str, int], torch.Tensor]
@@ -44,31 +45,37 @@ class Source:
     readout: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> int | str:
+        """Layers of the stack that components stand for, or of each as in "2-6"."""
         return self.config.reference_depth
 
     def layers(self, name: str) -> list[torch.Tensor]:
         """One block tensor of every layer."""
-        return [self.block(name, layer) for layer in range(self.depth)]
+        return [self.block(name, layer) for layer in range(self.config.stack_depth(self.depth, name))]
 
     def stock(self) -> nn.Module:
         """The same function as a stock model of its family in float32, for what has to look inside."""
         layers = {name: self.layers(name) for name in self.config.component_shapes()}
-        return stock_vit(
-            dict(self.outside), layers, self.config.vit_config(self.config.size()), self.head, dtype=torch.float32
+        return stock_model(
+            dict(self.outside), layers, self.config.stock_config(self.config.size()), self.head, dtype=torch.float32
         ).eval()
 
 
-def changed(config: LinGeneConfig, **fields) -> LinGeneConfig:
+def changed(config: BundleConfig, **fields) -> BundleConfig:
     """The same configuration with other fields."""
     kept = config.to_dict() | {"id2label": config.id2label, "label2id": config.label2id}
-    return LinGeneConfig(**{**kept, **fields})
+    return type(config)(**{**kept, **fields})
 
 
 def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:
-    """Logits of a transformers model, or without a classifier its normed class token, float32."""
+    """Logits of a transformers model, or without a classifier its normed class token, float32; of a network that has
+    none the mean of its tokens.
+    """
     output = model(pixel_values=pixel_values, **size)
-    return (output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]).float()
+    if hasattr(output, "logits"):
+        return output.logits.float()
+    tokens = output.last_hidden_state
+    return (tokens[:, 0] if has_class_token(model.config) else tokens.mean(dim=1)).float()
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:

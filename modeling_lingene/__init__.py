@@ -6,9 +6,13 @@ Importing this package registers the bundle's classes with transformers' Auto cl
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .configuration_lingene import LinGeneConfig, Size
+from .configuration_base_lingene import Size
+from .configuration_lingene import LinGeneConfig
+from .configuration_swin_lingene import LinGeneSwinConfig
 from .lingene_vit import LinGeneViTConfig, LinGeneViTForImageClassification, LinGeneViTModel
+from .modeling_base_lingene import RecomposingModel
 from .modeling_lingene import LinGeneBackbone, LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
+from .modeling_swin_lingene import LinGeneSwinForImageClassification, LinGeneSwinModel
 from .recompose_lingene import coefficients, recompose
 
 
@@ -19,6 +23,9 @@ __all__ = [
     "LinGeneForImageClassification",
     "LinGeneModel",
     "LinGenePreTrainedModel",
+    "LinGeneSwinConfig",
+    "LinGeneSwinForImageClassification",
+    "LinGeneSwinModel",
     "LinGeneViTConfig",
     "LinGeneViTForImageClassification",
     "LinGeneViTModel",
@@ -29,6 +36,7 @@ __all__ = [
 
 for _config, _model, _classifier in (
     (LinGeneConfig, LinGeneModel, LinGeneForImageClassification),
+    (LinGeneSwinConfig, LinGeneSwinModel, LinGeneSwinForImageClassification),
     (LinGeneViTConfig, LinGeneViTModel, LinGeneViTForImageClassification),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
@@ -44,4 +52,4 @@ def _write_card(folder, repo_id: str) -> None:
     write_card(folder, repo_id)
 
 
-LinGenePreTrainedModel.write_card = staticmethod(_write_card)
+RecomposingModel.write_card = staticmethod(_write_card)

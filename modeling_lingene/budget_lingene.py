@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .configuration_lingene import LinGeneConfig, Size
+from .configuration_base_lingene import BundleConfig, Size
 from .reading_lingene import OBJECT, TEXT, check_fields, either, integer, items, number, one_of, optional
 
 
@@ -43,7 +43,8 @@ BUDGETS = {"max_params": "params", "max_macs": "macs", "max_latency_ms": "latenc
 
 _COUNT, _MILLISECONDS = integer(1, 1 << 31), number(0, 1e12)
 ROW_FIELDS = {
-    **dict.fromkeys(("depth", "num_components"), _COUNT),
+    "depth": either(_COUNT, TEXT),
+    "num_components": _COUNT,
     "width_ratio": either(TEXT, number(0, 1)),
     **dict.fromkeys(("params", "stored_params", "macs"), number(0, 1e18)),
     **dict.fromkeys(("accuracy", "knn", "probe"), number(0, 1)),
@@ -58,7 +59,7 @@ PROFILE_FIELDS = {"device": TEXT, "latency_ms": _MILLISECONDS}
 
 
 def choose_size(
-    rows: Sequence[dict], config: LinGeneConfig, budget: dict[str, float], latency_device: str | None = None
+    rows: Sequence[dict], config: BundleConfig, budget: dict[str, float], latency_device: str | None = None
 ) -> tuple[Size, str]:
     """The best measured size within a budget, by the metric of the rows; of equals the one with fewest MACs, then
     parameters.
@@ -136,7 +137,7 @@ def metric_of(rows: Sequence[dict], asked: str | None = None) -> str:
     return metric
 
 
-def check_row(row: dict, config: LinGeneConfig, where: str, remedy: str) -> None:
+def check_row(row: dict, config: BundleConfig, where: str, remedy: str) -> None:
     """Refuse a row of `sizes.json` that lacks a field, has one of another kind, or is about a size that cannot be."""
     check_fields(row, ROW_FIELDS, where, required=ROW_REQUIRED, remedy=remedy)
     check_fields(row, {}, where, required=(row.get("metric", "accuracy"),), remedy=remedy)
@@ -148,7 +149,7 @@ def check_row(row: dict, config: LinGeneConfig, where: str, remedy: str) -> None
         raise ValueError(f"{where}: {error} Otherwise {remedy}.") from None
 
 
-def row_size(row: dict, config: LinGeneConfig) -> Size:
+def row_size(row: dict, config: BundleConfig) -> Size:
     """The size that a row of `sizes.json` is about."""
     return config.size(row["depth"], row["width_ratio"], row["num_components"])
 

@@ -20,17 +20,18 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 from transformers.utils.hub import cached_file, cached_files
 
 from .budget_lingene import check_row
-from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .configuration_base_lingene import SIZE_FIELDS, BundleConfig, Size
 from .identity_lingene import WEIGHT_FILE, check_keywords, check_settings, file_sha256, weights_id_of
 from .reading_lingene import OBJECT, TEXT, check_fields, items, optional, read_json, shown
-from .recompose_lingene import kept
+from .recompose_lingene import is_gain, kept
 from .vit_lingene import interpolated_positions
 
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
 FETCH = "fetch it or save it again."
-CLS_TOKEN, POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
+POSITIONS = "embeddings.position_embeddings"
+FINAL_NORM = "layernorm.weight"  # of every bundle
 CLASSIFIER = "classifier.weight"  # of every bundle with a head
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
@@ -68,9 +69,9 @@ class Bundle:
         OSError: a file that is not there, as transformers raises it.
     """
 
-    def __init__(self, name: str | os.PathLike, config: LinGeneConfig, hub: dict | None = None):
+    def __init__(self, name: str | os.PathLike, config: BundleConfig, hub: dict | None = None):
         self.name, self.config, self.hub = str(name), config, hub or {}
-        self.stored = LinGeneConfig.from_dict(read_json(cached_file(self.name, CONFIG_NAME, **self.hub), self.name))
+        self.stored = type(config).from_dict(read_json(cached_file(self.name, CONFIG_NAME, **self.hub), self.name))
         check_keywords(self.name, self.stored, config)
         self.block_shapes, self.shared_shapes = self.stored.component_shapes(), self.stored.shared_shapes()
         self.head_shapes = self.stored.head_shapes()
@@ -210,39 +211,41 @@ class Bundle:
             The tensors outside the blocks by key, and per block tensor (`attention.query.weight`, ...) the list of its
             `depth` layers' weights, each with its own memory.
         """
-        shared, table, layers = self.shared_keys(head), self.config.coefficients(size), {}
+        shared, layers = self.shared_keys(head), {}
         paths = self.locate(self.keys(size, head))
         with opened(self.name, paths, shared) as slices:
             outside = {key: self._take(key, tensor, size) for key, tensor in slices.items()}
             outside = {key: tensor.to(in_memory(tensor, dtype), copy=True) for key, tensor in outside.items()}
         self._fit_positions(outside)
         for names in self._mapped_together(size):
-            keys = [f"components.{n}.{name}" for name in names for n in range(size.num_components)]
+            keys = [key for name in names for key in self._keys_of(name, size)]
             with opened(self.name, paths, keys) as slices:
-                layers |= self._combined(names, slices, table, size, dtype)
+                layers |= self._combined(names, slices, size, dtype)
         return outside, layers
 
-    def _combined(self, names: list[str], slices: dict, table: torch.Tensor, size: Size, dtype) -> dict[str, list]:
+    def _combined(self, names: list[str], slices: dict, size: Size, dtype) -> dict[str, list]:
         """Some block tensors of every layer."""
         layers, pieces = {}, []
         for name in names:
-            keys = [f"components.{n}.{name}" for n in range(size.num_components)]
-            parts = [self._take(key, slices[key], size, check=False) for key in keys]
-            layers[name], own = combining(
-                parts, table * self.config.branch_scale(name, size), in_memory(parts[0], dtype)
-            )
+            parts = [self._take(key, slices[key], size, check=False) for key in self._keys_of(name, size)]
+            table = self.config.coefficients(size, name) * self.config.branch_scale(name, size)
+            layers[name], own = combining(parts, table, in_memory(parts[0], dtype))
             pieces += [(name, piece) for piece in own]
         for name, finite in in_threads(pieces):
             if not finite:
                 raise ValueError(f"`{name}` of a component in {self.name} holds values that are not finite.")
         for name in names:
-            if name.startswith("norm") and name.endswith("weight") and self.config.gain_offset:
+            if is_gain(name) and self.config.gain_offset:
                 for gain in layers[name]:
                     gain += self.config.gain_offset
         return layers
 
     def _component_keys(self, count: int) -> list[str]:
-        return [f"components.{n}.{name}" for n in range(count) for name in self.block_shapes]
+        return [f"components.{n}.{name}" for n in range(count) for name in self.stored.component_shapes(n)]
+
+    def _keys_of(self, name: str, size: Size) -> list[str]:
+        """Of one block tensor, component by component."""
+        return [f"components.{n}.{name}" for n in range(self.config.component_count(size.num_components, name))]
 
     def _mapped_together(self, size: Size) -> list[list[str]]:
         """Block tensors in the order of reading, large ones first, in groups that map a bounded amount: low peak."""
@@ -272,7 +275,7 @@ class Bundle:
     def _fit_positions(self, tensors: dict[str, torch.Tensor]) -> None:
         """Interpolate the positions to the image size that is asked for, where that is not the stored one."""
         grid, target = self.stored.patch_grid, self.config.patch_grid
-        if grid != target:
+        if POSITIONS in tensors and grid != target:
             antialias = self.config.stands_for.antialias
             tensors[POSITIONS] = interpolated_positions(tensors[POSITIONS], grid, target, antialias)
 

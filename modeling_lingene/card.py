@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .budget_lingene import METRICS, metric_of
-from .configuration_lingene import LinGeneConfig
+from .configuration_base_lingene import BundleConfig
 from .folders import CONVERSION_PICTURE, SIZE_PICTURES
 from .markdown import text
 from .measuring.tables import readable
@@ -27,7 +27,7 @@ POINTS = 0.02  # that the smallest size may lose
 SIZE = ("depth", "width_ratio", "num_components")
 
 
-def first_sizes(rows: Sequence[dict], config: LinGeneConfig) -> list[dict[str, Any]]:
+def first_sizes(rows: Sequence[dict], config: BundleConfig) -> list[dict[str, Any]]:
     """The sizes that most people want first: the best, the best under half the MACs of the largest, the smallest that
     loses at most two points; each once.
 
@@ -78,7 +78,7 @@ def _numbers(row: dict, metric: str) -> str:
     return f"{size}: {', '.join(told)}"
 
 
-def keywords(size: dict[str, Any], config: LinGeneConfig) -> dict[str, Any]:
+def keywords(size: dict[str, Any], config: BundleConfig) -> dict[str, Any]:
     """What `from_pretrained` takes for a size; a width that was never trained has to be allowed."""
     given = {name: value for name, value in size.items() if (name, value) != ("width_ratio", "1")}
     untrained = size.get("width_ratio", "1") not in config.trained_width_ratios
@@ -117,7 +117,7 @@ def _size_figures(rows: Sequence[dict]) -> tuple[str, str]:
     )
 
 
-def results(rows: Sequence[dict], config: LinGeneConfig, task: str) -> list[EvalResult]:
+def results(rows: Sequence[dict], config: BundleConfig, task: str) -> list[EvalResult]:
     """The first sizes as the Hub's `model-index`, by the metric that decides, under its own name.
 
     The newer `.eval_results/` takes benchmarks that are registered on the Hub, by their ids; a set that is measured
@@ -173,7 +173,7 @@ def license_of(folder: Path, asked: str | None) -> str | None:
     return name
 
 
-def limits(config: LinGeneConfig, head: bool, rows: Sequence[dict], trained: dict | None) -> list[str]:
+def limits(config: BundleConfig, head: bool, rows: Sequence[dict], trained: dict | None) -> list[str]:
     """What a bundle is not good for, as far as its files say."""
     said = []
     if head:
@@ -200,12 +200,12 @@ def _sides(size: int | Sequence[int]) -> str:
     return f"{height}x{width}"
 
 
-def _untrained(config: LinGeneConfig) -> list[str]:
+def _untrained(config: BundleConfig) -> list[str]:
     said, legal = [], [str(ratio) for ratio in config.legal_width_ratios]
     widths = [ratio for ratio in legal if ratio not in config.trained_width_ratios]
     if widths:
         said.append(f"Widths {', '.join(widths)} were never trained: they are a start for training, no models.")
-    if config.trained_depths and len(config.trained_depths) < config.reference_depth:
+    if config.trained_depths and len(config.trained_depths) < config.most_components:
         depths = ", ".join(map(str, config.trained_depths))
         said.append(f"Depths other than {depths} were never trained.")
     return said
@@ -237,7 +237,7 @@ def made_how(trained: dict | None) -> list[tuple[str, str]]:
     return [(name, told) for name, told in facts if told]
 
 
-def papers(config: LinGeneConfig, trained: dict | None) -> list[str]:
+def papers(config: BundleConfig, trained: dict | None) -> list[str]:
     """Whose methods a bundle stands on: keys of `citations.PAPERS`."""
     found = {"lindec": True, "scala": config.trained_width_ratios != ["1"]}
     found["proteus"] = bool(trained) and trained["objective"] == "features"

@@ -14,7 +14,9 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
-from .configuration_lingene import MOST_LAYERS, MOST_PIXELS, LinGeneConfig
+from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
+from .identity_lingene import file_sha256, settings_of, weights_id_of
+from .kinds import KINDS
 from .lingene_vit import LinGeneViTConfig
 from .reading_lingene import (
     AGAIN,
@@ -32,22 +34,25 @@ from .reading_lingene import (
     read_json,
     shown,
 )
-from .saving_lingene import TRAINING_FILE, bundle_weights_id
+from .saving_lingene import TRAINING_FILE, indexed_files
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
-PLAIN = ("vit", LinGeneViTConfig.model_type)
+PLAIN = ("vit", "swin", LinGeneViTConfig.model_type)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
-DESCRIBED = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
+# Whichever of these a kind of network has.
+DESCRIBED = ("embed_dim", "depths", "num_heads", "window_size", "decomposed_stages")
+DESCRIBED += ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels")
 DESCRIBED += ("num_labels", "basis", "nodes", "start_degree", "depth_map")
 
 DELETE = "delete the file, or convert again"
 CONVERSION_FIELDS = {
     **dict.fromkeys(("source", "fit"), TEXT),
-    **dict.fromkeys(("depth", "num_components"), integer(1, MOST_LAYERS)),
+    "depth": either(integer(1, MOST_LAYERS), TEXT),
+    "num_components": integer(1, MOST_LAYERS),
     "relative_logit_error": number(0, 1e12),
     "advice": optional(OBJECT),
 }
@@ -76,7 +81,7 @@ PROCESSOR_FIELDS = {
 }
 
 
-def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
+def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
     """The configuration of a bundle.
 
     Raises:
@@ -91,11 +96,11 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
     if path is None:
         raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
     model_type = read_json(path, str(bundle)).get("model_type")
-    if model_type != LinGeneConfig.model_type:
+    if model_type not in KINDS:
         raise ValueError(
             f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not a bundle of shared components."
         )
-    return LinGeneConfig.from_pretrained(bundle, **hub)
+    return KINDS[model_type].config.from_pretrained(bundle, **hub)
 
 
 def model_type_of(name: str | os.PathLike, **hub) -> str | None:
@@ -113,7 +118,31 @@ def is_plain(name: str | os.PathLike, **hub) -> bool:
 
 def is_bundle(folder: str | os.PathLike) -> bool:
     """Whether a folder is a bundle's."""
-    return os.path.isdir(folder) and model_type_of(folder) == LinGeneConfig.model_type
+    return os.path.isdir(folder) and model_type_of(folder) in KINDS
+
+
+def bundle_weights_id(folder: str | os.PathLike) -> str:
+    """The `weights_id` of a folder's files and settings as they are, recomputed."""
+    index = read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))
+    digests = {file: file_sha256(Path(folder) / file) for file in indexed_files(folder)}
+    if index["metadata"].get("settings") is None:  # saved before they were part of it
+        return weights_id_of(digests, None)
+    return weights_id_of(digests, settings_of(read_config(folder)))
+
+
+def change_settings(folder: str | os.PathLike, config: BundleConfig) -> None:
+    """Give the weights in a folder other settings: config.json, and the index with their identity anew.
+
+    Args:
+        folder: a bundle.
+        config: its configuration, changed; gets the new `weights_id`.
+    """
+    path = Path(folder) / SAFE_WEIGHTS_INDEX_NAME
+    index, settings = read_json(path, str(folder)), settings_of(config)
+    config.weights_id = weights_id_of(index["metadata"]["files"], settings)
+    index["metadata"] |= {"settings": settings, "weights_id": config.weights_id}
+    config.save_pretrained(folder)
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def read_conversion(folder: Path) -> dict | None:
@@ -204,7 +233,7 @@ def write_sizes(folder: str | os.PathLike, rows: list[dict]) -> None:
     write_json(Path(folder) / SIZES_FILE, {"weights_id": bundle_weights_id(folder), "sizes": rows})
 
 
-def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
+def check_folder(folder: str | os.PathLike) -> BundleConfig:
     """The configuration of a bundle folder whose weights are the ones that its index and sizes speak of.
 
     Raises:
@@ -239,8 +268,7 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
         "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
         "stored_params": config.stored_params(config.size(), held.has_head),
     }
-    for field in DESCRIBED:
-        facts[field] = getattr(config, field)
+    facts |= {field: getattr(config, field) for field in DESCRIBED if hasattr(config, field)}
     return facts, held.measured()
 
 

@@ -33,7 +33,7 @@ from .card import (
     results,
 )
 from .citations import bibtex
-from .configuration_lingene import LinGeneConfig, Size
+from .configuration_base_lingene import BundleConfig, Size
 from .folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
@@ -140,7 +140,7 @@ def render_card(
 def _metadata(
     name: str,
     license: str | None,
-    config: LinGeneConfig,
+    config: BundleConfig,
     head: bool,
     rows: list[dict],
     converted: dict | None,
@@ -185,19 +185,21 @@ def _explained(rows: list[dict]) -> str:
     return " ".join(said)
 
 
-def _classes(config: LinGeneConfig) -> str:
+def _classes(config: BundleConfig) -> str:
     names = [str(config.id2label[index]) for index in sorted(config.id2label)]
     return ", ".join(names[:50]) + (f", ... ({len(names)} in all)" if len(names) > 50 else "")
 
 
-def _example(config: LinGeneConfig, converted: dict | None) -> dict:
+def _example(config: BundleConfig, converted: dict | None) -> dict:
     """The size in the card's loading example where none was measured: about half of all; of a converted bundle, whose
     prefixes are no models, the greatest depth whose layers were chosen.
     """
     if converted:
         return {"depth": max(config.depth_rows or [config.size().depth])}
     size, trained = config.size(), [Fraction(ratio) for ratio in config.trained_width_ratios]
-    example = {"depth": max(1, size.depth // 2), "num_components": max(1, size.num_components // 2)}
+    example = {"num_components": max(1, size.num_components // 2)}
+    if isinstance(size.depth, int):
+        example = {"depth": max(1, size.depth // 2), **example}
     return keywords(example | {"width_ratio": str(max(trained, default=1))}, config)
 
 

@@ -18,8 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import CONFIG_NAME
 
+from .configuration_base_lingene import MOST_UNITS
 from .configuration_lingene import FIELDS as BUNDLE_FIELDS
-from .configuration_lingene import MOST_UNITS, VIT_FIELDS
+from .configuration_lingene import VIT_FIELDS
 from .reading_lingene import FLAG, OBJECT, check_fields, integer, items, one_of, optional, shown
 from .vit_lingene import BlockSettings, attend, attention_function, embed
 

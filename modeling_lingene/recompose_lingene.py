@@ -28,6 +28,7 @@ PRESETS = {
 BLOCK_LINEARS = ("attention.query", "attention.key", "attention.value", "attention.output", "mlp.fc1", "mlp.fc2")
 BLOCK_NORMS = ("norm1", "norm2")
 RESIDUAL_OUTPUTS = ("attention.output", "mlp.fc2")
+POSITION_BIAS = "attention.position_bias"  # of blocks that have relative positions
 
 WIDTH_TOLERANCE = 1e-6
 
@@ -163,9 +164,23 @@ def check_degree(name: str, value: int) -> None:
         raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")
 
 
-def selected_rows(reference_depth: int, depth: int) -> list[int]:
-    """Layers kept by the depth map `select` where none were chosen on data: floor(i * reference / depth)."""
-    return [i * reference_depth // depth for i in range(depth)]
+def selected_rows(reference_depth: int, depth: int, period: int = 1) -> list[int]:
+    """Layers kept by the depth map `select` where none were chosen on data: floor(i * reference / depth).
+
+    Args:
+        period: after how many layers the same kind of layer comes again, as unshifted and shifted windows do; whole
+            periods are kept, so that every layer stays of its kind.
+    """
+    runs, asked = -(-reference_depth // period), -(-depth // period)
+    rows = [period * (i // period * runs // asked) + i % period for i in range(depth)]
+    # An odd depth may end in a period that the reference has half of only.
+    return [min(row, reference_depth - 1) for row in rows]
+
+
+def is_gain(name: str) -> bool:
+    """Whether a tensor, by its name in a block, is the gain of a LayerNorm."""
+    part, _, kind = name.rpartition(".")
+    return kind == "weight" and part.rpartition(".")[2] in BLOCK_NORMS
 
 
 def recompose(components: torch.Tensor, coefficients: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
@@ -217,12 +232,29 @@ def legal_width_ratios(heads: int, intermediate_size: int) -> list[Fraction]:
     return [ratio for ratio in ratios if (ratio * intermediate_size).denominator == 1]
 
 
+def block_shapes(width: int, units: int, qkv_bias: bool) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of one block, by its name within it."""
+    out_in = {"mlp.fc1": (units, width), "mlp.fc2": (width, units)}
+    shapes = {}
+    for name in BLOCK_LINEARS:
+        shapes[f"{name}.weight"] = out_in.get(name, (width, width))
+        if qkv_bias or name.startswith("mlp") or name == "attention.output":
+            shapes[f"{name}.bias"] = shapes[f"{name}.weight"][:1]
+    for name in BLOCK_NORMS:
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return shapes
+
+
 def sliced_dims(key: str) -> tuple[int, ...]:
     """Which dimensions of a bundle's tensor shrink with the width (Scala): all but images, tokens and classes."""
     if key.startswith("embeddings."):
-        return (0,) if "patch_embeddings" in key else (2,)
+        return (0,) if "patch_embeddings" in key or "norm" in key else (2,)
     if key.startswith("classifier."):
         return () if key.endswith("bias") else (1,)
+    if ".downsample." in key:  # of four patches side by side, each with the channels of its own
+        return (1,) if "norm" in key else (0, 2)
+    if POSITION_BIAS in key:  # a number per head for every way between two patches
+        return (1,)
     return (0, 1) if key.endswith("weight") and "norm" not in key else (0,)
 
 

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
-from .configuration_lingene import LinGeneConfig
-from .identity_lingene import WEIGHT_FILE, file_sha256, settings_of, weights_id_of
+from .identity_lingene import WEIGHT_FILE, file_sha256, weights_id_of
 from .reading_lingene import read_json
 from .writing_lingene import clear_abandoned, partial_name, writing
 
@@ -92,32 +91,7 @@ def _stage(
     return weights_id, set(names.values())
 
 
-def bundle_weights_id(folder: str | os.PathLike) -> str:
-    """The `weights_id` of a folder's files and settings as they are, recomputed."""
-    index = read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))
-    digests = {file: file_sha256(Path(folder) / file) for file in _indexed(folder)}
-    if index["metadata"].get("settings") is None:  # saved before they were part of it
-        return weights_id_of(digests, None)
-    config = LinGeneConfig.from_dict(read_json(Path(folder) / CONFIG_NAME, str(folder)))
-    return weights_id_of(digests, settings_of(config))
-
-
-def change_settings(folder: str | os.PathLike, config: LinGeneConfig) -> None:
-    """Give the weights in a folder other settings: config.json, and the index with their identity anew.
-
-    Args:
-        folder: a bundle.
-        config: its configuration, changed; gets the new `weights_id`.
-    """
-    path = Path(folder) / SAFE_WEIGHTS_INDEX_NAME
-    index, settings = read_json(path, str(folder)), settings_of(config)
-    config.weights_id = weights_id_of(index["metadata"]["files"], settings)
-    index["metadata"] |= {"settings": settings, "weights_id": config.weights_id}
-    config.save_pretrained(folder)
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _indexed(folder: str | os.PathLike) -> set[str]:
+def indexed_files(folder: str | os.PathLike) -> set[str]:
     """The weight files that the index of a folder names."""
     return set(read_json(Path(folder) / SAFE_WEIGHTS_INDEX_NAME, str(folder))["weight_map"].values())
 
@@ -185,7 +159,7 @@ def bundle_files(folder: Path, also: Iterable[str] = ()) -> set[str]:
     """Names of the files that a bundle folder consists of, and of those in `also` that it has."""
     names = {CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, IMAGE_PROCESSOR_NAME, "README.md", "LICENSE", *also}
     names |= {SIZES_FILE, TRAINING_FILE}
-    names |= _indexed(folder) | {path.name for path in folder.glob("*_lingene.py")}
+    names |= indexed_files(folder) | {path.name for path in folder.glob("*_lingene.py")}
     return {name for name in names if (folder / name).is_file()}
 
 

@@ -33,11 +33,14 @@ def eager_attention(module, query, key, value, attention_mask, dropout=0.0, scal
 
     Args:
         query, key, value: (b, h, t, head size).
+        attention_mask: added to the scores, (b or 1, h or 1, t, t); or None.
 
     Returns:
         (b, t, h, head size) and the attention weights (b, h, t, t).
     """
     scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
     weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -57,14 +60,24 @@ def layer_norm(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], name: 
     return functional.layer_norm(hidden, gain.shape, gain, weights[f"{name}.bias"], eps)
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: BlockSettings):
-    """Multi-head attention of projected tokens, 3 x (b, t, d) -> (b, t, d), and the attention weights or None."""
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    settings: BlockSettings,
+    bias: torch.Tensor | None = None,
+):
+    """Multi-head attention of projected tokens, 3 x (b, t, d) -> (b, t, d), and the attention weights or None.
+
+    Args:
+        bias: added to the scores, (b or 1, h or 1, t, t).
+    """
     batch, tokens, _ = query.shape
     heads = (part.view(batch, tokens, -1, settings.head_size).transpose(1, 2) for part in (query, key, value))
     mixed, probabilities = settings.attend(
         settings.module,
         *heads,
-        None,
+        bias,
         dropout=settings.attention_dropout,
         scaling=settings.head_size**-0.5,
         is_causal=False,
@@ -72,10 +85,15 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings
     return mixed.reshape(batch, tokens, -1), probabilities
 
 
-def attention(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings):
-    """Multi-head self-attention (b, t, d) -> (b, t, d), and the attention weights or None."""
+def attention(
+    hidden: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    settings: BlockSettings,
+    bias: torch.Tensor | None = None,
+):
+    """Multi-head self-attention (b, t, d) -> (b, t, d), and the attention weights or None; `bias` as for `attend`."""
     projected = (linear(hidden, weights, f"attention.{name}") for name in ("query", "key", "value"))
-    mixed, probabilities = attend(*projected, settings)
+    mixed, probabilities = attend(*projected, settings, bias)
     return linear(mixed, weights, "attention.output"), probabilities
 
 
@@ -91,10 +109,14 @@ def block(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: B
     """
     normed = layer_norm(hidden, weights, "norm1", settings.layer_norm_eps)
     mixed, probabilities = attention(normed, weights, settings)
-    hidden = hidden + branch(mixed, settings)
+    return with_mlp(hidden + branch(mixed, settings), weights, settings), probabilities
+
+
+def with_mlp(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings) -> torch.Tensor:
+    """The second branch of a block added to the residual stream (b, t, d)."""
     normed = layer_norm(hidden, weights, "norm2", settings.layer_norm_eps)
     units = settings.activation(linear(normed, weights, "mlp.fc1"))
-    return hidden + branch(linear(units, weights, "mlp.fc2"), settings), probabilities
+    return hidden + branch(linear(units, weights, "mlp.fc2"), settings)
 
 
 def branch(added: torch.Tensor, settings: BlockSettings) -> torch.Tensor:

@@ -11,7 +11,9 @@ import torch
 from numpy.polynomial import Chebyshev, Legendre, Polynomial
 from numpy.polynomial.chebyshev import chebpts1
 from transformers import ViTConfig, ViTForImageClassification
+from transformers.dynamic_module_utils import get_relative_import_files
 
+import modeling_lingene
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGenePreTrainedModel
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
@@ -41,6 +43,12 @@ STOCK_PARTS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+
+
+def code_of(module: str = "modeling_lingene") -> dict[str, Path]:
+    """The files that travel with a bundle whose models are in a module, by name, as transformers finds them."""
+    models = Path(modeling_lingene.__file__).parent / f"{module}.py"
+    return {path.name: path for path in (models, *map(Path, get_relative_import_files(models)))}
 
 
 def tiny_config(**fields) -> LinGeneConfig:

@@ -388,7 +388,7 @@ def test_the_vit_configuration_is_stock_with_the_same_fields(ratio):
     labels = {"id2label": {number: f"class {number}" for number in range(7)}}
     labels["label2id"] = {name: number for number, name in labels["id2label"].items()}
     config = tiny_config(**{**EVERY_FIELD, "width_ratio": None}, **labels)
-    vit = config.vit_config(config.size(depth=4, width_ratio=ratio, num_components=2))
+    vit = config.stock_config(config.size(depth=4, width_ratio=ratio, num_components=2))
     widths = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
     expected = {name: EVERY_FIELD[name] for name in VIT_FIELDS if name in EVERY_FIELD}
     expected |= {name: int(width * Fraction(ratio)) for name, width in widths.items()}
@@ -401,7 +401,7 @@ def test_the_vit_configuration_is_stock_with_the_same_fields(ratio):
 def test_settings_of_a_run_reach_both_configurations():
     """Attention and requested outputs are asked for on the bundle, and hold for what is made from it."""
     config = tiny_config(attn_implementation="eager", output_hidden_states=True, output_attentions=True)
-    for made in (config.vit_config(config.size()), config.sized(config.size())):
+    for made in (config.stock_config(config.size()), config.sized(config.size())):
         assert made._attn_implementation == "eager"
         assert made.output_hidden_states is True and made.output_attentions is True
 

@@ -27,8 +27,8 @@ import helpers
 from hub_server import USER, HubServer
 from modeling_lingene import Size, bundle_lingene, folders, hub, loading_lingene
 from modeling_lingene.budget_lingene import device_name
+from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.data import image_processor
-from modeling_lingene.saving_lingene import bundle_weights_id
 from test_hub_server import in_new_process
 
 

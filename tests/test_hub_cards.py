@@ -21,6 +21,7 @@ from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
+from helpers import code_of
 from modeling_lingene import cli, folders, hub, zoo
 
 
@@ -73,8 +74,7 @@ def test_a_released_folder_is_complete_and_its_numbers_belong_to_its_weights(fol
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_its_code_and_card_are_those_of_today(folder):
     """Whoever loads it without the package gets the code in the folder; an old copy would hide a fix."""
-    package = Path(modeling_lingene.__file__).parent
-    travelling = {path.name: path.read_text() for path in package.glob("*_lingene.py")}
+    travelling = {name: path.read_text() for name, path in code_of().items()}
     assert {path.name: path.read_text() for path in folder.glob("*.py")} == travelling, AGAIN
     card = (folder / "README.md").read_text()
     repo = next(line for line in card.splitlines() if line.startswith("# "))[2:]

@@ -18,9 +18,8 @@ from markdown_it import MarkdownIt
 
 import helpers
 from modeling_lingene import hub
-from modeling_lingene.folders import write_training
+from modeling_lingene.folders import bundle_weights_id, write_training
 from modeling_lingene.markdown import code, string, text
-from modeling_lingene.saving_lingene import bundle_weights_id
 
 
 NASTY = [

@@ -170,8 +170,9 @@ def test_activation_checkpointing_changes_no_gradient(attention, use_reentrant, 
         hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, attn_implementation=attention, **RESAMPLED
     )
     model, calls = tiny_model(config).train(), []
-    block = components_lingene.block
-    monkeypatch.setattr(components_lingene, "block", lambda *arguments: calls.append(1) or block(*arguments))
+    layer = components_lingene.Checkpointed
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
 
     def step():
         torch.manual_seed(0)
@@ -208,11 +209,11 @@ def test_checkpointing_costs_no_second_pass_in_evaluation(monkeypatch):
     model, pixels = tiny_model(), images()
     expected = model(pixels).logits
     set_checkpointing(model)
-    monkeypatch.setattr(components_lingene, "block", None)
+    monkeypatch.setattr(components_lingene.Checkpointed, "forward", None)
     assert torch.equal(model(pixels).logits, expected)
 
 
-def test_dropout_acts_in_training_only_and_as_in_the_stock_vit():
+def test_dropout_acts_in_training_only_and_as_in_the_stock_model():
     """Embeddings, attention weights and both branches are dropped; with one seed the same numbers as in stock."""
     dropout = dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3, attn_implementation="eager")
     model, pixels = tiny_model(tiny_config(**dropout)), images()

@@ -285,7 +285,7 @@ def stock_shapes(config, ratio):
 
 @pytest.mark.parametrize("fields", [{}, {"qkv_bias": False}, {"image_size": [8, 20], "patch_size": [4, 5]}])
 @pytest.mark.parametrize("ratio", [Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1)])
-def test_every_slice_has_the_shape_of_the_smaller_stock_vit(ratio, fields):
+def test_every_slice_has_the_shape_of_the_smaller_stock_model(ratio, fields):
     """A slice loads into a stock configuration: same tensors, same shapes, nothing more and nothing less."""
     config = tiny_config(**fields)
     sliced = {

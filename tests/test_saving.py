@@ -19,13 +19,13 @@ from transformers import AutoModelForImageClassification
 
 import helpers
 import modeling_lingene
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, loading_lingene
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, folders, loading_lingene
 from modeling_lingene import saving_lingene as saving
 
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ["shared.safetensors", *(f"component-{n:02d}.safetensors" for n in range(5))]
-CODE = sorted(path.name for path in Path(modeling_lingene.__file__).parent.glob("*_lingene.py"))
+CODE = sorted(helpers.code_of())
 BLOCK = [
     f"{part}.{kind}"
     for part in "norm1 attention.query attention.key attention.value attention.output norm2 mlp.fc1 mlp.fc2".split()
@@ -121,7 +121,7 @@ def test_weights_id_is_the_hash_of_the_files_hashes_and_the_settings(bundle):
     text = "".join(sha256(bundle / name) for name in sorted(WEIGHTS))
     text += json.dumps(metadata["settings"], sort_keys=True)
     expected = hashlib.sha256(text.encode()).hexdigest()
-    assert metadata["weights_id"] == expected == saving.bundle_weights_id(bundle)
+    assert metadata["weights_id"] == expected == folders.bundle_weights_id(bundle)
     assert json.loads((bundle / "config.json").read_text())["weights_id"] == expected
 
 
@@ -233,7 +233,7 @@ def test_saving_over_a_bundle_keeps_other_files_and_removes_the_stale_ones(tmp_p
     assert files(folder) == {*weights, INDEX, "config.json", *CODE, *others}
     assert all((folder / name).read_text() == name for name in others)
     assert torch.equal(logits(load(folder, constrained=True)), logits(model))
-    assert saving.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
+    assert folders.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
 
 
 def test_unchanged_components_keep_their_file(tmp_path):
@@ -302,7 +302,7 @@ def test_a_loaded_bundle_can_be_saved_over_itself(tmp_path, keywords):
     model.save_pretrained(folder)
     assert torch.equal(logits(model), expected)
     assert torch.equal(logits(load(folder, constrained=True)), expected)
-    assert saving.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
+    assert folders.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
 
 
 def test_a_folder_on_another_file_system_can_be_saved_to(tmp_path, monkeypatch):
@@ -474,7 +474,7 @@ def test_a_bundle_made_before_loads_and_is_verified_as_a_whole(tmp_path):
     model.save_pretrained(tmp_path / "bundle")
     folder = made_before(tmp_path / "bundle")
     assert torch.equal(logits(load(folder, verify=True, constrained=True)), logits(model))
-    assert saving.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
+    assert folders.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
     flip_a_bit(folder / "component-04.safetensors")
     load(folder, num_components=1)
     with pytest.raises(ValueError, match="`weights_id` of .* is not that of its files"):

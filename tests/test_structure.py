@@ -31,18 +31,18 @@ TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]  # with eve
 PRUNED = "lingene_vit"  # travels with what `lingene prune` writes, and takes some of them along
 # From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
 FLOORS = """
-writing_lingene recompose_lingene reading_lingene families_lingene  configuration_lingene
-    vit_lingene budget_lingene identity_lingene
-    bundle_lingene  saving_lingene components_lingene
-    loading_lingene  modeling_lingene lingene_vit
-folders progress
+writing_lingene recompose_lingene reading_lingene families_lingene  configuration_base_lingene
+    configuration_lingene configuration_swin_lingene vit_lingene budget_lingene identity_lingene
+    bundle_lingene components_lingene swin_lingene  saving_lingene
+    loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_vit
+kinds  folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
 markdown citations  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
-    conversion.from_timm conversion.fitting conversion.report conversion.ordering
+    conversion.timm_swin  conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching conversion.rotation conversion.graphs  conversion.devices  conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
@@ -165,9 +165,11 @@ def test_travelling_files_import_each_other_in_the_form_that_is_found(name):
 
 
 def test_the_travelling_files_are_those_that_get_copied():
-    """From the file with the models transformers must reach every other one, and nothing that stays at home."""
-    found = {Path(path).stem for path in get_relative_import_files(MODULES["modeling_lingene"])}
-    assert found == set(TRAVELLING) - {"modeling_lingene"}
+    """From the files with the models transformers must reach every other one, and nothing that stays at home."""
+    kinds = ("modeling_lingene", "modeling_swin_lingene")
+    reached = {name: {Path(path).stem for path in get_relative_import_files(MODULES[name])} for name in kinds}
+    assert set.union(*reached.values()) | set(kinds) == set(TRAVELLING)
+    assert not any("swin" in name for name in reached["modeling_lingene"])  # a plain ViT takes no other network along
     assert {Path(path).stem for path in get_relative_import_files(MODULES[PRUNED])} < set(TRAVELLING)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from .configuration_lingene import FREE_SETTINGS, LATER_SETTINGS, SETTINGS, LinGeneConfig
+from .configuration_base_lingene import BundleConfig
 from .reading_lingene import shown
 
 
@@ -38,14 +38,15 @@ def weights_id_of(digests: Mapping[str, str], settings: Mapping | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def settings_of(config: LinGeneConfig) -> dict:
+def settings_of(config: BundleConfig) -> dict:
     """The fields of a configuration that the function of a size depends on, as JSON gives them back."""
-    settings = {field: getattr(config, field) for field in (*SETTINGS, *LATER_SETTINGS)}
-    kept = {key: value for key, value in settings.items() if key in SETTINGS or value != LATER_SETTINGS[key]}
+    kept = {field: getattr(config, field) for field in config.settings}
+    later = {field: getattr(config, field) for field in config.later_settings}
+    kept |= {key: value for key, value in later.items() if value != config.later_settings[key]}
     return json.loads(json.dumps(kept))
 
 
-def check_settings(name: str, stored: LinGeneConfig, saved: Mapping | None) -> None:
+def check_settings(name: str, stored: BundleConfig, saved: Mapping | None) -> None:
     """Refuse a config.json that says otherwise than the settings its weights were saved with.
 
     Args:
@@ -53,8 +54,8 @@ def check_settings(name: str, stored: LinGeneConfig, saved: Mapping | None) -> N
         stored: the configuration as config.json has it.
         saved: the settings in the index; None in bundles saved before they stood there.
     """
-    own = {**LATER_SETTINGS, **settings_of(stored)}
-    saved = {**LATER_SETTINGS, **saved} if saved is not None else None
+    own = stored.later_settings | settings_of(stored)
+    saved = {**stored.later_settings, **saved} if saved is not None else None
     for field in own if saved is not None else ():
         if field not in saved or saved[field] != own[field]:
             raise ValueError(
@@ -63,15 +64,15 @@ def check_settings(name: str, stored: LinGeneConfig, saved: Mapping | None) -> N
             )
 
 
-def check_keywords(name: str, stored: LinGeneConfig, asked: LinGeneConfig) -> None:
+def check_keywords(name: str, stored: BundleConfig, asked: BundleConfig) -> None:
     """Refuse what a caller asks for where it contradicts the weights; what describes no weight may be overridden.
 
     Args:
         asked: `stored` with the caller's keywords, or a configuration of the caller's own.
     """
-    was, wanted = ({**LATER_SETTINGS, **settings_of(config)} for config in (stored, asked))
+    was, wanted = (config.later_settings | settings_of(config) for config in (stored, asked))
     for field in was:
-        if field not in FREE_SETTINGS and was[field] != wanted[field]:
+        if field not in stored.free_settings and was[field] != wanted[field]:
             raise ValueError(
                 f"`{field}` {shown(wanted[field])} contradicts the weights of {name}, made with "
                 f"{shown(was[field])}: leave it out. Sizes are chosen by `depth`, `width_ratio`, `num_components`."

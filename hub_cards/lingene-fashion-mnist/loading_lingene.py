@@ -26,8 +26,8 @@ except ImportError:  # a version that saves its modules' own names
     revert_weight_conversion = None
 
 from .budget_lingene import BUDGETS, choose_size
-from .bundle_lingene import CLS_TOKEN, HUB_KWARGS, Bundle
-from .configuration_lingene import SIZE_FIELDS, LinGeneConfig, Size
+from .bundle_lingene import FINAL_NORM, HUB_KWARGS, Bundle
+from .configuration_base_lingene import BUNDLE_TYPES, SIZE_FIELDS, BundleConfig, Size
 from .families_lingene import FAMILIES, stock_class, stock_weights
 from .identity_lingene import settings_of
 from .reading_lingene import read_json, shown
@@ -37,12 +37,6 @@ from .saving_lingene import ensure_repo, push_bundle, write_bundle
 logger = logging.get_logger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
-AUTO_MAP = {
-    "AutoConfig": "configuration_lingene.LinGeneConfig",
-    "AutoModel": "modeling_lingene.LinGeneModel",
-    "AutoModelForImageClassification": "modeling_lingene.LinGeneForImageClassification",
-    "AutoBackbone": "modeling_lingene.LinGeneBackbone",
-}
 # What Auto classes pass on and stock loading of weights in memory does not take.
 AUTO_KWARGS = ("trust_remote_code", "_from_auto", "code_revision", "_commit_hash", "adapter_kwargs", "use_safetensors")
 # What may be misspelt: `check_spelling` knows them by what they look like.
@@ -62,6 +56,7 @@ class BundleMixin:
     """Loading and saving for a `PreTrainedModel` whose weights are a bundle."""
 
     has_head: ClassVar[bool]
+    auto_map: ClassVar[dict[str, str]]  # for `trust_remote_code`: Auto class -> module and class that travel along
     write_card: ClassVar[Callable[[Path, str], None] | None] = None  # set by the installed package
     preprocessing: str | None = None  # text of the file beside the bundle that this model was loaded from
 
@@ -70,7 +65,7 @@ class BundleMixin:
         cls,
         pretrained_model_name_or_path: str | os.PathLike | None,
         *model_args,
-        config: LinGeneConfig | None = None,
+        config: BundleConfig | None = None,
         depth: int | None = None,
         width_ratio: float | str | None = None,
         num_components: int | None = None,
@@ -118,7 +113,7 @@ class BundleMixin:
             raise ValueError("`depth` and `num_hidden_layers` name the same thing; give one of them.")
         name, hub = str(pretrained_model_name_or_path), {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
         kwargs = {key: value for key, value in kwargs.items() if key not in AUTO_KWARGS}
-        hub = pinned(name, hub)
+        hub = pinned(name, hub, cls.config_class.model_type)
         old_name = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or old_name
         config, kwargs = cls._read_config(name, config, hub, kwargs)
@@ -145,13 +140,13 @@ class BundleMixin:
     @classmethod
     def _load_stock(cls, bundle: Bundle, size: Size, dtype, *model_args, **kwargs):
         outside, layers = bundle.read(size, cls.has_head, dtype)
-        kwargs["dtype"] = outside[CLS_TOKEN].dtype
-        return stock_vit(outside, layers, bundle.config.vit_config(size), cls.has_head, **kwargs)
+        kwargs["dtype"] = outside[FINAL_NORM].dtype
+        return stock_model(outside, layers, bundle.config.stock_config(size), cls.has_head, **kwargs)
 
     @classmethod
     def _load_constrained(cls, bundle: Bundle, size: Size, dtype, *model_args, **kwargs):
         weights = bundle.read_components(size, cls.has_head, dtype)
-        kwargs |= {"config": bundle.config.sized(size), "state_dict": weights, "dtype": weights[CLS_TOKEN].dtype}
+        kwargs |= {"config": bundle.config.sized(size), "state_dict": weights, "dtype": weights[FINAL_NORM].dtype}
         result = super().from_pretrained(None, *model_args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.preprocessing = bundle.preprocessing()
@@ -164,9 +159,9 @@ class BundleMixin:
         return result
 
     @classmethod
-    def _read_config(cls, name: str, config, hub: dict, kwargs: dict) -> tuple[LinGeneConfig, dict]:
+    def _read_config(cls, name: str, config, hub: dict, kwargs: dict) -> tuple[BundleConfig, dict]:
         """The bundle's configuration with the keywords that are fields of it applied, and the keywords left."""
-        if isinstance(config, LinGeneConfig) or getattr(config, "model_type", None) == LinGeneConfig.model_type:
+        if getattr(config, "model_type", None) == cls.config_class.model_type:
             return config, kwargs
         config, kwargs = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **hub, **kwargs)
         return config, {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
@@ -234,7 +229,7 @@ class BundleMixin:
 
     def _write_rest(self, folder, weights_id: str, preprocessing: str | None = None):
         custom_object_save(self, folder, config=self.config)
-        self.config.auto_map, self.config.weights_id = dict(AUTO_MAP), weights_id
+        self.config.auto_map, self.config.weights_id = dict(self.auto_map), weights_id
         self.config.save_pretrained(folder)
         if preprocessing is not None:
             (folder / IMAGE_PROCESSOR_NAME).write_text(preprocessing, encoding="utf-8")
@@ -283,7 +278,7 @@ def check_spelling(keywords: Iterable[str]) -> None:
             raise ValueError(f"`{keyword}` is not a keyword of from_pretrained; did you mean `{plain[close[0]]}`?")
 
 
-def check_quantisation(constrained: bool, config: LinGeneConfig, kwargs: dict) -> None:
+def check_quantisation(constrained: bool, config: BundleConfig, kwargs: dict) -> None:
     """Refuse what would quantise components: they are read, not called, so that it crashes or quantises nothing."""
     asked = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
     if constrained and (asked or kwargs.get("load_in_8bit") or kwargs.get("load_in_4bit")):
@@ -307,8 +302,11 @@ def read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
     return found
 
 
-def pinned(name: str, hub: dict) -> dict:
+def pinned(name: str, hub: dict, expected: str) -> dict:
     """`hub` with the commit that its revision stands for now: a push in the middle must not mix two bundles.
+
+    Args:
+        expected: the `model_type` of the bundles that the class loads.
 
     Raises:
         OSError: nothing is there, or no config.json, without which transformers would go on with its defaults.
@@ -318,7 +316,12 @@ def pinned(name: str, hub: dict) -> dict:
     if path is None:
         raise OSError(f"{name} has no {CONFIG_NAME}.")
     model_type = read_json(path, name).get("model_type")
-    if model_type != LinGeneConfig.model_type:
+    if model_type != expected and model_type in BUNDLE_TYPES:
+        raise ValueError(
+            f"{name} is a bundle of another kind of network, {model_type}, and this class loads {expected}: use "
+            "AutoModelForImageClassification or AutoModel, which find the class."
+        )
+    if model_type != expected:
         raise ValueError(
             f"{name} is a {shown(model_type)} model by its `{CONFIG_NAME}`, not a bundle of shared components."
         )
@@ -326,7 +329,7 @@ def pinned(name: str, hub: dict) -> dict:
     return {**hub, "revision": commit[1]} if commit and not os.path.isdir(name) else hub
 
 
-def stock_vit(
+def stock_model(
     outside: dict, layers: dict[str, list], config: PretrainedConfig, head: bool, backbone: bool = False, **kwargs
 ):
     """A stock model of a family from recomposed weights, through transformers' own loading with all it offers.
@@ -363,12 +366,12 @@ def record_origin(model: torch.nn.Module, name: str, size: Size, bundle: Bundle 
     config, commit = model.config, bundle.hub.get("revision") if bundle is not None else None
     commit = commit if commit and COMMIT.fullmatch(commit) else None
     model.source_size = size
-    if config.model_type == LinGeneConfig.model_type and size == config.size(config.reference_depth, 1):
+    if config.model_type in BUNDLE_TYPES and size == config.size(config.reference_depth, 1):
         model.name_or_path = config.name_or_path = name
         return
     model.name_or_path = f"{name or 'a bundle in memory'}{f'@{commit[:12]}' if commit else ''} ({size})"
     config.name_or_path = ""
-    if config.model_type != LinGeneConfig.model_type:
+    if config.model_type not in BUNDLE_TYPES:
         shown = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name or None  # no private paths
         asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
         weights_id = bundle.weights_id if bundle is not None else None

@@ -36,8 +36,13 @@ def analyse_coefficients(bundle: str | Path, out: str | Path, depths: Sequence[i
     check_empty(out)
     require("matplotlib")
     config = read_config(bundle)
-    sizes = [config.size(depth) for depth in depths or sorted(map(int, config.trained_depths))]
-    tables = {size.depth: config.coefficients(size).tolist() for size in sizes}
+    sizes = [config.size(depth) for depth in depths or config.trained_depths]
+    stacks = config.stacks if len(config.stacks) > 1 else ("",)
+    tables = {
+        f"{size.depth} {stack}".strip(" .") if stack else size.depth: config.coefficients(size, stack).tolist()
+        for size in sizes
+        for stack in stacks
+    }
     with complete_or_absent(out) as folder:
         write_json(folder / RESULTS_FILE, {"bundle": str(bundle), "coefficients": tables})
         for picture in PICTURES:

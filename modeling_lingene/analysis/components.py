@@ -28,9 +28,10 @@ from ..families_lingene import FAMILIES
 from ..folders import check_empty, complete_or_absent, read_config, read_processor, write_json
 from ..images.data import picked, processed, require
 from ..images.pictures import load_pictures
+from ..kinds import model_class
 from ..measuring.features import prefix_tokens
 from ..measuring.metrics import check_device
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
+from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
 from .figures import plot_components
 
@@ -81,8 +82,7 @@ def analyse_components(
     head = Bundle(bundle, config).has_head
     processor, seen = _pictures(bundle, images, split, count if head else max(count, AVERAGED), seed)
     with quiet_loading():
-        model_class = LinGeneForImageClassification if head else LinGeneModel
-        model = model_class.from_pretrained(bundle, constrained=True, **asked).eval().to(device)
+        model = model_class(config, head).from_pretrained(bundle, constrained=True, **asked).eval().to(device)
     scores = _class_scores(model, seen) if head else _direction_scores(model, seen)
     seen, scores = seen[:count], scores[:count]
     found, maps = _explained(model, seen, scores)
@@ -97,7 +97,7 @@ def analyse_components(
     return found
 
 
-def alone(model: LinGenePreTrainedModel, component: int) -> PreTrainedModel:
+def alone(model: RecomposingModel, component: int) -> PreTrainedModel:
     """A stock model whose layers are a(l, n) A_n of one component n, counted from 0, of the model's own size."""
     one = copy.deepcopy(model)
     with torch.no_grad():
@@ -147,7 +147,7 @@ class _Output(nn.Module):
         return output.logits if "logits" in output else output.last_hidden_state[:, 0]
 
 
-def _explained(model: LinGenePreTrainedModel, seen: list, scores: list[dict]) -> tuple[list[dict], list[dict]]:
+def _explained(model: RecomposingModel, seen: list, scores: list[dict]) -> tuple[list[dict], list[dict]]:
     """Rows and maps by picture; both have a list for components `alone` and one for the `first` n.
 
     Returns:
@@ -191,7 +191,7 @@ def _row(drawn: torch.Tensor, whole: torch.Tensor) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def _class_scores(model: LinGenePreTrainedModel, seen: list[torch.Tensor]) -> list[dict]:
+def _class_scores(model: RecomposingModel, seen: list[torch.Tensor]) -> list[dict]:
     """Per picture the logit of the class that all components predict, and what a row says of logits."""
     scores, output, names = [], _Output(model.materialise().eval()), model.config.id2label
     for pixel_values in seen:
@@ -208,7 +208,7 @@ def _class_scores(model: LinGenePreTrainedModel, seen: list[torch.Tensor]) -> li
 
 
 @torch.no_grad()
-def _direction_scores(model: LinGenePreTrainedModel, seen: list[torch.Tensor]) -> list[dict]:
+def _direction_scores(model: RecomposingModel, seen: list[torch.Tensor]) -> list[dict]:
     """Per picture the class token along what sets it apart, and its cosine with that of all components."""
     output, scores = _Output(model.materialise().eval()), []
     tokens = torch.cat([output(pixel_values) for pixel_values in seen])

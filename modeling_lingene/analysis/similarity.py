@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import check_empty, complete_or_absent, read_processor, write_json
 from ..images.data import LabelledImages, batches, picked, require
 from ..images.pictures import load_pictures
@@ -65,7 +65,7 @@ def analyse_similarity(
     check_empty(out)
     require("matplotlib")
     config, device = _config(model), check_device(device)
-    bundle = config.model_type == LinGeneConfig.model_type
+    bundle = config.model_type in BUNDLE_TYPES
     if not bundle and (asked or reference is None):
         what = f"`{next(iter(asked))}` chooses a size of a bundle" if asked else "`reference` is by default a bundle's"
         raise ValueError(f"{what}, and {model} is a {config.model_type} model.")

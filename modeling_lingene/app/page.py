@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..budget_lingene import BUDGETS
-from ..configuration_lingene import Size
+from ..configuration_base_lingene import Size
 from ..images.data import require
 from ..images.pictures import load_pictures
 from ..measuring.plots import COSTS, plot_cost

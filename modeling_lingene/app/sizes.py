@@ -16,7 +16,7 @@ from torch import nn
 from ..budget_lingene import BUDGETS, METRICS, choose_size, device_name, device_names, latencies, metric_of, row_size
 from ..bundle_lingene import Bundle
 from ..card import keywords
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BundleConfig, Size
 from ..folders import check_folder, processor_or_none, read_config
 from ..markdown import loading
 from ..measuring.encoders import load_size
@@ -40,7 +40,7 @@ class ShownBundle:
     """
 
     name: str
-    config: LinGeneConfig
+    config: BundleConfig
     rows: Sequence[dict]
     processor: Any
     head: bool

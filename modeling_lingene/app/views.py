@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from ..budget_lingene import METRICS
-from ..configuration_lingene import Size
+from ..configuration_base_lingene import Size
 from ..measuring.plots import COSTS
 from ..measuring.tables import EXPLAINED, readable
 from .looking import Answer, enlarged, overlay

@@ -41,19 +41,20 @@ def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | Non
 
 def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     from ..bundle_lingene import Bundle
+    from ..families_lingene import layers_of
     from ..folders import check_empty, processor_or_none, publish_model, read_config
+    from ..kinds import model_class
     from ..measuring.metrics import count_macs, count_parameters, seen_size
     from ..measuring.tables import readable
-    from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
     from ..progress import quiet_loading
 
     check_empty(out)
     hub = given({"revision": revision})
-    head = Bundle(bundle, read_config(bundle, **hub), hub).has_head
+    config = read_config(bundle, **hub)
+    head = Bundle(bundle, config, hub).has_head
     with quiet_loading():
-        model_class = LinGeneForImageClassification if head else LinGeneModel
-        model = model_class.from_pretrained(bundle, **given(size), **hub)
+        model = model_class(config, head).from_pretrained(bundle, **given(size), **hub)
     publish_model(model, bundle, out, **hub)
     seen = seen_size(model.config, processor_or_none(bundle, **hub))
     params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head, seen))
-    print(f"{out}: ViT of {model.config.num_hidden_layers} layers, {params} parameters, {macs} MACs")
+    print(f"{out}: {type(model).__name__} of {layers_of(model.config)} layers, {params} parameters, {macs} MACs")

@@ -55,12 +55,22 @@ def integers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def depths(text: str) -> tuple[int | str, ...]:
+    """`3,6` -> (3, 6); where several stages are decomposed, `2-4,2-6` -> ("2-4", "2-6")."""
+    return tuple(map(layers, words(text)))
+
+
+def layers(text: str) -> int | str:
+    """`6` -> 6; where several stages are decomposed, `2-6` -> "2-6"."""
+    return int(text) if text.isdecimal() else text
+
+
 def grid(default: str) -> Options:
     """Depths, widths and numbers of components."""
     return group(
         "grid",
         default,
-        option("--depths", type=integers, default=(), metavar="N,N", help="numbers of layers"),
+        option("--depths", type=depths, default=(), metavar="N,N", help="numbers of layers"),
         option("--widths", type=words, default=(), metavar="A,B", help="ratios such as 1/4,1/2,1"),
         option("--components", type=integers, default=(), metavar="N,N", help="numbers of components"),
     )
@@ -90,7 +100,7 @@ QUIET = option("--quiet", action="store_true", help="no progress bars, nothing b
 SIZE = group(
     "size",
     "all that is stored",
-    option("--depth", type=int, help="number of layers"),
+    option("--depth", type=layers, metavar="N", help="number of layers; of several decomposed stages as in 2-6"),
     option("--width-ratio", help="fraction of the width, such as 1/2"),
     option("--num-components", type=int, help="number of components combined"),
     option("--allow-untrained", action="store_true", help="accept a width that was never trained"),

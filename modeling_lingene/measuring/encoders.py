@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
 from ..budget_lingene import device_name
-from ..configuration_lingene import Size
+from ..configuration_base_lingene import Size
 from ..progress import progress_bar, quiet_loading
 from .metrics import count_parameters, latency_ms
 from .yardsticks import Yardstick

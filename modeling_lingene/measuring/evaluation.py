@@ -5,7 +5,8 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BUNDLE_TYPES
+from ..families_lingene import layers_of
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
@@ -48,7 +49,7 @@ def evaluate_model(
     """
     config = _read_config(name)
     device, head = check_device(device), has_classifier(name, config)
-    is_bundle = config.model_type == LinGeneConfig.model_type
+    is_bundle = config.model_type in BUNDLE_TYPES
     if asked and not is_bundle:
         raise ValueError(
             f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."
@@ -74,7 +75,7 @@ def evaluate_model(
     return measure(
         model,
         batches(images, processor, batch_size),
-        depth=model.config.num_hidden_layers,
+        depth=layers_of(model.config),
         width_ratio=size.width_ratio if size else 1,
         num_components=size.num_components if size else None,
         stored_params=config.stored_params(size, head) if size else count_parameters(model),

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BundleConfig, Size
 
 
 def checked_sizes(
-    config: LinGeneConfig, depths: Iterable[int], widths: Iterable[str | Fraction | int], counts: Iterable[int]
+    config: BundleConfig, depths: Iterable[int], widths: Iterable[str | Fraction | int], counts: Iterable[int]
 ) -> list[Size]:
     """Every size of a grid, largest first.
 
@@ -29,7 +29,7 @@ def checked_sizes(
 
 
 def grid_sizes(
-    config: LinGeneConfig, depths: Sequence[int], widths: Sequence[str], components: Sequence[int]
+    config: BundleConfig, depths: Sequence[int], widths: Sequence[str], components: Sequence[int]
 ) -> list[Size]:
     count = config.reference_components
     doubling = [2**power for power in range(count.bit_length()) if 2**power < count]
@@ -43,7 +43,7 @@ def grid_sizes(
     )
 
 
-def check_trained(config: LinGeneConfig, sizes: Sequence[Size]) -> None:
+def check_trained(config: BundleConfig, sizes: Sequence[Size]) -> None:
     trained = [Fraction(ratio) for ratio in config.trained_width_ratios]
     wrong = sorted({size.width_ratio for size in sizes} - set(trained))
     if wrong:

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageClassification, PretrainedConfig
 
 from ..budget_lingene import device_name
-from ..configuration_lingene import LinGeneConfig
-from ..families_lingene import FAMILIES
+from ..configuration_base_lingene import BUNDLE_TYPES
+from ..families_lingene import FAMILIES, has_class_token, layers_of
 from ..images.data import made_size
 from ..progress import progress_bar
 from .features import no_pooler
@@ -201,10 +201,10 @@ def measure(
         ValueError: the model is not a stock ViT, or one that was pruned, of that depth, or `batches` is empty.
     """
     config = model.config
-    if config.model_type == LinGeneConfig.model_type or config.num_hidden_layers != depth:
+    if config.model_type in BUNDLE_TYPES or (has_class_token(config) and config.num_hidden_layers != depth):
         raise ValueError(
             f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
-            f"{config.num_hidden_layers}. Materialise the size first."
+            f"{layers_of(config)}. Materialise the size first."
         )
     row = {
         "depth": depth,

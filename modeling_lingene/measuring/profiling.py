@@ -14,7 +14,8 @@ from transformers.utils import logging
 
 from ..budget_lingene import device_name
 from ..bundle_lingene import SIZES_FILE, Bundle
-from ..configuration_lingene import check_count
+from ..configuration_base_lingene import check_count
+from ..families_lingene import layers_of
 from ..folders import check_folder, is_plain, processor_or_none, read_config, write_json
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size
@@ -104,7 +105,7 @@ def _profiled_alone(name: str | os.PathLike, label: str, how: tuple, out: str | 
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, dtype=getattr(torch, dtype))
         timings = _timings(name, model, device, threads, compiled, batch_size)
-    depth = model.config.num_hidden_layers
+    depth = layers_of(model.config)
     rows = [{"depth": depth, "width_ratio": "1", "num_components": None, "device": label, **timings}]
     if out is not None:
         write_json(Path(out), {"model": str(name), "profiles": rows})

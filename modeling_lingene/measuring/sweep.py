@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ..budget_lingene import AGREEMENT, METRICS, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
-from ..configuration_lingene import LinGeneConfig, Size, check_count
+from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
 from ..images.data import Batches, LabelledImages, batches, check_labels
 from ..progress import progress_bar, quiet_loading
@@ -177,7 +177,7 @@ class _Way:
         device: str,
     ):
         self.bundle, self.head, self.sets, self.device, self.stick = bundle, head, sets, device, None
-        config = LinGeneConfig.from_pretrained(bundle)
+        config = read_config(bundle)
         self.image_size = seen_size(config, processor)
         if sets.metrics == ("accuracy",):
             if reference is not None:
@@ -240,7 +240,7 @@ def measure_sizes(
     Returns:
         Rows of `sizes.json`, with latency.
     """
-    config = LinGeneConfig.from_pretrained(bundle)
+    config = read_config(bundle)
     sizes, head = [config.size(*size) for size in sizes], Bundle(bundle, config).has_head
     sets = Sets(default_metrics(metric, head, train), held.images, train)
     check_sets(sets, bundle, head)
@@ -273,7 +273,7 @@ def measured(
         image_size: of the image that is timed, as for `latency_ms`.
     """
     found = {name: dict(one) for name, one in (known or {}).items()}
-    config = LinGeneConfig.from_pretrained(bundle)
+    config = read_config(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(image_size or height_and_width(config))))
     mine = range(process[0], len(held.images), process[1])
     bar = progress_bar(total=len(sizes) * len(mine), desc="measuring", unit="image", shown=progress)
@@ -304,7 +304,7 @@ def measured(
 
 
 def _rows(
-    config: LinGeneConfig,
+    config: BundleConfig,
     sizes: Sequence[Size],
     found: dict,
     images: LabelledImages,
@@ -313,7 +313,7 @@ def _rows(
 ) -> list[dict]:
     @functools.cache
     def macs(depth: int, width: Fraction) -> int:  # components do not change them
-        return count_macs(config.vit_config(config.size(depth, width)), head, image_size)
+        return count_macs(config.stock_config(config.size(depth, width)), head, image_size)
 
     rows = []
     for size in sizes:
@@ -333,7 +333,7 @@ def _rows(
     return rows
 
 
-def _opened(bundle: str | os.PathLike, out: str | Path | None) -> tuple[LinGeneConfig, Path]:
+def _opened(bundle: str | os.PathLike, out: str | Path | None) -> tuple[BundleConfig, Path]:
     """A bundle's configuration, after a check of its weights where they lie here, and where results go."""
     if os.path.isdir(bundle):
         return check_folder(bundle), Path(out or bundle)

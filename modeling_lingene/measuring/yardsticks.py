@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..budget_lingene import METRICS
 from ..bundle_lingene import Bundle
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import read_processor
 from ..images.class_folders import WHOLE
 from ..images.data import Batches, LabelledImages, batches, load_images, split_off
@@ -260,7 +260,7 @@ def _reference_model(name: str | os.PathLike, reference: str | None) -> nn.Modul
         config = AutoConfig.from_pretrained(chosen)
     except (OSError, ValueError) as error:
         raise ValueError(f"`reference` {chosen} cannot be read: {str(error).splitlines()[0]}") from None
-    bundle = config.model_type == LinGeneConfig.model_type
+    bundle = config.model_type in BUNDLE_TYPES
     if reference is None and not bundle:
         raise ValueError(f"`reference` is missing: whom the cosine compares {name} with, by folder or name.")
     return load_encoder(chosen, config, dtype=torch.float32, **({"allow_untrained": True} if bundle else {}))
@@ -268,7 +268,7 @@ def _reference_model(name: str | os.PathLike, reference: str | None) -> nn.Modul
 
 def has_classifier(name: str | os.PathLike, config: PretrainedConfig) -> bool:
     """Whether a bundle or a plain model, by folder or name, has a classifier; one that does not say counts as one."""
-    if config.model_type == LinGeneConfig.model_type:
+    if config.model_type in BUNDLE_TYPES:
         return Bundle(name, config).has_head
     return not config.architectures or any(kind.endswith("ForImageClassification") for kind in config.architectures)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..measuring.metrics import count_macs, count_parameters
 
 
@@ -24,11 +24,11 @@ def nearest_size(bundle: str | Path, asked: dict, kind: str, dense: str | Path, 
         None where there is no bundle, or none of its trained sizes costs less than what is pruned.
     """
     config = AutoConfig.from_pretrained(bundle)
-    if config.model_type != LinGeneConfig.model_type:
+    if config.model_type not in BUNDLE_TYPES:
         return None
     count, whole = asked.get("num_components"), cost_of(AutoConfig.from_pretrained(dense), kind)
     sizes = [config.size(*shape, count) for shape in product(config.trained_depths, config.trained_width_ratios)]
-    costs = {size: cost_of(config.vit_config(size), kind) for size in sizes}
+    costs = {size: cost_of(config.stock_config(size), kind) for size in sizes}
     smaller = [size for size in sizes if costs[size] < whole]
     return min(smaller, key=lambda size: abs(costs[size] - share * whole), default=None)
 

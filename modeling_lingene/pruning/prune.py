@@ -19,9 +19,10 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
+from ..families_lingene import layers_of
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
 from ..images.augmentation import Augmentation
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, load_images, split_off
@@ -232,7 +233,7 @@ def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model` {model} cannot be read: {str(error).splitlines()[0]}") from None
-    if config.model_type != LinGeneConfig.model_type:
+    if config.model_type not in BUNDLE_TYPES:
         if size:
             raise ValueError(
                 f"`{next(iter(size))}` chooses a size of a bundle, and {model} is a {config.model_type} model."
@@ -505,7 +506,7 @@ def _row(run: _Run, name: str, folder: str | Path, device: str) -> dict:
     row = measure(
         model,
         batches(run.test, run.processor, 128),
-        depth=model.config.num_hidden_layers,
+        depth=layers_of(model.config),
         width_ratio=1,
         num_components=None,
         split=run.test.split,

@@ -18,7 +18,7 @@ from ..lingene_vit import (
     LinGeneViTConfig,
     LinGeneViTForImageClassification,
 )
-from ..loading_lingene import stock_vit
+from ..loading_lingene import stock_model
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .choose import Choice
 
@@ -123,4 +123,4 @@ def simplest(network: LinGeneViTForImageClassification) -> PreTrainedModel:
     sizes = {"num_hidden_layers": config.num_hidden_layers, "intermediate_size": config.intermediate_sizes[0]}
     stock = ViTConfig(**fields, **sizes)
     stock.materialised_from = config.pruned_from  # the field that says the same of other stock models
-    return stock_vit(outside, layers, stock, True, dtype=network.dtype)
+    return stock_model(outside, layers, stock, True, dtype=network.dtype)

@@ -13,10 +13,10 @@ from functools import partial
 
 import torch
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BundleConfig
 from ..measuring.grids import checked_sizes
-from ..modeling_lingene import LinGenePreTrainedModel, component_gains, component_scale
-from ..recompose_lingene import read_width_ratio
+from ..modeling_base_lingene import RecomposingModel, component_gains, component_scale
+from ..recompose_lingene import is_gain, read_width_ratio
 from .elastic import SAMPLINGS, Grid, drawn_networks, network_loss
 from .features import features_loss
 from .loop import Phase
@@ -55,7 +55,7 @@ class DecompositionSettings:
 
     schedule: str = "elastic"  # this and the two below: tests/benchmarks/README.md, tests/test_evidence.py
     totals: tuple[int, ...] = ()
-    depths: tuple[int, ...] = ()
+    depths: tuple[int | str, ...] = ()
     widths: tuple[str, ...] = ()
     sampling: str = "one"
     full_share: float = -1.0
@@ -73,12 +73,12 @@ class DecompositionSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1 and (name, value) != ("full_share", -1):
                 raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
-        if not all(map(_is_count, self.depths)):
+        if not all(isinstance(depth, str) or _is_count(depth) for depth in self.depths):
             raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
         if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
             raise ValueError(f"`totals` must be increasing numbers of components, got {list(self.totals)}.")
 
-    def check(self, config: LinGeneConfig) -> None:
+    def check(self, config: BundleConfig) -> None:
         """Refuse what the bundle cannot have, or what contradicts itself; before any work.
 
         Raises:
@@ -87,7 +87,7 @@ class DecompositionSettings:
         if self.widths and self.schedule != "elastic":
             raise ValueError(f"`widths` are trained by the schedule elastic, and `schedule` is {self.schedule}.")
         checked_sizes(config, self.depths, self.widths, self.prefixes(config.reference_components))
-        narrower = self.trained_widths(config.num_attention_heads) != ["1"]
+        narrower = self.trained_widths(config.head_unit) != ["1"]
         for name in ("sampling", "isolated_activation"):
             if getattr(self, name) in ("scala", True) and not narrower:
                 raise ValueError(f"`{name}` {getattr(self, name)} is about widths: give `widths` such as 1/4,1/2,3/4.")
@@ -114,7 +114,7 @@ def _is_count(value: object) -> bool:
 
 
 def phases(
-    model: LinGenePreTrainedModel,
+    model: RecomposingModel,
     settings: DecompositionSettings,
     objective: Objective | None = None,
     warm: bool = False,
@@ -156,25 +156,24 @@ def phases(
     return [Phase("simultaneous", trainable, forward, size=size)]
 
 
-def grid_of(settings: DecompositionSettings, config: LinGeneConfig) -> Grid:
+def grid_of(settings: DecompositionSettings, config: BundleConfig) -> Grid:
     """What the elastic schedule draws from."""
     widths = {config.size(width_ratio=width).width_ratio for width in settings.widths} - {1}
     full, count = config.num_hidden_layers, config.reference_components
-    depths = tuple(depth for depth in settings.depths if depth != full)
+    depths = tuple(depth for depth in map(config.read_depth, settings.depths) if depth != full)
     return Grid(full, depths, tuple(sorted(widths)), count, settings.prefixes(count) != (count,))
 
 
 @torch.no_grad()
-def start_from(model: LinGenePreTrainedModel, count: int) -> None:
+def start_from(model: RecomposingModel, count: int) -> None:
     """Rescale the first components, so that they alone give layers of the usual scale, and set the others to zero."""
     config = model.config
-    larger, gains = component_scale(config) / component_scale(config, count), component_gains(config, count)
     for index, component in enumerate(model.components[:count]):
         for name, parameter in component.named_parameters():
-            if name.startswith("norm") and name.endswith("weight"):
-                parameter.fill_(gains[index])
-            else:
-                parameter.mul_(larger)  # biases are zero
+            if is_gain(name):
+                parameter.fill_(component_gains(config, count, name)[index])
+            else:  # biases are zero
+                parameter.mul_(component_scale(config, name=name) / component_scale(config, count, name))
     for component in model.components[count:]:
         for parameter in component.parameters():
             parameter.zero_()

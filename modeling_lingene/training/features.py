@@ -17,9 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..configuration_lingene import LinGeneConfig, Size
+from ..configuration_base_lingene import BundleConfig, Size
+from ..families_lingene import has_class_token
 from ..images.loaders import Layout, derived_seed
-from ..modeling_lingene import LinGeneModel, slice_of
+from ..modeling_base_lingene import slice_of
+from ..modeling_lingene import LinGeneModel
 from .losses import TEACHER, Objective
 from .validation import Metric
 
@@ -73,7 +75,7 @@ class FeatureStudent(nn.Module):
         self.heads = nn.ModuleDict({term: FeatureHead(width, teacher_width, std) for term in terms})
 
     @property
-    def config(self) -> LinGeneConfig:
+    def config(self) -> BundleConfig:
         return self.encoder.config
 
     @contextmanager
@@ -167,6 +169,10 @@ def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], to
 
 def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int) -> None:
     """Refuse terms that a student and a teacher cannot have."""
+    if not has_class_token(encoder.config):
+        raise ValueError(
+            "`objective` features compares class tokens, and a network of stages has none; train it with labels."
+        )
     if objective.mask_share and MASK_TOKEN not in dict(encoder.named_parameters()):
         raise ValueError(
             "`mask_share` puts a mask token in place of patches, and this bundle's family has none; leave it at 0."

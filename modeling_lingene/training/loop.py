@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
 from ..progress import Bar, duration, progress_bar, redraws, tell
+from ..recompose_lingene import POSITION_BIAS
 from .checkpoints import Checkpoints
 from .losses import TEACHER
 from .validation import ACCURACY, Metric
@@ -588,8 +589,9 @@ def decayed_groups(
         {"params": [named.pop(name) for name in list(named) if name.endswith(end)], "weight_decay": 0.0, "peak": rate}
         for end, rate in (rates or {}).items()
     ]
-    decayed = [p for name, p in named.items() if name.endswith("weight") and "norm" not in name]
-    others = [p for name, p in named.items() if not (name.endswith("weight") and "norm" not in name)]
+    matrices = {name for name in named if name.endswith("weight") and "norm" not in name and POSITION_BIAS not in name}
+    decayed = [p for name, p in named.items() if name in matrices]
+    others = [p for name, p in named.items() if name not in matrices]
     return [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},

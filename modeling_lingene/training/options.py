@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lingene.options import integers, words
+from lingene.options import depths, integers, words
 
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from .decomposition import DecompositionSettings
@@ -30,6 +30,7 @@ GROUPS = {
 }
 LISTS = {
     tuple[int, ...]: {"type": integers, "metavar": "N,N"},
+    tuple[int | str, ...]: {"type": depths, "metavar": "N,N"},
     tuple[str, ...]: {"type": words, "metavar": "A,B"},
 }
 

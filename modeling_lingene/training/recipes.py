@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..configuration_lingene import LinGeneConfig
 from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
+from ..kinds import model_class
 from ..measuring.metrics import device_name
 from ..measuring.plots import plot_heat, plot_history, plot_sizes
 from ..measuring.sweep import measure_sizes
-from ..modeling_lingene import LinGeneForImageClassification
+from ..modeling_base_lingene import RecomposingModel
 from ..progress import tell
 from .asked import RUN_FILE, check_asked, keep_asked
 from .checkpoints import STAGING, check_identity, contents
@@ -307,13 +307,13 @@ class _Start:
         test: images that measure the result.
     """
 
-    model: LinGeneForImageClassification
+    model: RecomposingModel
     source: Any
     validation: LabelledImages | None
     test: LabelledImages
 
     @property
-    def trained(self) -> LinGeneForImageClassification:
+    def trained(self) -> RecomposingModel:
         return self.model
 
     def others(self) -> tuple[LabelledImages | None, LabelledImages]:
@@ -330,7 +330,7 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
     """The images of a run, and a model for them."""
     begun = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout)
     recipe.decomposition.check(
-        begun.config if begun else LinGeneConfig(**recipe.model.shape(recipe.decomposition))
+        begun.config if begun else recipe.model.network(**recipe.model.shape(recipe.decomposition))
     )  # before data is read
     source, validation, test = _sources(recipe, accelerator.device, begun)
     train = source.images
@@ -342,13 +342,14 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
         check_labels(images, len(train.class_names))
     torch.manual_seed(recipe.training.seed)
     if begun is None:
-        begun = LinGeneForImageClassification(recipe.model.config(train, recipe.decomposition))
+        config = recipe.model.config(train, recipe.decomposition)
+        begun = model_class(config, head=True)(config)
     else:
         fit_to(begun, train, recipe.decomposition)
     return _Start(begun, source, validation, test)
 
 
-def _sources(recipe: Recipe, device: torch.device, begun: LinGeneForImageClassification | None) -> tuple:
+def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | None) -> tuple:
     """The training images as a source of batches, those for validation (or None) and those for the end."""
     test = load_images(recipe.data, "test")
     validation = load_images(recipe.data, "validation")

@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
+from ..configuration_swin_lingene import LinGeneSwinConfig
 from ..images.augmentation import Augmentation
 from ..images.data import LabelledImages
 from .decomposition import DecompositionSettings
@@ -13,7 +15,7 @@ from .losses import Objective
 
 
 LOWEST = {"hidden_size": 1, "num_attention_heads": 1, "patch_size": 1, "depth": 1, "intermediate_size": 0}
-LOWEST |= {"image_size": 0, "num_components": 0, "start_degree": -1}
+LOWEST |= {"window_size": 1, "image_size": 0, "num_components": 0, "start_degree": -1}
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class ModelSettings:
     """The network at full size, and the components it is made of.
 
     Args:
-        hidden_size: channels.
-        num_attention_heads: of each layer.
+        hidden_size: channels; of a network of stages those of the first one, and they double from stage to stage.
+        num_attention_heads: of each layer; of a network of stages as its channels.
         intermediate_size: MLP units; 0 is four times the channels.
         image_size: pixels; 0 is the height of the first training image.
         patch_size: pixels.
-        depth: number of layers.
+        depth: number of layers; of a network of stages `stages` says it.
+        stages: layers of each stage of a Swin Transformer, whose deepest stage is made of components; empty is a ViT.
+        window_size: of a Swin's attention, in patches.
         num_components: number of components; 0 is as many as layers.
         preset: stable or paper: nodes, start degree, gain offset and depth map, if not given.
         basis: chebyshev, legendre, taylor or fourier.
@@ -44,6 +48,8 @@ class ModelSettings:
     image_size: int = 0
     patch_size: int = 4
     depth: int = 12
+    stages: tuple[int, ...] = ()
+    window_size: int = 7
     num_components: int = 0
     preset: str = "stable"
     basis: str = "chebyshev"
@@ -64,33 +70,46 @@ class ModelSettings:
 
     def config(
         self, images: LabelledImages, decomposition: DecompositionSettings, labelled: bool = True
-    ) -> LinGeneConfig:
+    ) -> BundleConfig:
         """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
         names = images.class_names
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-        return LinGeneConfig(
+        return self.network(
             **self.shape(decomposition),
             image_size=self.image_size or images.images[0].size[1],
             patch_size=self.patch_size,
-            layer_norm_eps=1e-6,
             hidden_dropout_prob=self.dropout,
-            trained_depths=sorted({self.depth, *decomposition.depths}),
+            trained_depths=sorted({self.layers, *decomposition.depths}),
             trained_width_ratios=decomposition.trained_widths(self.num_attention_heads),
             isolated_activation=decomposition.isolated_activation,
             **(labels if labelled else {}),
         )
 
+    @property
+    def layers(self) -> int:
+        """Of the stack that components stand for."""
+        return max(self.stages, default=self.depth)
+
+    def network(self, **fields) -> BundleConfig:
+        """The configuration of a bundle with these fields, of the kind of network that is asked for."""
+        return (LinGeneSwinConfig if self.stages else LinGeneConfig)(**fields)
+
     def shape(self, decomposition: DecompositionSettings) -> dict[str, Any]:
         """What the images have no say in."""
-        components = self.num_components or self.depth
+        components = self.num_components or self.layers
         weight = self.degree_weight
         if weight == -1:
             weight = float(decomposition.schedule == "elastic" and len(decomposition.prefixes(components)) > 1)
+        units = self.intermediate_size or 4 * self.hidden_size
+        if self.stages:
+            own = {"embed_dim": self.hidden_size, "depths": list(self.stages), "window_size": self.window_size}
+            own["num_heads"] = [self.num_attention_heads << stage for stage in range(len(self.stages))]
+            own["mlp_ratio"] = units / self.hidden_size
+        else:
+            own = {"hidden_size": self.hidden_size, "num_attention_heads": self.num_attention_heads}
+            own |= {"intermediate_size": units, "depth": self.depth, "layer_norm_eps": 1e-6}
         return dict(
-            hidden_size=self.hidden_size,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
-            depth=self.depth,
+            **own,
             num_components=components,
             preset=self.preset,
             basis=self.basis,

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
-from ..configuration_lingene import LinGeneConfig
+from ..configuration_base_lingene import BundleConfig
 from ..images.data import LabelledImages
 from ..measuring.metrics import count_macs, seen_size
 from ..measuring.tables import readable
@@ -32,13 +32,13 @@ def pictures_line(
     return f"pictures  {train.name}: {', '.join(told)}"
 
 
-def network_lines(config: LinGeneConfig, head: bool, processor: Any) -> list[str]:
+def network_lines(config: BundleConfig, head: bool, processor: Any) -> list[str]:
     """The network at full size, and the sizes that are trained with it, with what they cost."""
     seen, full = seen_size(config, processor), config.size()
     smallest = config.size(min(config.trained_depths), min(config.trained_width_ratios, key=Fraction), 1)
-    least, most = (readable(count_macs(config.vit_config(size), head, seen)) for size in (smallest, full))
+    least, most = (readable(count_macs(config.stock_config(size), head, seen)) for size in (smallest, full))
     shape = f"{full.depth} layers from {full.num_components} components, {config.hidden_size} channels"
-    shape += f", {config.num_attention_heads} heads, images of {' x '.join(map(str, seen))} pixels"
+    shape += f", {config.hidden_size // config.head_size} heads, images of {' x '.join(map(str, seen))} pixels"
     depths, widths = (", ".join(map(str, some)) for some in (config.trained_depths, config.trained_width_ratios))
     return [
         f"network   {shape}: {readable(config.stored_params(full, head))} parameters stored, {most} MACs an image",

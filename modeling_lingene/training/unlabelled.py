@@ -13,9 +13,10 @@ from ..images.augmentation import Augmentation
 from ..images.data import image_processor, split_off
 from ..images.loaders import training_images
 from ..images.pictures import load_pictures
+from ..kinds import model_class
 from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
-from ..modeling_lingene import LinGeneModel
+from ..modeling_base_lingene import RecomposingModel
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 from .features import FEATURE_LOSS, FeatureStudent, feature_metric, fit_heads
 from .loop import TrainingLoop
@@ -41,7 +42,7 @@ class UnlabelledStart:
     held_out_teacher: Callable[[dict], torch.Tensor]
 
     @property
-    def model(self) -> LinGeneModel:
+    def model(self) -> RecomposingModel:
         """What becomes the bundle."""
         return self.trained.encoder
 
@@ -78,7 +79,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
     torch.manual_seed(recipe.training.seed)
     if encoder is None:
-        encoder = LinGeneModel(recipe.model.config(pictures, recipe.decomposition, labelled=False))
+        config = recipe.model.config(pictures, recipe.decomposition, labelled=False)
+        encoder = model_class(config, head=False)(config)
         recipe.decomposition.check(encoder.config)
         processor = image_processor(encoder.config.image_size)
     else:
@@ -105,7 +107,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     return UnlabelledStart(student, *sources, *teachers)
 
 
-def _teacher(recipe: Recipe, encoder: LinGeneModel, pictures: Preprocessing) -> Encoder:
+def _teacher(recipe: Recipe, encoder: RecomposingModel, pictures: Preprocessing) -> Encoder:
     """Whom the student learns from: by name, or the bundle that it starts from, as it was."""
     patch = tuple(encoder.config.shared_shapes()["embeddings.patch_embeddings.weight"][2:])
     if recipe.teacher:
@@ -126,7 +128,7 @@ def feature_rows(loop: TrainingLoop, start: UnlabelledStart, sizes: list[tuple])
     for depth, width, count in sizes:
         size, asked = config.size(depth, width, count), {"depth": depth, "num_components": count}
         value = loop.evaluate(**asked, width_ratio=width)
-        shape = config.vit_config(size)
+        shape = config.stock_config(size)
         with torch.device("meta"):
             params = count_parameters(AutoModel.from_config(shape, **no_pooler(shape)))
         row = {"depth": depth, "width_ratio": str(size.width_ratio), "num_components": count, "params": params}

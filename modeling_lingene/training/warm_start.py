@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from ..components_lingene import Classifier
+from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config
 from ..images.data import LabelledImages, image_processor, made_size
-from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
+from ..kinds import model_class
+from ..modeling_base_lingene import RecomposingModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
 
 
-def start_of(
-    name: str, num_components: int = 0, dropout: float = 0.0, head: bool = True
-) -> LinGenePreTrainedModel | None:
+def start_of(name: str, num_components: int = 0, dropout: float = 0.0, head: bool = True) -> RecomposingModel | None:
     """A bundle as a constrained model in float32.
 
     Args:
@@ -33,11 +33,12 @@ def start_of(
     """
     if not name:
         return None
+    folder = os.path.expanduser(name)
     asked = {"num_components": num_components or None, "hidden_dropout_prob": dropout}
     try:
         with quiet_loading():
-            model, found = (LinGeneForImageClassification if head else LinGeneModel).from_pretrained(
-                os.path.expanduser(name), constrained=True, dtype=torch.float32, output_loading_info=True, **asked
+            model, found = model_class(_config_of(name), head).from_pretrained(
+                folder, constrained=True, dtype=torch.float32, output_loading_info=True, **asked
             )
     except OSError as error:
         raise ValueError(f"`init` {name} cannot be read: {str(error).splitlines()[0]}") from None
@@ -46,21 +47,25 @@ def start_of(
     return model
 
 
+def _config_of(name: str) -> BundleConfig:
+    try:
+        return read_config(os.path.expanduser(name))
+    except ValueError as error:
+        raise ValueError(str(error).replace("`bundle`", "`init`", 1)) from None
+
+
 def content_of(name: str) -> str:
     """What tells a bundle from another one of the same name: its weights and whatever its configuration says.
 
     Raises:
         ValueError: nothing is there, or it is no bundle.
     """
-    try:
-        fields = read_config(os.path.expanduser(name)).to_dict()
-    except ValueError as error:
-        raise ValueError(str(error).replace("`bundle`", "`init`", 1)) from None
+    fields = _config_of(name).to_dict()
     fields.pop("transformers_version", None)
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
+def processor_of(name: str, model: RecomposingModel) -> Any:
     """A bundle's image size, mean, standard deviation and interpolation, in the processor that is trained with.
 
     Where the family takes images of any size, it is the size that its own preprocessing makes.
@@ -77,7 +82,7 @@ def processor_of(name: str, model: LinGeneForImageClassification) -> Any:
     return made
 
 
-def fit_to(model: LinGeneForImageClassification, images: LabelledImages, settings: DecompositionSettings) -> None:
+def fit_to(model: RecomposingModel, images: LabelledImages, settings: DecompositionSettings) -> None:
     """Make a bundle's model one for these images: their classes, with a new head if there are more or fewer, and the
     sizes that will have been trained.
     """
@@ -93,9 +98,9 @@ def fit_to(model: LinGeneForImageClassification, images: LabelledImages, setting
     fit_sizes(model, settings)
 
 
-def fit_sizes(model: LinGenePreTrainedModel, settings: DecompositionSettings) -> None:
+def fit_sizes(model: RecomposingModel, settings: DecompositionSettings) -> None:
     """Write the sizes that will have been trained into a model's configuration."""
     config = model.config
-    config.trained_depths = sorted({config.num_hidden_layers, *settings.depths})
-    config.trained_width_ratios = settings.trained_widths(config.num_attention_heads)
+    config.trained_depths = sorted({config.num_hidden_layers, *map(config.read_depth, settings.depths)})
+    config.trained_width_ratios = settings.trained_widths(config.head_unit)
     config.isolated_activation = settings.isolated_activation

@@ -36,7 +36,7 @@ def rows_of(config) -> list[dict]:
     for depth, width, count in ((2, "1/2", 5), (3, "1", 2), (3, "1", 5), (6, "1", 5)):
         size = config.size(depth, width, count)
         row = {"depth": depth, "width_ratio": width, "num_components": count, "params": 1000 * depth}
-        row |= {"stored_params": config.stored_params(size), "macs": count_macs(config.vit_config(size))}
+        row |= {"stored_params": config.stored_params(size), "macs": count_macs(config.stock_config(size))}
         row |= {"accuracy": 0.5 + 0.05 * depth + 0.01 * count, "split": "test", "dataset": "made"}
         found.append(row)
     return found

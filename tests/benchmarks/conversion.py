@@ -46,7 +46,7 @@ def make_source(data: str, folder: Path) -> None:
     torch.manual_seed(0)
     recipe = Recipe(data=data, model=MODEL, training=TRAINING, augmentation=VARIED)
     config = MODEL.config(load_images(data, "train"), DecompositionSettings("simultaneous"))
-    model = ViTForImageClassification(config.vit_config(config.size()))
+    model = ViTForImageClassification(config.stock_config(config.size()))
     history = fit_plain(model, recipe, folder, recipe.identity(), config.image_size)
     accuracy = accuracy_of(folder / "model", held_out(data, model.device))
     seconds = round(sum(row["seconds"] for row in history), 1)

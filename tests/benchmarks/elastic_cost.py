@@ -56,7 +56,7 @@ def sampled(batch_size: int, repeats: int) -> list[dict]:
     config = LinGeneConfig(depth=12, num_components=12, **VIT_SMALL)
     model, batch, rows = LinGeneForImageClassification(config).to(DEVICE).train(), batch_of(batch_size), []
     for depth, width in SIZES:
-        asked, shape = {"depth": depth, "width_ratio": width}, config.vit_config(config.size(depth, width))
+        asked, shape = {"depth": depth, "width_ratio": width}, config.stock_config(config.size(depth, width))
         alone, pairs = ViTForImageClassification(shape).to(DEVICE).train(), []
         for _ in range(repeats + 1):
             pairs.append((backward(model, batch, **asked), backward(alone, batch)))
@@ -77,7 +77,7 @@ def without_labels(batch_size: int, repeats: int) -> list[dict]:
     config, objective = LinGeneConfig(depth=12, num_components=12, **VIT_SMALL), Objective(kind="features")
     model, batch, rows = LinGeneModel(config).to(DEVICE), batch_of(batch_size), []
     student = FeatureStudent(model, config.hidden_size, objective).to(DEVICE).train()
-    teacher = ViTModel(config.vit_config(config.size()), add_pooling_layer=False).to(DEVICE).eval()
+    teacher = ViTModel(config.stock_config(config.size()), add_pooling_layer=False).to(DEVICE).eval()
 
     def step(train, **size) -> float:
         start = time.perf_counter()
@@ -96,7 +96,7 @@ def without_labels(batch_size: int, repeats: int) -> list[dict]:
         return features_loss(objective, student, batch, torch.Generator(), **size)
 
     for depth, width in SIZES:
-        asked, shape = {"depth": depth, "width_ratio": width}, config.vit_config(config.size(depth, width))
+        asked, shape = {"depth": depth, "width_ratio": width}, config.stock_config(config.size(depth, width))
         alone = ViTModel(shape, add_pooling_layer=False).to(DEVICE).train()
 
         def stock() -> torch.Tensor:

@@ -233,7 +233,7 @@ class Protocol:
         depth, width = row.size
         if row.start == "scratch":
             config = self.config(row)
-            return ViTForImageClassification(config.vit_config(config.size(depth, width)))
+            return ViTForImageClassification(config.stock_config(config.size(depth, width)))
         asked = {"depth": depth, "width_ratio": width, "constrained": row.start == "constrained"}
         with quiet_loading():
             return AutoModelForImageClassification.from_pretrained(self.bundle, **asked, **self.labels)
@@ -268,12 +268,12 @@ class Protocol:
         """Of one picture's forward passes through a row's networks, on average over what its steps draw."""
         config = self.config(row)
         if row.size:
-            return count_macs(config.vit_config(config.size(*row.size)))
+            return count_macs(config.stock_config(config.size(*row.size)))
         (phase, *_) = phases(LinGeneForImageClassification(config), self.recipe(row).decomposition)
 
         @functools.cache
         def macs(depth: int | None, width: str) -> int:
-            return count_macs(config.vit_config(config.size(depth, width)))
+            return count_macs(config.stock_config(config.size(depth, width)))
 
         generator, steps = torch.Generator().manual_seed(0), 4000
         drawn = [network for step in range(steps) for network in phase.draw(generator, step / steps)]

@@ -63,7 +63,7 @@ def nearest(scale: Scale, share: float) -> tuple[int, str]:
     )
 
     def macs(depth: int, width: Fraction) -> int:
-        return count_macs(config.vit_config(config.size(depth, width)))
+        return count_macs(config.stock_config(config.size(depth, width)))
 
     sizes = [(depth, width) for depth in range(1, model.depth + 1) for width in config.legal_width_ratios]
     target = share * macs(model.depth, Fraction(1))

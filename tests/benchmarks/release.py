@@ -18,6 +18,7 @@ import torch
 import transformers
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
@@ -25,6 +26,7 @@ from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.folders import (
     PREDICTIONS_FILE,
+    bundle_weights_id,
     check_folder,
     read_training,
     write_json,
@@ -37,7 +39,6 @@ from modeling_lingene.measuring.features import no_pooler
 from modeling_lingene.measuring.plots import plot_heat, plot_sizes
 from modeling_lingene.measuring.sweep import measure_sizes
 from modeling_lingene.measuring.tables import size_table
-from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.zoo import OWNER
 
 
@@ -47,7 +48,8 @@ PICTURES, SIDE = 4, 64  # recorded, pixels at most
 
 def refresh(folder: Path) -> None:
     """The code that travels with the bundle as it is today, and the card."""
-    for file in PACKAGE.glob("*_lingene.py"):
+    models = PACKAGE / "modeling_lingene.py"
+    for file in (models, *map(Path, get_relative_import_files(models))):
         shutil.copyfile(file, folder / file.name)
     write_card(folder, f"{OWNER}/{folder.name}", license="apache-2.0")
     check_folder(folder)

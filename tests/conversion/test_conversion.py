@@ -42,7 +42,7 @@ from modeling_lingene.conversion.closed_form import check_condition, condition, 
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
-from modeling_lingene.loading_lingene import stock_vit
+from modeling_lingene.loading_lingene import stock_model
 from modeling_lingene.measuring.evaluation import evaluate_model
 
 
@@ -211,7 +211,7 @@ def test_a_timm_classifier_on_the_class_token_is_half_of_a_head(tmp_path, name, 
         part: [from_timm._block(tensors, model.embed_dim, part, layer) for layer in range(12)]
         for part in config.component_shapes()
     }
-    back = stock_vit(outside, layers, config.vit_config(config.size()), True, dtype=torch.float32).eval()
+    back = stock_model(outside, layers, config.stock_config(config.size()), True, dtype=torch.float32).eval()
     values = torch.randn(3, 3, 42, 42, generator=torch.Generator().manual_seed(1))
     assert relative(back(values).logits, model(values)) < 1e-5
 

@@ -318,7 +318,10 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
         files = set(hub.snapshot("org/pruned")[1])
         card = hub.read("org/pruned", "README.md").decode()
-    code = {f"{name}_lingene.py" for name in ("vit", "configuration", "families", "reading", "recompose")}
+    code = {
+        f"{name}_lingene.py"
+        for name in ("vit", "configuration", "configuration_base", "families", "reading", "recompose")
+    }
     code |= {"lingene_vit.py"}
     others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
     assert files - {".gitattributes"} == code | others

@@ -331,8 +331,8 @@ def test_a_sampled_step_computes_little_more_than_student_and_teacher(depth, wid
         pixels, tokens = torch.empty(1, 3, 224, 224), torch.empty(1, 197, 384)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         made(pixels, tokens, depth=depth, width_ratio=width_ratio)
-    macs = count_macs(config.vit_config(config.size(depth, width_ratio)))
-    teacher = count_macs(config.vit_config(config.size()))
+    macs = count_macs(config.stock_config(config.size(depth, width_ratio)))
+    teacher = count_macs(config.stock_config(config.size()))
     one, two = (config.stored_params(config.size(depth, width_ratio, count)) for count in (1, 2))
     recomposing = 12 * depth * (two - one)  # once a step, not once an image: divided among 64 of them
     counted = counter.get_total_flops() / 2 - recomposing * 63 / 64

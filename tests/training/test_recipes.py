@@ -21,8 +21,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForImageClassification, pipeline
 
 import helpers
-from modeling_lingene.folders import check_folder, write_training
-from modeling_lingene.saving_lingene import bundle_weights_id
+from modeling_lingene.folders import bundle_weights_id, check_folder, write_training
 from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective

@@ -23,10 +23,10 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, cli
 from modeling_lingene.conversion.convert import convert
+from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import sweep
-from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import SCHEDULES, DecompositionSettings, phases
 from modeling_lingene.training.loop import TrainingLoop

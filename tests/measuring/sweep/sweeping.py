@@ -45,7 +45,7 @@ def made_up_time(model, pixel_values=None, min_run_time=0.5, threads=None, batch
 def counted_macs(depth: int, width: int, pixels: int) -> int:
     """Of the shapes of these tests, once each."""
     config = helpers.tiny_config(num_labels=7 if pixels == 16 else 10, image_size=pixels)
-    return metrics.count_macs(config.vit_config(config.size(depth, Fraction(width, 48))))
+    return metrics.count_macs(config.stock_config(config.size(depth, Fraction(width, 48))))
 
 
 @functools.cache

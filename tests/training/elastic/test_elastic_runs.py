@@ -15,11 +15,11 @@ from transformers import AutoModelForImageClassification
 
 import helpers
 from modeling_lingene import LinGeneConfig
+from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import sweep
-from modeling_lingene.saving_lingene import bundle_weights_id
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.elastic import SAMPLINGS

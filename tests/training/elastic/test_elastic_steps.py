@@ -291,7 +291,7 @@ def test_the_networks_of_a_step_cost_what_stock_networks_of_their_sizes_cost(sam
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 phase.forward(model, one_step, generator, **network)
             size = config.size(**network)
-            macs, ratio = batch * metrics.count_macs(config.vit_config(size)), size.width_ratio
+            macs, ratio = batch * metrics.count_macs(config.stock_config(size)), size.width_ratio
             d, m = 48 * ratio, 96 * ratio
             summing = size.depth * size.num_components * (4 * d * (d + 1) + 2 * d * m + m + d + 4 * d)
             assert counter.get_total_flops() == 2 * (macs + summing)

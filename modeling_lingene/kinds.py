@@ -1,0 +1,33 @@
+"""The kinds of network that a bundle may be of, and their classes: one row each."""
+
+from typing import NamedTuple
+
+from .configuration_base_lingene import BundleConfig
+from .configuration_lingene import LinGeneConfig
+from .configuration_swin_lingene import LinGeneSwinConfig
+from .modeling_base_lingene import RecomposingModel
+from .modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from .modeling_swin_lingene import LinGeneSwinForImageClassification, LinGeneSwinModel
+
+
+class Kind(NamedTuple):
+    """Its configuration, and its constrained models without and with a head."""
+
+    config: type[BundleConfig]
+    encoder: type[RecomposingModel]
+    classifier: type[RecomposingModel]
+
+
+KINDS = {
+    kind.config.model_type: kind
+    for kind in (
+        Kind(LinGeneConfig, LinGeneModel, LinGeneForImageClassification),
+        Kind(LinGeneSwinConfig, LinGeneSwinModel, LinGeneSwinForImageClassification),
+    )
+}
+
+
+def model_class(config: BundleConfig, head: bool) -> type[RecomposingModel]:
+    """The class that loads a bundle of this configuration, with or without a head."""
+    kind = KINDS[config.model_type]
+    return kind.classifier if head else kind.encoder
