@@ -18,9 +18,9 @@ from .configuration_lingene import LinGeneConfig
 from .folders import CONVERSION_PICTURE, SIZE_PICTURES
 from .markdown import text
 from .measuring.tables import readable
+from .readme import CARD_FILE
 
 
-CARD_FILE = "README.md"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")  # as the Hub names them
 POINTS = 0.02  # that the smallest size may lose
 SIZE = ("depth", "width_ratio", "num_components")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import PretrainedConfig
@@ -61,7 +61,7 @@ class BundleMixin:
     """Loading and saving for a `PreTrainedModel` whose weights are a bundle."""
 
     has_head: ClassVar[bool]
-    write_card: ClassVar[Callable[[Path, str], None] | None] = None  # set by the installed package
+    write_card: ClassVar[Callable[[Path, str, str | None, Any], None] | None] = None  # set by the installed package
 
     @classmethod
     def from_pretrained(
@@ -252,7 +252,7 @@ class BundleMixin:
             self.save_pretrained(folder)
             repo_id = ensure_repo(repo_id, private, token)
             if type(self).write_card is not None:
-                type(self).write_card(folder, repo_id)
+                type(self).write_card(folder, repo_id, revision, token)
             return push_bundle(
                 folder,
                 repo_id,
