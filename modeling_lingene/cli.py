@@ -115,6 +115,11 @@ METRIC = option(
     help="accuracy, knn, probe or cosine; of several, with commas, the first decides (default: accuracy with a "
     "classifier; without one knn with labels, cosine without)",
 )
+RELABEL = option(
+    "--relabel",
+    action="store_true",
+    help="for accuracy, take class i of the data for output i, although their names differ",
+)
 REFERENCE = option("--reference", metavar="MODEL", help="of the cosine: an encoder (default: the bundle's full size)")
 SEED = option("--seed", type=int, default=0, help="default: %(default)s")
 LICENSE = option(
@@ -342,6 +347,7 @@ def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     SPLIT,
     METRIC,
     REFERENCE,
+    RELABEL,
     BATCH_SIZE,
     DEVICE,
     OUT_FILE,
@@ -356,6 +362,7 @@ def evaluate(
     reference: str | None,
     batch_size: int,
     device: str | None,
+    relabel: bool,
     out: Path | None,
     **size,
 ) -> None:
@@ -363,7 +370,7 @@ def evaluate(
     from .measuring.evaluation import evaluate_data
     from .measuring.tables import size_table
 
-    how = {"reference": reference, "batch_size": batch_size, "device": device}
+    how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, _given(size), data, split, metric, **how)
     print(size_table([row]))
     if "reference" in row:
@@ -380,6 +387,7 @@ def evaluate(
     SPLIT,
     METRIC,
     REFERENCE,
+    RELABEL,
     BATCH_SIZE,
     DEVICE,
     option("--allow-untrained", action="store_true", help="measure widths that were never trained, too"),

@@ -36,10 +36,11 @@ writing_lingene recompose_lingene reading_lingene families_lingene  configuratio
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene lingene_vit
 folders progress
-images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
+images.decoding images.class_folders  images.data  images.augmentation images.classes images.pictures  images.loaders
+    images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
-markdown citations  card  hub  zoo
+markdown citations readme  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.from_timm conversion.fitting conversion.report conversion.ordering

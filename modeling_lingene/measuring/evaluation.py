@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 
 from ..configuration_lingene import LinGeneConfig
 from ..folders import read_processor
-from ..images.data import LabelledImages, batches, check_labels
+from ..images.data import LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .features import load_encoder
 from .metrics import check_device, count_parameters, measure, seen_size
@@ -30,20 +30,22 @@ def evaluate_model(
     metric: str | None = None,
     train: LabelledImages | None = None,
     reference: str | None = None,
+    relabel: bool = False,
 ) -> dict:
     """One row, as in `sizes.json`, for a size of a bundle or for a plain ViT.
 
     Args:
         name: folder or name on the Hub; its own preprocessing is used.
         asked: `from_pretrained`'s size or budget keywords; for a bundle only.
-        images: for accuracy with labels that the model's classes cover.
+        images: for accuracy with classes that the model has, in any order.
         device: default the GPU if there is one.
         metric: names, comma-separated; default accuracy for a classifier, and else k-NN with `train`, or the cosine.
         train: labelled images that k-NN and the probe know.
         reference: whom the cosine compares with; default a bundle's full size.
+        relabel: for accuracy, take class i of the images for output i, whatever the names are.
 
     Raises:
-        ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it; a metric
+        ValueError: a size asked of a plain model, images of other classes, no preprocessing beside it; a metric
             that the model or the images do not have.
     """
     config = _read_config(name)
@@ -56,7 +58,7 @@ def evaluate_model(
     sets = Sets(default_metrics(metric, head, train), images, train)
     check_sets(sets, name, head)
     if "accuracy" in sets.metrics:
-        check_labels(images, config.num_labels)
+        sets = sets.labelled_for(config.id2label, f"`model` {name}", relabel)
     try:
         processor = read_processor(name)
     except OSError:
@@ -73,7 +75,7 @@ def evaluate_model(
     size = model.source_size if is_bundle else None
     return measure(
         model,
-        batches(images, processor, batch_size),
+        batches(sets.images, processor, batch_size),
         depth=model.config.num_hidden_layers,
         width_ratio=size.width_ratio if size else 1,
         num_components=size.num_components if size else None,

@@ -27,7 +27,7 @@ from ..budget_lingene import AGREEMENT, METRICS, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import LinGeneConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
-from ..images.data import Batches, LabelledImages, batches, check_labels
+from ..images.data import Batches, LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes
@@ -65,26 +65,27 @@ def sweep(
     metric: str | None = None,
     train: LabelledImages | None = None,
     reference: str | None = None,
+    relabel: bool = False,
 ) -> list[dict]:
     """Measure a grid of sizes. A sweep that was interrupted goes on when it is called again.
 
     Args:
         bundle: folder, whose `sizes.json` is written; or name on the Hub, with `out`.
-        images: held out; for accuracy with labels that the bundle's classes cover.
+        images: held out; for accuracy with classes that the bundle has, in any order.
         depths, widths, components: the grid; default what was trained, and components doubling up to all.
         out: for `sizes.json`, `sizes.png` and `sizes_heat.png`; default the bundle's folder.
         batch_size: images of one forward pass.
         device: default the GPU if there is one.
         allow_untrained: measure widths that were never trained, too.
         latency: time one image of every size; by one process only.
-        metric, train, reference: as for `evaluate_model`; of several metrics the first decides between sizes.
+        metric, train, reference, relabel: as for `evaluate_model`; of several metrics the first decides between sizes.
 
     Returns:
         Rows of `sizes.json`, those of this sweep; on processes but the main one nothing.
 
     Raises:
         ValueError: sizes that are not legal or not trained, all of them; weights that `sizes.json` does not belong to;
-            labels outside of the classes; a metric that the bundle or the images do not have.
+            images of other classes; a metric that the bundle or the images do not have.
     """
     state = PartialState(cpu=device == "cpu") if "WORLD_SIZE" in os.environ else None
     device = check_device(device) if state is None else str(state.device)
@@ -99,7 +100,7 @@ def sweep(
     sets = Sets(default_metrics(metric, held.has_head, train), images, train)
     check_sets(sets, bundle, held.has_head)
     if "accuracy" in sets.metrics:
-        check_labels(images, config.num_labels)
+        sets = sets.labelled_for(config.id2label, f"`bundle` {bundle}", relabel)
     way = _Way(bundle, held.has_head, sets, read_processor(bundle), batch_size, reference, device)
     process = (0, 1) if alone else (state.process_index, state.num_processes)
     about = way.about(held.weights_id, process[1])

@@ -7,7 +7,7 @@ agreement with a reference, on any pictures.
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..bundle_lingene import Bundle
 from ..configuration_lingene import LinGeneConfig
 from ..folders import read_processor
 from ..images.class_folders import WHOLE
+from ..images.classes import as_the_model_has_them
 from ..images.data import Batches, LabelledImages, batches, load_images, split_off
 from ..images.pictures import load_pictures
 from .features import Kept, Reference, class_and_patches, load_encoder
@@ -51,6 +52,12 @@ class Sets:
     metrics: tuple[str, ...]
     images: LabelledImages
     train: LabelledImages | None = None
+
+    def labelled_for(self, id2label: Mapping[int, str], who: str, relabel: bool = False) -> "Sets":
+        """The same with labels that are a model's outputs; see `as_the_model_has_them`."""
+        parts = (self.images, self.train)
+        images, train = (part and as_the_model_has_them(part, id2label, who, relabel) for part in parts)
+        return Sets(self.metrics, images, train)
 
 
 def metric_names(asked: str | None) -> tuple[str, ...]:
