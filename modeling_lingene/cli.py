@@ -133,7 +133,11 @@ SIZE = group(
     option("--width-ratio", help="fraction of the width, such as 1/2"),
     option("--num-components", type=int, help="number of components combined"),
     option("--allow-untrained", action="store_true", help="accept a width that was never trained"),
-    option("--max-params", type=float, help="or a budget: the most accurate measured size within it"),
+    option(
+        "--max-params",
+        type=float,
+        help="or a budget: the best measured size within it, or a cheaper one that is as good as it can be told",
+    ),
     option("--max-macs", type=float, help="multiply-accumulates of one image, such as 2e9"),
     option("--max-latency-ms", type=float, help="milliseconds of one image, as measured"),
     option("--latency-device", help="by its name in sizes.json (default: this machine's)"),
@@ -220,7 +224,6 @@ def prune(model: str, out: Path, resume: bool, **flags) -> None:
 def _print_trained(rows: list[dict], out: Path) -> None:
     """The table of a run, where its files are, and code that loads its best size."""
     from .budget_lingene import metric_of
-    from .measuring.tables import size_table
 
     if "feature_loss" in rows[0]:
         _print_encoder(rows, out)
@@ -230,12 +233,21 @@ def _print_trained(rows: list[dict], out: Path) -> None:
     size = {name: best[name] for name in ("depth", "num_components")}
     size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
     asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
-    print(f"\n{size_table(rows)}\n")
+    print(f"\n{_sizes_shown(rows)}\n")
     print(f"bundle   {out / 'bundle'}\nplot     {out / 'sizes.png'}\nnumbers  {out / 'results.json'}\n")
     print(
         "Load a size:\n\n    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n"
     )
     print(f"    AutoModelForImageClassification.from_pretrained({str(out / 'bundle')!r}, {asked})")
+
+
+def _sizes_shown(rows: list[dict]) -> str:
+    """A table of measured sizes, and what its ± and its latencies are."""
+    from .measuring.tables import size_table, told_error, told_timing
+
+    timing = told_timing(rows)
+    notes = [told_error(rows), f"latency: one image on {timing}" if timing else ""]
+    return "\n".join([size_table(rows), *filter(None, notes)])
 
 
 def _print_encoder(rows: list[dict], out: Path) -> None:
@@ -342,7 +354,7 @@ def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
 
 @command(
     "accuracy or another metric, parameters, MACs and latency of one size, or of a model",
-    option("model", metavar="MODEL", help="a bundle or a plain ViT, by folder or name on the Hub"),
+    option("model", metavar="MODEL", help="a bundle, a plain ViT, by folder or name on the Hub; or an ONNX folder"),
     DATA,
     SPLIT,
     METRIC,
@@ -368,14 +380,15 @@ def evaluate(
 ) -> None:
     from .folders import write_json
     from .measuring.evaluation import evaluate_data
-    from .measuring.tables import size_table
+    from .measuring.tables import size_table, told_error, told_timing
 
     how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, _given(size), data, split, metric, **how)
     print(size_table([row]))
     if "reference" in row:
         print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
-    print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
+    print(f"{row['dataset']} ({row['split']}), {told_error([row])}")
+    print(f"latency: median of one image on {told_timing([row])}, interquartile range {row['iqr_ms']:.2g} ms")
     if out:
         write_json(out, row)
 
@@ -399,12 +412,11 @@ def evaluate(
 )
 def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> None:
     from .measuring.sweep import sweep_data
-    from .measuring.tables import size_table
 
     rows = sweep_data(bundle, data, split, out=out, **options)
     if rows:  # on the main process
         folder = out or Path(bundle)
-        print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
+        print(f"\n{_sizes_shown(rows)}\n\nnumbers  {folder / 'sizes.json'}")
         print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
 
 
@@ -433,14 +445,14 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 @command("what a bundle holds, its legal, trained and measured sizes", BUNDLE, REVISION, OUT_FILE)
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
     from .folders import describe, write_json
-    from .measuring.tables import readable, size_table
+    from .measuring.tables import readable
 
     facts, rows = describe(bundle, **_given({"revision": revision}))
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
-    print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
+    print(f"\n{_sizes_shown(rows)}" if rows else "\nno measured sizes")
     if out:
         write_json(out, {**facts, "sizes": rows})
 

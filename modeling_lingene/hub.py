@@ -51,7 +51,7 @@ from .folders import (
     read_training,
 )
 from .markdown import code, loading, text
-from .measuring.tables import EXPLAINED, metrics_in, readable, size_table
+from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
 from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
 from .saving_lingene import ensure_repo, push_bundle
 
@@ -136,7 +136,8 @@ def render_card(
         pictures=pictures(folder, rows, converted),
         explained=_explained(rows) if rows else "",
         metric=METRICS[metric_of(rows)],
-        devices=sorted({row["device"] for row in rows if "device" in row}),
+        timing=told_timing(rows),
+        error=told_error(rows),
         classes=_classes(config),
         limits=limits(config, head, rows, trained),
         stored=readable(config.stored_params(config.size(), head)),

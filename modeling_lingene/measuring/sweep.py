@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from transformers.utils import logging
 
-from ..budget_lingene import AGREEMENT, METRICS, device_name, metric_of
+from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_lingene import LinGeneConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
@@ -32,6 +32,7 @@ from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes
 from .metrics import (
+    accuracy_fields,
     check_device,
     count_macs,
     count_parameters,
@@ -39,6 +40,8 @@ from .metrics import (
     height_and_width,
     latency_ms,
     seen_size,
+    timing,
+    timing_run,
 )
 from .plots import plot_heat, plot_sizes
 from .yardsticks import Sets, check_sets, default_metrics, fingerprint, open_sets, yardstick
@@ -253,6 +256,7 @@ def measured(
         image_size: of the image that is timed, as for `latency_ms`.
     """
     found = {name: dict(one) for name, one in (known or {}).items()}
+    run, where = timing_run(), device_name(device, threads)
     config = LinGeneConfig.from_pretrained(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(image_size or height_and_width(config))))
     mine = range(process[0], len(held.images), process[1])
@@ -275,8 +279,7 @@ def measured(
                     one["right"], one["images"] = one["right"] + right, one["images"] + images
                     one["parts"], one["params"] = number + 1, count_parameters(model)
                 if not timed:
-                    one["latency_ms"] = round(latency_ms(model, threads=threads, image_size=image_size)["median"], 4)
-                    one["device"] = device_name(device, threads)
+                    one |= timing(latency_ms(model, threads=threads, image_size=image_size), where, run)
                 if not (counted and timed):
                     keep(found)
                 bar.update(len(places))
@@ -305,11 +308,11 @@ def _rows(
             "params": one["params"],
             "stored_params": config.stored_params(size, head),
             "macs": macs(size.depth, size.width_ratio),
-            **(one.get("measures") or {"accuracy": round(one["right"] / one["images"], 6)}),
+            **(one.get("measures") or accuracy_fields(one["right"] / one["images"], one["images"])),
             "split": images.split,
             "dataset": images.name,
         }
-        rows.append(row | {key: one[key] for key in ("latency_ms", "device") if key in one})
+        rows.append(row | {key: one[key] for key in TIMING if key in one})
     return rows
 
 
@@ -344,7 +347,10 @@ def _rows_in(folder: Path, weights_id: str) -> list[dict]:
 
 
 def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool) -> dict[str, dict]:
-    """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found."""
+    """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found.
+
+    Latencies are left out: those of one sweep are of one run.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found = stored["found"] if stored["about"] == about else {}
@@ -354,7 +360,7 @@ def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool
         return {}
     if found and main:
         logger.warning(f"Going on with the sweep in {path}: {len(found)} sizes were begun.")
-    return found
+    return {name: {key: value for key, value in one.items() if key not in TIMING} for name, one in found.items()}
 
 
 def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
@@ -381,6 +387,11 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
             row = row | {key: earlier[key] for key in (*AGREEMENT, "reference") if key in earlier}
         if name in same:
             row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
+        if "latency_ms" not in row:
+            row = row | {key: earlier[key] for key in TIMING if key in earlier}
+        errors = {key: value for key, value in earlier.get("standard_errors", {}).items() if key in row}
+        if name in same and errors:
+            row["standard_errors"] = errors | row.get("standard_errors", {})
         # Those of this device are older than the latency in the row.
         profiles = [one for one in earlier.get("profiles", ()) if one["device"] != row.get("device")]
         whole[name] = {**row, "profiles": profiles} if profiles else row

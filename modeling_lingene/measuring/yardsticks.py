@@ -27,8 +27,8 @@ from ..images.classes import as_the_model_has_them
 from ..images.data import Batches, LabelledImages, batches, load_images, split_off
 from ..images.pictures import load_pictures
 from .features import Kept, Reference, class_and_patches, load_encoder
-from .judging import agreement, cosines, knn_accuracy, probe_accuracy
-from .metrics import accuracy
+from .judging import agreement, cosines, knn_accuracy, mean_error, probe_accuracy
+from .metrics import accuracy, share_error
 
 
 logger = logging.get_logger(__name__)
@@ -193,16 +193,20 @@ class Yardstick:
         Raises:
             ValueError: a reference whose tokens do not compare; too many images that do not decode.
         """
-        first, fields = self.metrics[0], {}
+        first, fields, errors = self.metrics[0], {}, {}
         queries, agreed = self._features(model, self.images, update)
+        count = len(queries[1])
         known = () if self.train is None else self._features(model, self.train, update)[0]
         for metric in self.metrics:
             if metric in JUDGES:
                 fields[metric] = round(JUDGES[metric](*known, *queries), 6)
             elif metric == "cosine":
                 fields |= agreement(agreed) | {"reference": self.reference.name}
+                errors[metric] = mean_error(agreed[:, 0])
             else:
                 fields[metric] = round(accuracy(model, self.images)[0], 6)
+            errors.setdefault(metric, share_error(fields[metric], count))
+        fields |= {"images": count, "standard_errors": errors}
         return ({} if first == "accuracy" else {"metric": first}) | fields
 
     @staticmethod

@@ -63,7 +63,7 @@ def pictures(split: str, labels: list[int] | None = None) -> LabelledImages:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
     monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split))
-    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
+    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 

@@ -22,8 +22,11 @@ from sweeping import (
     PIXEL_BYTES,
     PROFILES,
     as_pixels,
+    counted,
     load,
+    made_up_run,
     made_up_time,
+    made_up_timing,
     messages,
     once,
     pictures,
@@ -50,6 +53,7 @@ def whole(source, tmp_path_factory) -> SimpleNamespace:
     images = watched(42)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sweep, "latency_ms", made_up_time)
+        patched.setattr(sweep, "timing_run", made_up_run)
         rows = sweep.sweep(folder, images, batch_size=16)
     return SimpleNamespace(folder=folder, images=images, rows=rows)
 
@@ -82,8 +86,8 @@ def test_every_row_is_what_a_user_gets_who_loads_that_size(whole):
             "accuracy": share_right(whole.folder, images, *size),
             "split": "train",
             "dataset": "made",
-            "latency_ms": round(made_up_time(model)["median"], 4),
-            "device": HERE,
+            **counted(share_right(whole.folder, images, *size), 42),
+            **made_up_timing(model),
         }
     assert len({row["accuracy"] for row in whole.rows}) > 8  # otherwise a mix-up of sizes would not show
 
