@@ -39,7 +39,8 @@ folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.classes images.pictures  images.loaders
     images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
-    measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
+    measuring.yardsticks  measuring.encoders measuring.exported  measuring.evaluation  measuring.profiling
+    measuring.sweep
 markdown citations readme  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers

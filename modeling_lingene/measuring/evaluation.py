@@ -9,13 +9,24 @@ from ..configuration_lingene import LinGeneConfig
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
+from .exported import evaluate_exported, exported_format, exported_head
 from .features import load_encoder
 from .metrics import check_device, count_parameters, measure, seen_size
 from .yardsticks import Sets, Yardstick, check_sets, default_metrics, has_classifier, open_sets, yardstick
 
 
 def evaluate_data(name: str | Path, asked: dict, data: str, split: str, metric: str | None = None, **options) -> dict:
-    """`evaluate_model` on the set that `data` names, by the metric that its labels and the model allow."""
+    """`evaluate_model` on the set that `data` names, by the metric that its labels and the model allow; of an exported
+    ONNX folder `evaluate_exported`.
+    """
+    format = exported_format(name)
+    if format == "onnx":
+        if asked:
+            raise ValueError(f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is an exported one.")
+        sets = open_sets(data, split, metric, exported_head(name))
+        return evaluate_exported(name, sets.images, metric=",".join(sets.metrics), train=sets.train, **options)
+    if format not in (None, "transformers"):
+        raise ValueError(f"`model` {name} is exported to {format}; export to onnx or transformers to measure it here.")
     sets = open_sets(data, split, metric, has_classifier(name, _read_config(name)))
     return evaluate_model(name, asked, sets.images, metric=",".join(sets.metrics), train=sets.train, **options)
 
