@@ -50,8 +50,12 @@ class OnnxModel(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.output, self.config = output, SimpleNamespace(num_register_tokens=prefix_tokens - 1)
-        self.base_model = self
         self.place = nn.Parameter(torch.zeros(()))  # where it is, and in what it is asked: on the CPU, in float32
+
+    @property
+    def base_model(self) -> "OnnxModel":
+        """Itself: a file of an encoder has no head to leave out."""
+        return self
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         (found,) = self.session.run([self.output], {"pixel_values": pixel_values.numpy()})
