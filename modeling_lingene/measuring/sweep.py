@@ -349,7 +349,7 @@ def _rows_in(folder: Path, weights_id: str) -> list[dict]:
 def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool) -> dict[str, dict]:
     """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found.
 
-    Latencies are left out: those of one sweep are of one run.
+    Latencies in it keep their own moment: they are of an earlier run.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -360,7 +360,7 @@ def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool
         return {}
     if found and main:
         logger.warning(f"Going on with the sweep in {path}: {len(found)} sizes were begun.")
-    return {name: {key: value for key, value in one.items() if key not in TIMING} for name, one in found.items()}
+    return found
 
 
 def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:

@@ -58,6 +58,7 @@ def made_up_timing(model) -> dict:
 
 def counted(right: float, images: int) -> dict:
     """What a row has to say of so many right answers out of so many."""
+    right = round(right * images) / images
     error = round(math.sqrt(right * (1 - right) / images), 6)
     return {"images": images, "standard_errors": {"accuracy": error}}
 
