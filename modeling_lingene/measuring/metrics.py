@@ -181,7 +181,7 @@ def timing(found: dict, device: str, run: dict[str, str]) -> dict[str, float | s
 
 def share_error(share: float, images: int) -> float:
     """The standard error of a share of right answers, sqrt(p (1 - p) / n), to 6 digits."""
-    return round((share * (1 - share) / images) ** 0.5, 6)
+    return round((max(0.0, share * (1 - share)) / images) ** 0.5, 6)
 
 
 def accuracy_fields(share: float, images: int) -> dict:
