@@ -387,8 +387,6 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
             row = row | {key: earlier[key] for key in (*AGREEMENT, "reference") if key in earlier}
         if name in same:
             row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
-        if "latency_ms" not in row:
-            row = row | {key: earlier[key] for key in TIMING if key in earlier}
         errors = {key: value for key, value in earlier.get("standard_errors", {}).items() if key in row}
         if name in same and errors:
             row["standard_errors"] = errors | row.get("standard_errors", {})
