@@ -1,6 +1,7 @@
 """One size of a bundle in the format that a target needs, verified as it is written.
 
     lingene export BUNDLE --to onnx --depth 6 --out model     # model/model.onnx, dynamic batch
+    lingene evaluate model --data DATA                        # what that file is worth, int8 too
     lingene export BUNDLE --to timm --out model               # timm.create_model("local-dir:model", pretrained=True)
     lingene export BUNDLE --to executorch --out model         # model/model.pte for phones, model/preprocessing.json
 
@@ -10,6 +11,7 @@ logits, measured by loading the folder as its users will. Above the tolerance th
 
 import functools
 import io
+import json
 import math
 import os
 import shutil
@@ -28,6 +30,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..bundle_lingene import Bundle
 from ..families_lingene import layers_of
 from ..folders import (
+    EXPORT_FILE,
     check_empty,
     complete_or_absent,
     is_plain,
@@ -38,6 +41,8 @@ from ..folders import (
 )
 from ..images.data import require
 from ..kinds import model_class
+from ..measuring.features import prefix_tokens
+from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
@@ -52,7 +57,7 @@ WEIGHTS = ("float32", "float16", "int8")
 # Of the largest logit. int8 by 21 small random bundles, 0.02 to 0.09; the trained one of hub_cards has 0.01. With
 # 8-bit weights, sums cut off at 16 bits leave 0.07 to 0.38.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
-EXPORT_FILE, ONNX_FILE, PROGRAM_FILE = "export.json", "model.onnx", "model.pt2"
+ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
 PREPROCESSING_FILE = "preprocessing.json"
 TIMM_NAMES = {
     "vit": "vit_base_patch16_224",
@@ -111,7 +116,10 @@ def export(
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
-        report = {"bundle": str(bundle), "format": to, "weights": weights, "size": _described(model)}
+        seen = seen_size(model.config, processor_or_none(bundle, **hub))
+        named = Path(bundle).resolve().name if os.path.isdir(bundle) else str(bundle)  # nobody else has that folder
+        report = {"bundle": named, "format": to, "weights": weights, "size": _described(model)}
+        report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
         report |= _differences(model, found["loaded"], limit, found["any_shape"])
@@ -325,13 +333,36 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         )
     if weights != "float32":
         _smaller(path, weights)
-    _keep_processor(bundle, folder, hub)
+    processor = _keep_processor(bundle, folder, hub)
+    _say_in_file(path, devices.preprocessing(model, processor, None))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def loaded(values: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
-    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": {"file": ONNX_FILE, "output": name}}
+    facts = {"file": ONNX_FILE, "output": name, "prefix_tokens": prefix_tokens(model.config)}
+    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}
+
+
+def _say_in_file(path: Path, told: dict) -> None:
+    """Leave out of an ONNX file what the exporter says of the builder's machine and code, and say how to use it.
+
+    Every node comes with the lines of Python that it was traced from, their folders and user names: more than half of
+    a small file. In their place stand `class_names` and `preprocessing`, as JSON, where runtimes show them.
+
+    Args:
+        told: as `devices.preprocessing` gives it.
+    """
+    onnx = require("onnx")
+    held = onnx.load(path, load_external_data=False)
+    graph = held.graph
+    for part in (held, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    steps = {name: value for name, value in told.items() if name != "class_names"}
+    named = {"class_names": told["class_names"], "preprocessing": steps}
+    onnx.helper.set_model_props(held, {name: json.dumps(value) for name, value in named.items()})
+    onnx.save(held, path)
 
 
 def _smaller(path: Path, weights: str) -> None:
@@ -372,6 +403,9 @@ def _check_products(path: Path) -> None:
 
 def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
     program, any_shape = traced(model)
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # lines of this machine's files
     content = io.BytesIO()  # where a disk is full, torch's own writer of files ends the process
     torch.export.save(program, content)
     (folder / PROGRAM_FILE).write_bytes(content.getbuffer())

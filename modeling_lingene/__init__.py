@@ -45,11 +45,11 @@ for _config, _model, _classifier in (
 AutoBackbone.register(LinGeneConfig, LinGeneBackbone, exist_ok=True)
 
 
-def _write_card(folder, repo_id: str) -> None:
+def _write_card(folder, repo_id: str, revision: str | None, token: bool | str | None) -> None:
     """`push_to_hub` of a constrained model puts our card beside it; hub.py is imported only then."""
-    from .hub import write_card
+    from .hub import write_pushed_card
 
-    write_card(folder, repo_id)
+    write_pushed_card(folder, repo_id, revision=revision, token=token)
 
 
 RecomposingModel.write_card = staticmethod(_write_card)

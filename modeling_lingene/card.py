@@ -13,15 +13,15 @@ from huggingface_hub import EvalResult, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .budget_lingene import METRICS, metric_of
+from .budget_lingene import METRICS, metric_of, standard_error
 from .configuration_base_lingene import BundleConfig
 from .folders import CONVERSION_PICTURE, SIZE_PICTURES
 from .markdown import text
 from .measuring.tables import readable
 from .progress import duration
+from .readme import CARD_FILE
 
 
-CARD_FILE = "README.md"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")  # as the Hub names them
 POINTS = 0.02  # that the smallest size may lose
 SIZE = ("depth", "width_ratio", "num_components")
@@ -73,7 +73,9 @@ def _small(words: str) -> str:
 
 def _numbers(row: dict, metric: str) -> str:
     size = f"depth {row['depth']}, width {row['width_ratio']}, components {row['num_components']}"
-    told = [f"{_small(METRICS[metric].axis)} {METRICS[metric].shown(row[metric])}", f"{readable(row['macs'])} MACs"]
+    error = standard_error(row, metric)
+    value = METRICS[metric].shown(row[metric]) + (f" (± {METRICS[metric].spread(error)})" if error is not None else "")
+    told = [f"{_small(METRICS[metric].axis)} {value}", f"{readable(row['macs'])} MACs"]
     told.append(f"{readable(row['params'])} parameters, {readable(row['stored_params'])} to download")
     return f"{size}: {', '.join(told)}"
 

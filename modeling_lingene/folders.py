@@ -39,6 +39,7 @@ from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writin
 
 
 PLAIN = ("vit", "swin", LinGeneViTConfig.model_type)
+EXPORT_FILE = "export.json"  # of an exported size: what its files are, and how they were verified
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them

@@ -9,19 +9,25 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, metadata_load
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, ModelCard, ModelCardData, metadata_load
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
 
 from .budget_lingene import METRICS, metric_of
 from .bundle_lingene import Bundle
 from .card import (
-    CARD_FILE,
     first_sizes,
     keywords,
     license_of,
@@ -44,12 +50,14 @@ from .folders import (
     read_config,
     read_conversion,
     read_training,
-    write_text,
 )
 from .markdown import code, loading, text
-from .measuring.tables import EXPLAINED, metrics_in, readable, size_table
+from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
+from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
 from .saving_lingene import ensure_repo, push_bundle
 
+
+logger = logging.get_logger(__name__)
 
 SHOWN = (
     CONVERSION_FILE,
@@ -129,7 +137,8 @@ def render_card(
         pictures=pictures(folder, rows, converted),
         explained=_explained(rows) if rows else "",
         metric=METRICS[metric_of(rows)],
-        devices=sorted({row["device"] for row in rows if "device" in row}),
+        timing=told_timing(rows),
+        error=told_error(rows),
         classes=_classes(config),
         limits=limits(config, head, rows, trained),
         stored=readable(config.stored_params(config.size(), head)),
@@ -204,8 +213,61 @@ def _example(config: BundleConfig, converted: dict | None) -> dict:
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, **named: str | None) -> None:
-    """Render the card into a bundle folder; arguments as for `render_card`."""
-    write_text(Path(folder) / CARD_FILE, render_card(folder, repo_id, **named) + "\n")
+    """Render the card into a bundle folder's README, between its marks; arguments as for `render_card`.
+
+    What people wrote there is kept, and told (`readme.py`).
+    """
+    card, folder = render_card(folder, repo_id, **named), Path(folder)
+    write_readme(folder, card, read_page(folder), _asked(named))
+
+
+def write_pushed_card(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    **named: str | None,
+) -> None:
+    """`write_card` for a push to a repository that is there: what people wrote in its README is kept as well.
+
+    Raises:
+        ValueError: people wrote in both since they were the same.
+    """
+    folder = Path(folder)
+    there = page_on_the_hub(repo_id, revision, named.get("subfolder"), token)
+    kept = agreed(read_page(folder), there, (str(folder), repo_id))
+    write_readme(folder, render_card(folder, repo_id, **named), kept, _asked(named), pushed=True)
+
+
+def _asked(named: dict[str, str | None]) -> set[str]:
+    """Fields of the header that are asked for by name."""
+    return {"license"} if named.get("license") else set()
+
+
+def page_on_the_hub(
+    repo_id: str, revision: str | None = None, subfolder: str | None = None, token: bool | str | None = None
+) -> Page | None:
+    """The README of a repository; None where it has none.
+
+    Args:
+        revision: where it is yet to be, it begins as the main branch.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        asked = {"filename": CARD_FILE, "subfolder": subfolder, "local_dir": place}
+        try:
+            try:
+                path = HfApi(token=token).hf_hub_download(repo_id, revision=revision, **asked)
+            except RevisionNotFoundError:
+                path = HfApi(token=token).hf_hub_download(repo_id, **asked)
+        except LocalEntryNotFoundError:  # the Hub cannot be reached
+            raise
+        except EntryNotFoundError:
+            return None
+        page = parsed(Path(path).read_text(encoding="utf-8"), repo_id)
+    if page.edited:
+        logger.warning(f"{CARD_FILE} of {repo_id} was changed between its marks: the commit before this one has it.")
+    return page
 
 
 def refresh_card(folder: str | os.PathLike) -> Path | None:
@@ -251,7 +313,8 @@ def push(
     What else lies in the folder is not sent; a warning names it.
 
     Args:
-        folder: a bundle; checked before anything is sent, changed only by its rendered card.
+        folder: a bundle; checked before anything is sent, changed only by its rendered card, and by what people have
+            written into the repository's since.
         repo_id: created where it is missing.
         private: of a new repository.
         revision: branch; created where it is missing.
@@ -262,14 +325,15 @@ def push(
         The commit's URL.
 
     Raises:
-        ValueError: the folder is not a complete bundle; `repo_id` can be no repository's name.
+        ValueError: the folder is not a complete bundle; `repo_id` can be no repository's name; people changed the card
+            both here and there.
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     check_repo_id(repo_id)
     config = check_folder(folder)
     try:
         repo_id = ensure_repo(repo_id, private=private)
-        write_card(folder, repo_id, subfolder=subfolder, license=license)
+        write_pushed_card(folder, repo_id, revision=revision, subfolder=subfolder, license=license)
         sent = {"also": SHOWN, "revision": revision, "subfolder": subfolder, "commit_message": "Upload bundle"}
         commit = push_bundle(folder, repo_id, **sent)
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import PretrainedConfig
@@ -57,7 +57,7 @@ class BundleMixin:
 
     has_head: ClassVar[bool]
     auto_map: ClassVar[dict[str, str]]  # for `trust_remote_code`: Auto class -> module and class that travel along
-    write_card: ClassVar[Callable[[Path, str], None] | None] = None  # set by the installed package
+    write_card: ClassVar[Callable[[Path, str, str | None, Any], None] | None] = None  # set by the installed package
     preprocessing: str | None = None  # text of the file beside the bundle that this model was loaded from
 
     @classmethod
@@ -257,7 +257,7 @@ class BundleMixin:
             self.save_pretrained(folder)
             repo_id = ensure_repo(repo_id, private, token)
             if type(self).write_card is not None:
-                type(self).write_card(folder, repo_id)
+                type(self).write_card(folder, repo_id, revision, token)
             return push_bundle(
                 folder,
                 repo_id,

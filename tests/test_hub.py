@@ -25,7 +25,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 import helpers
 from hub_server import USER, HubServer
-from modeling_lingene import Size, bundle_lingene, folders, hub, loading_lingene
+from modeling_lingene import Size, bundle_lingene, folders, hub, loading_lingene, readme
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.data import image_processor
@@ -239,6 +239,7 @@ def test_push_to_hub_of_a_model_puts_a_card_with_its_full_name_beside_it(monkeyp
     pushed = {}
     monkeypatch.setattr(loading_lingene, "ensure_repo", lambda repo_id, *_: f"{USER}/{repo_id}")
     monkeypatch.setattr(loading_lingene, "push_bundle", lambda folder, *_, **__: pushed.update(files(Path(folder))))
+    monkeypatch.setattr(hub, "page_on_the_hub", lambda *_: None)
     helpers.tiny_model().push_to_hub("mine")
     card = pushed["README.md"].decode()
     assert example(card)[1].args[0].value == ModelCard(card).data.model_name == f"{USER}/mine"
@@ -583,7 +584,7 @@ def test_a_push_is_one_commit_with_every_file_and_our_card(trip):
     pushed = on_the_hub(trip, "org/bundle", sha)
     assert pushed.pop(".gitattributes") and pushed.pop("README.md").decode() == trip.pushed["card"]
     assert pushed == {name: content for name, content in files(trip.big).items() if name != "README.md"}
-    assert trip.pushed["card"] == hub.render_card(trip.big, "org/bundle") + "\n"
+    assert readme.parsed(trip.pushed["card"], "").card() == hub.render_card(trip.big, "org/bundle") + "\n"
     assert example(trip.pushed["card"])[1].args[0].value == "org/bundle"
 
 

@@ -22,7 +22,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
 from helpers import code_of
-from modeling_lingene import cli, folders, hub, zoo
+from modeling_lingene import cli, folders, hub, readme, zoo
 
 
 CARDS = Path(__file__).parents[1] / "hub_cards"
@@ -78,7 +78,9 @@ def test_its_code_and_card_are_those_of_today(folder):
     assert {path.name: path.read_text() for path in folder.glob("*.py")} == travelling, AGAIN
     card = (folder / "README.md").read_text()
     repo = next(line for line in card.splitlines() if line.startswith("# "))[2:]
-    assert card == hub.render_card(folder, repo) + "\n", AGAIN
+    page = readme.parsed(card, folder.name)
+    assert readme.merged(page, hub.render_card(folder, repo)) == card, AGAIN
+    assert page.written() == "license: apache-2.0\n", AGAIN
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .configuration_base_lingene import BundleConfig, Size
-from .reading_lingene import OBJECT, TEXT, check_fields, either, integer, items, number, one_of, optional
+from .reading_lingene import OBJECT, TEXT, check_fields, either, integer, items, map_of, number, one_of, optional
 
 
 class Metric(NamedTuple):
@@ -26,6 +26,10 @@ class Metric(NamedTuple):
 
     def shown(self, value: float) -> str:
         return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
+
+    def spread(self, error: float) -> str:
+        """A standard error in the unit of `shown`."""
+        return f"{100 * error:.1f} points" if self.percent else f"{error:.3f}"
 
 
 # A row of `sizes.json` holds one of these or more, each in the field of its name, and says by `metric` which decides
@@ -51,18 +55,29 @@ ROW_FIELDS = {
     **dict.fromkeys(AGREEMENT, number(-1, 1)),
     "metric": one_of(*METRICS),
     **dict.fromkeys(("split", "dataset", "device", "reference"), TEXT),
+    "images": _COUNT,
+    "standard_errors": map_of(number(0, 2)),
     "latency_ms": optional(_MILLISECONDS),
+    "iqr_ms": _MILLISECONDS,
+    **dict.fromkeys(("timed", "timed_with"), TEXT),
     "profiles": items(OBJECT),
 }
 ROW_REQUIRED = "depth width_ratio num_components params stored_params macs split dataset".split()
-PROFILE_FIELDS = {"device": TEXT, "latency_ms": _MILLISECONDS}
+# Of one timing: median and interquartile range of one image, on what, when its run began (UTC, the same for all sizes
+# that were timed in it), and how: torch, precision, what else the machine did.
+TIMING = ("device", "latency_ms", "iqr_ms", "timed", "timed_with")
+PROFILE_FIELDS = {field: ROW_FIELDS[field] for field in TIMING} | {"latency_ms": _MILLISECONDS}
+PROFILE_REQUIRED = ("device", "latency_ms")  # older ones do not say when
 
 
 def choose_size(
     rows: Sequence[dict], config: BundleConfig, budget: dict[str, float], latency_device: str | None = None
 ) -> tuple[Size, str]:
-    """The best measured size within a budget, by the metric of the rows; of equals the one with fewest MACs, then
-    parameters.
+    """The cheapest measured size that cannot be told from the best one within a budget, by the metric of the rows.
+
+    The best one is measured to a standard error; of the sizes within it that one has the fewest MACs, then parameters,
+    then parameters to download. Latencies count of one run on one device, the latest: others were taken at other
+    moments, beside other work.
 
     Args:
         rows: of `sizes.json`.
@@ -86,9 +101,9 @@ def choose_size(
             f"{asked} needs measured sizes in `sizes.json`, and this bundle has none: run `lingene sweep BUNDLE "
             "--data DATA`, or give `depth`, `width_ratio`, `num_components` yourself."
         )
-    by = metric_of(rows)
+    by, where = metric_of(rows), ""
     if "max_latency_ms" in budget:
-        rows = _timed(rows, asked, latency_device)
+        rows, where = _timed(rows, asked, latency_device)
     within = [row for row in rows if all(row[column] <= budget[name] for name, column in columns.items())]
     if not within:
         smallest = min(rows, key=lambda row: [row[column] for column in columns.values()])
@@ -97,14 +112,39 @@ def choose_size(
             f"{asked}: no measured size in `sizes.json` fits; the smallest is {row_size(smallest, config)} with "
             f"{numbers}."
         )
-    best, metric = max(within, key=lambda row: (row[by], -row["macs"], -row["params"])), METRICS[by]
-    numbers = ", ".join(f"{column} {best[column]:g}" for column in columns.values())
-    where = f" on {best['device']}" if "max_latency_ms" in budget else ""
-    size = row_size(best, config)
-    return size, (
-        f"{size}: {metric.best} ({metric.shown(best[by])}) of {len(within)} measured sizes within {asked}, "
-        f"with {numbers}{where}."
-    )
+    best, close = nearly_best(within, by)
+    chosen, metric = close[0], METRICS[by]
+    numbers = ", ".join(f"{column} {chosen[column]:g}" for column in columns.values())
+    size, of = row_size(chosen, config), f"of {len(within)} measured sizes within {asked}"
+    told = f"{metric.best} ({metric.shown(best[by])}) {of}"
+    error = standard_error(best, by)
+    if error is not None and len(close) > 1:
+        told = (
+            f"the cheapest ({metric.shown(chosen[by])}) of {len(close)} that one standard error "
+            f"({metric.spread(error)}, {best['images']} pictures) does not tell from {told}"
+        )
+    return size, f"{size}: {told}, with {numbers}{where}."
+
+
+def nearly_best(rows: Sequence[dict], metric: str) -> tuple[dict, list[dict]]:
+    """The best of measured sizes, and those within one standard error of it, the cheapest first.
+
+    Args:
+        rows: of `sizes.json`, at least one; where they do not say their standard error, equals alone are near.
+        metric: that all of them hold.
+    """
+    best = max(rows, key=lambda row: (row[metric], [-cost for cost in _costs(row)]))
+    least = best[metric] - (standard_error(best, metric) or 0)
+    return best, sorted((row for row in rows if row[metric] >= least), key=lambda row: (_costs(row), -row[metric]))
+
+
+def standard_error(row: dict, metric: str) -> float | None:
+    """Of what a row says by a metric; None where its number of pictures was not recorded."""
+    return row.get("standard_errors", {}).get(metric)
+
+
+def _costs(row: dict) -> tuple[float, ...]:
+    return row["macs"], row["params"], row["stored_params"]
 
 
 def metric_of(rows: Sequence[dict], asked: str | None = None) -> str:
@@ -141,8 +181,9 @@ def check_row(row: dict, config: BundleConfig, where: str, remedy: str) -> None:
     """Refuse a row of `sizes.json` that lacks a field, has one of another kind, or is about a size that cannot be."""
     check_fields(row, ROW_FIELDS, where, required=ROW_REQUIRED, remedy=remedy)
     check_fields(row, {}, where, required=(row.get("metric", "accuracy"),), remedy=remedy)
+    check_fields(row, {}, where, required=("images",) if "standard_errors" in row else (), remedy=remedy)
     for profile in row.get("profiles", ()):
-        check_fields(profile, PROFILE_FIELDS, f"a profile in {where}", required=PROFILE_FIELDS, remedy=remedy)
+        check_fields(profile, PROFILE_FIELDS, f"a profile in {where}", required=PROFILE_REQUIRED, remedy=remedy)
     try:
         row_size(row, config)
     except ValueError as error:
@@ -154,23 +195,45 @@ def row_size(row: dict, config: BundleConfig) -> Size:
     return config.size(row["depth"], row["width_ratio"], row["num_components"])
 
 
-def latencies(row: dict) -> Iterator[tuple[str, float]]:
-    """Every (device, milliseconds of one image) that a row has: of its measurement, and of profiles since."""
+def timings(row: dict) -> Iterator[dict]:
+    """Every timing that a row has, of its measurement and of profiles since: the fields of `TIMING` that are known."""
     if row.get("latency_ms") is not None:
-        yield row.get("device", "an unnamed device"), row["latency_ms"]
-    for profile in row.get("profiles", ()):
-        yield profile["device"], profile["latency_ms"]
+        yield {"device": "an unnamed device"} | {key: row[key] for key in TIMING if key in row}
+    yield from row.get("profiles", ())
 
 
-def _timed(rows: Sequence[dict], asked: str, device: str | None) -> list[dict]:
-    """The rows with the latency of the device that is meant."""
+def latest_run(rows: Sequence[dict], device: str) -> list[dict | None]:
+    """The timing of every row in the latest run on a device; None of rows that were not timed in it.
+
+    Timings that do not say when are the oldest, and cannot be told apart: of a row the last one counts.
+    """
+    runs: dict[str, dict[int, dict]] = {}
+    for index, row in enumerate(rows):
+        for timing in timings(row):
+            if timing["device"] == device:
+                runs.setdefault(timing.get("timed", ""), {})[index] = timing
+    run = runs[max(runs)] if runs else {}
+    return [run.get(index) for index in range(len(rows))]
+
+
+def told_when(timing: dict) -> str:
+    """When a timing was taken, in what, for people."""
+    if "timed" not in timing:
+        return "when is not recorded"
+    return ", ".join(f"{timing[key]}" for key in ("timed", "timed_with") if key in timing)
+
+
+def _timed(rows: Sequence[dict], asked: str, device: str | None) -> tuple[list[dict], str]:
+    """The rows with their latency in the latest run on the device that is meant; which run, for people."""
     here = device_names() if device is None else [device]
     for name in here:
-        found = [(row, dict(latencies(row)).get(name)) for row in rows]
-        timed = [{**row, "latency_ms": latency, "device": name} for row, latency in found if latency is not None]
+        found = latest_run(rows, name)
+        timed = [{**row, "latency_ms": one["latency_ms"]} for row, one in zip(rows, found) if one is not None]
         if timed:
-            return timed
-    others = sorted({name for row in rows for name, _ in latencies(row)})
+            others = sum(any(one["device"] == name for one in timings(row)) for row in rows) - len(timed)
+            older = f"; {others} sizes were timed earlier and do not count" if others else ""
+            return timed, f" on {name} ({told_when(next(filter(None, found)))}{older})"
+    others = sorted({one["device"] for row in rows for one in timings(row)})
     known = f"were measured on {', '.join(others)}" if others else "were never measured"
     named = ", or name the device that counts: latency_device=NAME" if others else ""
     raise ValueError(

@@ -13,7 +13,17 @@ from typing import Any
 
 from torch import nn
 
-from ..budget_lingene import BUDGETS, METRICS, choose_size, device_name, device_names, latencies, metric_of, row_size
+from ..budget_lingene import (
+    BUDGETS,
+    METRICS,
+    choose_size,
+    device_name,
+    device_names,
+    latest_run,
+    metric_of,
+    row_size,
+    standard_error,
+)
 from ..bundle_lingene import Bundle
 from ..card import keywords
 from ..configuration_base_lingene import BundleConfig, Size
@@ -91,12 +101,11 @@ class ShownBundle:
         Raises:
             ValueError: as `choose_size`.
         """
-        column, costs = BUDGETS[budget], []
-        for row in self.rows:
-            timed = dict(latencies(row))
-            here = next((timed[name] for name in device_names() if name in timed), None)
-            costs.append(here if column == "latency_ms" else row[column])
-        known = [cost for cost in costs if cost is not None]
+        column = BUDGETS[budget]
+        known = [row[column] for row in self.rows if column != "latency_ms"]
+        if column == "latency_ms":
+            runs = (list(filter(None, latest_run(self.rows, name))) for name in device_names())
+            known = [one["latency_ms"] for one in next(filter(None, runs), ())]
         return choose_size(self.rows, self.config, {budget: share * max(known, default=1.0)})
 
     def metric(self) -> str:
@@ -106,7 +115,10 @@ class ShownBundle:
     def value(self, size: Size) -> str | None:
         """What a size was measured to be worth, for people; None where it was not measured."""
         row = self.row(size)
-        return None if row is None else METRICS[self.metric()].shown(row[self.metric()])
+        if row is None:
+            return None
+        by, error = METRICS[self.metric()], standard_error(row, self.metric())
+        return by.shown(row[self.metric()]) + (f" (± {by.spread(error)})" if error is not None else "")
 
     def code(self, size: Size) -> str:
         """Python that loads a size, as the card writes it."""

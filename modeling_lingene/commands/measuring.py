@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .asked import given
+from .shown import sizes_shown
 
 
 def evaluate(
@@ -13,26 +14,27 @@ def evaluate(
     reference: str | None,
     batch_size: int,
     device: str | None,
+    relabel: bool,
     out: Path | None,
     **size,
 ) -> None:
     from ..folders import write_json
     from ..measuring.evaluation import evaluate_data
-    from ..measuring.tables import size_table
+    from ..measuring.tables import size_table, told_error, told_timing
 
-    how = {"reference": reference, "batch_size": batch_size, "device": device}
+    how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, given(size), data, split, metric, **how)
     print(size_table([row]))
     if "reference" in row:
         print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
-    print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
+    print(f"{row['dataset']} ({row['split']}), {told_error([row])}")
+    print(f"latency: median of one image on {told_timing([row])}, interquartile range {row['iqr_ms']:.2g} ms")
     if out:
         write_json(out, row)
 
 
 def sweep(resume: Path | None, **asked) -> None:
     from ..measuring.sweep import asked_of, sweep_data
-    from ..measuring.tables import size_table
 
     if resume is not None:
         asked = _stored(asked_of(resume), asked, resume)
@@ -42,7 +44,7 @@ def sweep(resume: Path | None, **asked) -> None:
     rows = sweep_data(**asked)
     if rows:  # on the main process
         folder = asked["out"] or Path(asked["bundle"])
-        print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
+        print(f"\n{sizes_shown(rows)}\n\nnumbers  {folder / 'sizes.json'}")
         print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
         _print_card(folder)
 
@@ -83,14 +85,14 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
     from ..folders import describe, write_json
-    from ..measuring.tables import readable, size_table
+    from ..measuring.tables import readable
 
     facts, rows = describe(bundle, **given({"revision": revision}))
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
-    print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
+    print(f"\n{sizes_shown(rows)}" if rows else "\nno measured sizes")
     if out:
         write_json(out, {**facts, "sizes": rows})
 

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from .asked import SIZE_FLAGS, given, is_short, run_folder
+from .shown import sizes_shown
 
 
 def quickstart(out: Path, seed: int, epochs: int) -> None:
@@ -86,7 +87,6 @@ def _print_recipes(recipes: dict) -> None:
 def _print_trained(rows: list[dict], out: Path) -> None:
     """The table of a run, where its files are, and code that loads its best size."""
     from ..budget_lingene import metric_of
-    from ..measuring.tables import size_table
 
     if "feature_loss" in rows[0]:
         _print_encoder(rows, out)
@@ -96,7 +96,7 @@ def _print_trained(rows: list[dict], out: Path) -> None:
     size = {name: best[name] for name in ("depth", "num_components")}
     size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
     asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
-    print(f"\n{size_table(rows)}\n")
+    print(f"\n{sizes_shown(rows)}\n")
     print(f"bundle   {out / 'bundle'}\nplot     {out / 'sizes.png'}\nnumbers  {out / 'results.json'}\n")
     print(
         "Load a size:\n\n    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n"

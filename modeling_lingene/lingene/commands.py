@@ -18,6 +18,7 @@ from .options import (
     OUT_FILE,
     QUIET,
     REFERENCE,
+    RELABEL,
     REVISION,
     SEED,
     SIZE,
@@ -163,11 +164,14 @@ COMMANDS = {
         f"{WORK}.measuring:evaluate",
         "accuracy or another metric, parameters, MACs and latency of one size, or of a model",
         (
-            option("model", metavar="MODEL", help="a bundle or a plain ViT, by folder or name on the Hub"),
+            option(
+                "model", metavar="MODEL", help="a bundle, a plain ViT, by folder or name on the Hub; or an ONNX folder"
+            ),
             DATA,
             SPLIT,
             METRIC,
             REFERENCE,
+            RELABEL,
             BATCH_SIZE,
             DEVICE,
             OUT_FILE,
@@ -190,6 +194,7 @@ COMMANDS = {
             SPLIT,
             METRIC,
             REFERENCE,
+            RELABEL,
             BATCH_SIZE,
             DEVICE,
             option("--allow-untrained", action="store_true", help="measure widths that were never trained, too"),

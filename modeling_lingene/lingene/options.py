@@ -91,6 +91,11 @@ METRIC = option(
     help="accuracy, knn, probe or cosine; of several, with commas, the first decides (default: accuracy with a "
     "classifier; without one knn with labels, cosine without)",
 )
+RELABEL = option(
+    "--relabel",
+    action="store_true",
+    help="for accuracy, take class i of the data for output i, although their names differ",
+)
 REFERENCE = option("--reference", metavar="MODEL", help="of the cosine: an encoder (default: the bundle's full size)")
 SEED = option("--seed", type=int, default=0, help="default: %(default)s")
 LICENSE = option(
@@ -104,7 +109,11 @@ SIZE = group(
     option("--width-ratio", help="fraction of the width, such as 1/2"),
     option("--num-components", type=int, help="number of components combined"),
     option("--allow-untrained", action="store_true", help="accept a width that was never trained"),
-    option("--max-params", type=float, help="or a budget: the most accurate measured size within it"),
+    option(
+        "--max-params",
+        type=float,
+        help="or a budget: the best measured size within it, or a cheaper one that is as good as it can be told",
+    ),
     option("--max-macs", type=float, help="multiply-accumulates of one image, such as 2e9"),
     option("--max-latency-ms", type=float, help="milliseconds of one image, as measured"),
     option("--latency-device", help="by its name in sizes.json (default: this machine's)"),

@@ -8,15 +8,26 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import layers_of
 from ..folders import read_processor
-from ..images.data import LabelledImages, batches, check_labels
+from ..images.data import LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
+from .exported import evaluate_exported, exported_format, exported_head
 from .features import load_encoder
 from .metrics import check_device, count_parameters, measure, seen_size
 from .yardsticks import Sets, Yardstick, check_sets, default_metrics, has_classifier, open_sets, yardstick
 
 
 def evaluate_data(name: str | Path, asked: dict, data: str, split: str, metric: str | None = None, **options) -> dict:
-    """`evaluate_model` on the set that `data` names, by the metric that its labels and the model allow."""
+    """`evaluate_model` on the set that `data` names, by the metric that its labels and the model allow; of an exported
+    ONNX folder `evaluate_exported`.
+    """
+    format = exported_format(name)
+    if format == "onnx":
+        if asked:
+            raise ValueError(f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is an exported one.")
+        sets = open_sets(data, split, metric, exported_head(name))
+        return evaluate_exported(name, sets.images, metric=",".join(sets.metrics), train=sets.train, **options)
+    if format not in (None, "transformers"):
+        raise ValueError(f"`model` {name} is exported to {format}; export to onnx or transformers to measure it here.")
     sets = open_sets(data, split, metric, has_classifier(name, _read_config(name)))
     return evaluate_model(name, asked, sets.images, metric=",".join(sets.metrics), train=sets.train, **options)
 
@@ -31,20 +42,22 @@ def evaluate_model(
     metric: str | None = None,
     train: LabelledImages | None = None,
     reference: str | None = None,
+    relabel: bool = False,
 ) -> dict:
     """One row, as in `sizes.json`, for a size of a bundle or for a plain ViT.
 
     Args:
         name: folder or name on the Hub; its own preprocessing is used.
         asked: `from_pretrained`'s size or budget keywords; for a bundle only.
-        images: for accuracy with labels that the model's classes cover.
+        images: for accuracy with classes that the model has, in any order.
         device: default the GPU if there is one.
         metric: names, comma-separated; default accuracy for a classifier, and else k-NN with `train`, or the cosine.
         train: labelled images that k-NN and the probe know.
         reference: whom the cosine compares with; default a bundle's full size.
+        relabel: for accuracy, take class i of the images for output i, whatever the names are.
 
     Raises:
-        ValueError: a size asked of a plain model, labels outside of its classes, no preprocessing beside it; a metric
+        ValueError: a size asked of a plain model, images of other classes, no preprocessing beside it; a metric
             that the model or the images do not have.
     """
     config = _read_config(name)
@@ -57,7 +70,7 @@ def evaluate_model(
     sets = Sets(default_metrics(metric, head, train), images, train)
     check_sets(sets, name, head)
     if "accuracy" in sets.metrics:
-        check_labels(images, config.num_labels)
+        sets = sets.labelled_for(config.id2label, f"`model` {name}", relabel)
     try:
         processor = read_processor(name)
     except OSError:
@@ -74,7 +87,7 @@ def evaluate_model(
     size = model.source_size if is_bundle else None
     return measure(
         model,
-        batches(images, processor, batch_size),
+        batches(sets.images, processor, batch_size),
         depth=layers_of(model.config),
         width_ratio=size.width_ratio if size else 1,
         num_components=size.num_components if size else None,

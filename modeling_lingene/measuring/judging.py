@@ -91,6 +91,11 @@ def agreement(values: torch.Tensor) -> dict[str, float]:
     return fields
 
 
+def mean_error(values: torch.Tensor) -> float:
+    """The standard error of the mean of numbers, (n,), to 6 digits; of a single one it is not known, and 0."""
+    return round(float(values.double().std()) / len(values) ** 0.5, 6) if len(values) > 1 else 0.0
+
+
 def mean_and_low(values: torch.Tensor) -> tuple[float, float]:
     """The mean of cosines, (n,), and their 5th percentile, to 6 digits."""
     values = values.double().clamp(-1, 1)

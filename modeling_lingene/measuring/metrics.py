@@ -7,8 +7,10 @@ Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m ML
 """
 
 import copy
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
@@ -161,6 +163,37 @@ def latency_ms(
     }
 
 
+def timing_run(dtype: str = "float32") -> dict[str, str]:
+    """What tells the timings of one run from those of another: when it begins, in what, beside what other work."""
+    load = f", load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    return {
+        "timed": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "timed_with": f"torch {torch.__version__}, {dtype}{load}",
+    }
+
+
+def timing(found: dict, device: str, run: dict[str, str]) -> dict[str, float | str]:
+    """One timing as the fields of a row.
+
+    Args:
+        found: as `latency_ms` gives it.
+        device: by its name.
+        run: of the `timing_run` that it is one of.
+    """
+    return {"latency_ms": round(found["median"], 4), "iqr_ms": round(found["iqr"], 4), "device": device, **run}
+
+
+def share_error(share: float, images: int) -> float:
+    """The standard error of a share of right answers, sqrt(p (1 - p) / n), to 6 digits."""
+    return round((max(0.0, share * (1 - share)) / images) ** 0.5, 6)
+
+
+def accuracy_fields(share: float, images: int) -> dict:
+    """An accuracy as the fields of a row, to 6 digits, with the number of pictures and its standard error."""
+    errors = {"accuracy": share_error(share, images)}
+    return {"accuracy": round(share, 6), "images": images, "standard_errors": errors}
+
+
 def measure(
     model: nn.Module,
     batches: Iterable[dict[str, torch.Tensor]],
@@ -187,7 +220,7 @@ def measure(
         depth, width_ratio, num_components: the size that was asked for.
         split, dataset: what `batches` holds.
         stored_params: `config.stored_params(size)` of the bundle: what is downloaded for this size.
-        latency: whether to time one image, which adds `latency_ms` and `device`; `threads` as for `latency_ms`.
+        latency: whether to time one image, which adds the fields of `timing`; `threads` as for `latency_ms`.
         device, progress: as for `accuracy`.
         head: whether it has a classifier.
         measures: fields that were measured in place of the accuracy.
@@ -195,7 +228,7 @@ def measure(
 
     Returns:
         depth, width_ratio (a fraction string), num_components, params and macs of the ViT (both with its head, one
-        image), stored_params, accuracy (0..1, 6 digits) or the measures, split, dataset.
+        image), stored_params, accuracy (0..1, 6 digits) or the measures, images, standard_errors, split, dataset.
 
     Raises:
         ValueError: the model is not a stock ViT, or one that was pruned, of that depth, or `batches` is empty.
@@ -213,13 +246,13 @@ def measure(
         "params": count_parameters(model),
         "stored_params": stored_params,
         "macs": count_macs(config, head, image_size),
-        **(measures or {"accuracy": round(accuracy(model, batches, device, progress)[0], 6)}),
+        **(measures or accuracy_fields(*accuracy(model, batches, device, progress))),
         "split": split,
         "dataset": dataset,
     }
     if latency:
-        row["latency_ms"] = round(latency_ms(model, threads=threads, image_size=image_size)["median"], 4)
-        row["device"] = device_name(_floating_parameter(model).device, threads)
+        run, where = timing_run(), device_name(_floating_parameter(model).device, threads)
+        row |= timing(latency_ms(model, threads=threads, image_size=image_size), where, run)
     return row
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..budget_lingene import METRICS, Metric, metric_of
+from ..budget_lingene import METRICS, Metric, metric_of, standard_error
 
 
 COSTS = {"macs": "MACs of one image", "stored_params": "Parameters to download, components shared by the layers"}
@@ -26,6 +26,7 @@ LAYER_PARTS = {
     "conv1": ("#f0e442", INK, "1x1 convolution", "every patch by itself"),
     "none": ("white", INK, "nothing", "tokens are not mixed"),
 }
+SHADES = 10  # standard errors that the colours of a heat map span at least: what is one apart looks alike
 RING = {
     "color": "#999999",
     "linestyle": "--",
@@ -71,7 +72,8 @@ def plot_sizes(
     for panel, cost in zip(axes, COSTS, strict=True):
         _draw_panel(panel, rows, cost, colours, markers)
     dataset, split = sets.pop()
-    label = f"{shown.axis}{reference} on {dataset} ({split}){', %' if shown.percent else ''}"
+    bars = "; bars: one standard error" if any(row["error"] for row in rows) else ""
+    label = f"{shown.axis}{reference} on {dataset} ({split}){', %' if shown.percent else ''}{bars}"
     axes[0].set_ylabel(textwrap.fill(label, 45))
     figure.suptitle(title)
     _legend(figure, colours, markers)
@@ -141,6 +143,8 @@ def plot_heat(
     depths, counts = (sorted({row[key] for row in rows}) for key in ("depth", "num_components"))
     rows, shown, reference = _valued(rows, metric)
     low, high = (pick(row["value"] for row in rows) for pick in (min, max))
+    error = max(row["error"] for row in rows if row["value"] == high)
+    low, near = min(low, high - SHADES * error), high - error
     figure = blank_figure()
     figure.set_size_inches(1.5 + len(widths) * (1.2 + 0.65 * len(counts)), 1.8 + 0.55 * len(depths))
     for panel, width in zip(figure.subplots(1, len(widths), squeeze=False, sharey=True)[0], widths, strict=True):
@@ -155,7 +159,8 @@ def plot_heat(
                     dark = value < (low + high) / 2
                     text = f"{value:.1f}" if shown.percent else f"{value:.3f}"
                     colour = "white" if dark else INK
-                    panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+                    weight = "bold" if error and value >= near else "normal"
+                    panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
         panel.set_xticks(range(len(counts)), counts)
         panel.set_yticks(range(len(depths)), depths)
         panel.set_title(f"width {width}", fontsize=10)
@@ -163,19 +168,23 @@ def plot_heat(
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     figure.axes[0].set_ylabel("Layers")
-    figure.colorbar(drawn, ax=figure.axes, label=f"{shown.axis}{reference}{', %' if shown.percent else ''}")
+    label = f"{shown.axis}{reference}{', %' if shown.percent else ''}"
+    label += f"\nbold: within one standard error ({error:.2g}) of the best" if error else ""
+    figure.colorbar(drawn, ax=figure.axes, label=label)
     figure.suptitle(title)
     save_figure(figure, Path(path))
 
 
 def _valued(rows: Sequence[dict[str, Any]], metric: str | None) -> tuple[list[dict[str, Any]], Metric, str]:
-    """The rows with what is drawn of them as `value`, the metric, and, of an agreement, whom with."""
+    """The rows with what is drawn of them as `value` and its standard error as `error`, the metric, and, of an
+    agreement, whom with.
+    """
     name = metric_of(rows, metric)
     references = sorted({row.get("reference", "") for row in rows}) if name == "cosine" else [""]
     if len(references) > 1:
         raise ValueError(f"`rows` must be compared with one reference; got {' and '.join(references)}.")
     scale = 100 if METRICS[name].percent else 1
-    drawn = [{**row, "value": scale * row[name]} for row in rows]
+    drawn = [{**row, "value": scale * row[name], "error": scale * (standard_error(row, name) or 0)} for row in rows]
     return drawn, METRICS[name], f" with {references[0]}" if references[0] else ""
 
 
@@ -362,6 +371,9 @@ def _draw_panel(panel: Any, rows: Sequence[dict], cost: str, colours: dict, mark
         costs, values = [row[cost] for row in series], [row["value"] for row in series]
         style = {"color": colours[depth], "marker": markers[width], "markersize": 6, "markeredgecolor": "white"}
         panel.plot(costs, values, linewidth=1.3, zorder=3, **style)
+        errors = [row["error"] for row in series]
+        if any(errors):
+            panel.errorbar(costs, values, yerr=errors, fmt="none", ecolor=colours[depth], alpha=0.45, zorder=2)
     unbeaten = pareto([row[cost] for row in rows], [row["value"] for row in rows])
     front = sorted((row[cost], row["value"]) for row, keep in zip(rows, unbeaten, strict=True) if keep)
     panel.plot(*zip(*front, strict=True), zorder=2, **RING)

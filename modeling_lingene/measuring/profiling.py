@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
-from ..budget_lingene import device_name
+from ..budget_lingene import device_name, latest_run
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import check_count
 from ..families_lingene import layers_of
@@ -20,7 +20,7 @@ from ..folders import check_folder, is_plain, processor_or_none, read_config, wr
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size
 from .grids import grid_sizes
-from .metrics import check_device, latency_ms, seen_size
+from .metrics import check_device, latency_ms, seen_size, timing, timing_run
 from .tables import aligned_table
 
 
@@ -56,7 +56,7 @@ def profile(
 
     Returns:
         Rows: the size, device (with dtype and `compiled` where they are not the usual ones), latency_ms (median of one
-        image), iqr_ms, images_per_second at batch_size.
+        image), iqr_ms, timed and timed_with (of this run), images_per_second at batch_size.
 
     Raises:
         ValueError: sizes that are not legal, all of them; a device or dtype that cannot be used.
@@ -78,21 +78,27 @@ def profile(
         sizes = [config.size(row["depth"], row["width_ratio"], row["num_components"]) for row in known]
     else:
         sizes = grid_sizes(config, depths, widths, components)
-    rows, timed = [], {}
+    rows, timed, run = [], {}, timing_run(dtype)
     with quiet_loading():
         for size in progress_bar(sizes, desc="profiling", unit="size"):
             shape = (size.depth, size.width_ratio)  # components change nothing of a materialised model's speed
             if shape not in timed:
                 model = load_size(bundle, size, held.has_head, dtype=getattr(torch, dtype))
-                timed[shape] = _timings(bundle, model, device, threads, compiled, batch_size)
+                timed[shape] = _timings(bundle, model, (device, threads, compiled, batch_size), label, run)
             named = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
-            rows.append(named | {"device": label} | timed[shape])
+            rows.append(named | timed[shape])
     if not known:
         logger.warning(f"{bundle} has no measured sizes to add latencies to, for `max_latency_ms`: sweep it first.")
     elif os.path.isdir(bundle):
         whole = _profiled(known, rows)
         if whole == known:
             logger.warning(f"None of these sizes was measured in {bundle}: nothing is added; sweep them first.")
+        older = sum(one is None for one in latest_run(whole, label)) if whole != known else 0
+        if older:
+            logger.warning(
+                f"{older} of {len(whole)} measured sizes were not timed in this run: `max_latency_ms` chooses among "
+                "the others, until one profile times all."
+            )
         write_json(Path(bundle) / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     if out is not None:
         write_json(Path(out), {"weights_id": held.weights_id, "profiles": rows})
@@ -104,26 +110,24 @@ def _profiled_alone(name: str | os.PathLike, label: str, how: tuple, out: str | 
     device, threads, dtype, compiled, batch_size = how
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, dtype=getattr(torch, dtype))
-        timings = _timings(name, model, device, threads, compiled, batch_size)
+        timings = _timings(name, model, (device, threads, compiled, batch_size), label, timing_run(dtype))
     depth = layers_of(model.config)
-    rows = [{"depth": depth, "width_ratio": "1", "num_components": None, "device": label, **timings}]
+    rows = [{"depth": depth, "width_ratio": "1", "num_components": None, **timings}]
     if out is not None:
         write_json(Path(out), {"model": str(name), "profiles": rows})
     return rows
 
 
-def _timings(
-    name: str | os.PathLike, model: nn.Module, device: str, threads: int | None, compiled: bool, batch_size: int
-) -> dict[str, float]:
+def _timings(name: str | os.PathLike, model: nn.Module, how: tuple, label: str, run: dict[str, str]) -> dict:
     """Of a model with images as the preprocessing beside it, if there is any, makes them."""
+    device, threads, compiled, batch_size = how
     seen = seen_size(model.config, processor_or_none(name))
     model = model.to(device).eval()
     called = torch.compile(model) if compiled else model
     one = latency_ms(called, threads=threads, image_size=seen)
     many = latency_ms(called, threads=threads, batch_size=batch_size, image_size=seen)
     return {
-        "latency_ms": round(one["median"], 4),
-        "iqr_ms": round(one["iqr"], 4),
+        **timing(one, label, run),
         "images_per_second": round(1000 * batch_size / many["median"], 1),
         "batch_size": batch_size,
     }

@@ -23,15 +23,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from transformers.utils import logging
 
-from ..budget_lingene import AGREEMENT, METRICS, device_name, metric_of
+from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
-from ..images.data import Batches, LabelledImages, batches, check_labels
+from ..images.data import Batches, LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes
 from .metrics import (
+    accuracy_fields,
     check_device,
     count_macs,
     count_parameters,
@@ -39,6 +40,8 @@ from .metrics import (
     height_and_width,
     latency_ms,
     seen_size,
+    timing,
+    timing_run,
 )
 from .plots import plot_heat, plot_sizes
 from .yardsticks import Sets, check_sets, default_metrics, fingerprint, open_sets, yardstick
@@ -66,19 +69,20 @@ def sweep(
     train: LabelledImages | None = None,
     reference: str | None = None,
     asked: dict[str, Any] | None = None,
+    relabel: bool = False,
 ) -> list[dict]:
     """Measure a grid of sizes. A sweep that was interrupted goes on when it is called again.
 
     Args:
         bundle: folder, whose `sizes.json` is written; or name on the Hub, with `out`.
-        images: held out; for accuracy with labels that the bundle's classes cover.
+        images: held out; for accuracy with classes that the bundle has, in any order.
         depths, widths, components: the grid; default what was trained, and components doubling up to all.
         out: for `sizes.json`, `sizes.png` and `sizes_heat.png`; default the bundle's folder.
         batch_size: images of one forward pass.
         device: default the GPU if there is one.
         allow_untrained: measure widths that were never trained, too.
         latency: time one image of every size; by one process only.
-        metric, train, reference: as for `evaluate_model`; of several metrics the first decides between sizes.
+        metric, train, reference, relabel: as for `evaluate_model`; of several metrics the first decides between sizes.
         asked: what to keep for `asked_of` until the sweep has ended.
 
     Returns:
@@ -86,7 +90,7 @@ def sweep(
 
     Raises:
         ValueError: sizes that are not legal or not trained, all of them; weights that `sizes.json` does not belong to;
-            labels outside of the classes; a metric that the bundle or the images do not have.
+            images of other classes; a metric that the bundle or the images do not have.
     """
     state = PartialState(cpu=device == "cpu") if "WORLD_SIZE" in os.environ else None
     device = check_device(device) if state is None else str(state.device)
@@ -101,7 +105,7 @@ def sweep(
     sets = Sets(default_metrics(metric, held.has_head, train), images, train)
     check_sets(sets, bundle, held.has_head)
     if "accuracy" in sets.metrics:
-        check_labels(images, config.num_labels)
+        sets = sets.labelled_for(config.id2label, f"`bundle` {bundle}", relabel)
     way = _Way(bundle, held.has_head, sets, read_processor(bundle), batch_size, reference, device)
     process = (0, 1) if alone else (state.process_index, state.num_processes)
     about = way.about(held.weights_id, process[1])
@@ -273,6 +277,7 @@ def measured(
         image_size: of the image that is timed, as for `latency_ms`.
     """
     found = {name: dict(one) for name, one in (known or {}).items()}
+    run, where = timing_run(), device_name(device, threads)
     config = read_config(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(image_size or height_and_width(config))))
     mine = range(process[0], len(held.images), process[1])
@@ -295,8 +300,7 @@ def measured(
                     one["right"], one["images"] = one["right"] + right, one["images"] + images
                     one["parts"], one["params"] = number + 1, count_parameters(model)
                 if not timed:
-                    one["latency_ms"] = round(latency_ms(model, threads=threads, image_size=image_size)["median"], 4)
-                    one["device"] = device_name(device, threads)
+                    one |= timing(latency_ms(model, threads=threads, image_size=image_size), where, run)
                 if not (counted and timed):
                     keep(found)
                 bar.update(len(places))
@@ -325,11 +329,11 @@ def _rows(
             "params": one["params"],
             "stored_params": config.stored_params(size, head),
             "macs": macs(size.depth, size.width_ratio),
-            **(one.get("measures") or {"accuracy": round(one["right"] / one["images"], 6)}),
+            **(one.get("measures") or accuracy_fields(one["right"] / one["images"], one["images"])),
             "split": images.split,
             "dataset": images.name,
         }
-        rows.append(row | {key: one[key] for key in ("latency_ms", "device") if key in one})
+        rows.append(row | {key: one[key] for key in TIMING if key in one})
     return rows
 
 
@@ -364,7 +368,10 @@ def _rows_in(folder: Path, weights_id: str) -> list[dict]:
 
 
 def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool) -> dict[str, dict]:
-    """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found."""
+    """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found.
+
+    Latencies in it keep their own moment: they are of an earlier run.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found = stored["found"] if stored["about"] == about else {}
@@ -401,6 +408,9 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
             row = row | {key: earlier[key] for key in (*AGREEMENT, "reference") if key in earlier}
         if name in same:
             row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
+        errors = {key: value for key, value in earlier.get("standard_errors", {}).items() if key in row}
+        if name in same and errors:
+            row["standard_errors"] = errors | row.get("standard_errors", {})
         # Those of this device are older than the latency in the row.
         profiles = [one for one in earlier.get("profiles", ()) if one["device"] != row.get("device")]
         whole[name] = {**row, "profiles": profiles} if profiles else row

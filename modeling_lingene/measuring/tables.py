@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..budget_lingene import METRICS, metric_of
+from ..budget_lingene import METRICS, latest_run, metric_of, standard_error, told_when
 
 
 # A metric's columns: the heading, and the fields that stand in them, the second in brackets.
@@ -34,15 +34,56 @@ def size_table(rows: list[dict], metric: str | None = None) -> str:
     """
     metric = metric_of(rows, metric)
     measures = {heading: fields for name in metrics_in(rows, metric) for heading, fields in COLUMNS[name].items()}
-    timed = any("latency_ms" in row for row in rows)
+    latencies = latency_cells(rows)
+    timed = any(latencies)
     lines = [["depth", "width", "components", *measures, "parameters", "download", "MACs"] + ["latency"] * timed]
-    for row in sorted(rows, key=lambda row: (-row[metric], row["macs"], row["stored_params"])):
+    for row, latency in sorted(
+        zip(rows, latencies), key=lambda pair: (-pair[0][metric], pair[0]["macs"], pair[0]["stored_params"])
+    ):
         cells = [row["depth"], row["width_ratio"], row["num_components"] or "-"]
         cells += [_shown(row, fields) for fields in measures.values()]
         cells += [readable(row["params"]), readable(row["stored_params"]), readable(row["macs"])]
-        cells += [f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else "-"] * timed
+        cells += [latency or "-"] * timed
         lines.append([str(cell) for cell in cells])
     return aligned_table(lines)
+
+
+def shown_run(rows: Sequence[dict]) -> tuple[str | None, list[dict | None]]:
+    """Whose latencies a table shows: those of the latest run on the device of the latest measurement.
+
+    Returns:
+        The device, None where nothing was timed, and the timing of every row in that run.
+    """
+    timed = [row for row in rows if row.get("latency_ms") is not None]
+    if not timed:
+        return None, [None] * len(rows)
+    device = max(timed, key=lambda row: row.get("timed", "")).get("device", "an unnamed device")
+    return device, latest_run(rows, device)
+
+
+def latency_cells(rows: Sequence[dict]) -> list[str]:
+    """The latency of every row for a table; one of another run or device is marked, one that is not there is empty."""
+    device, run = shown_run(rows)
+    cells = []
+    for row, one in zip(rows, run):
+        mark = " (older)" if row.get("device", "an unnamed device") == device else " (another device)"
+        own = f"{row['latency_ms']:.2f} ms{mark}" if row.get("latency_ms") is not None else ""
+        cells.append(own if one is None else f"{one['latency_ms']:.2f} ms")
+    return cells
+
+
+def told_timing(rows: Sequence[dict]) -> str:
+    """What the latencies of a table are of, for people; empty where there are none."""
+    device, run = shown_run(rows)
+    return f"{device} ({told_when(next(filter(None, run)))})" if device else ""
+
+
+def told_error(rows: Sequence[dict]) -> str:
+    """What stands behind a table's ±, for people; empty where the numbers of pictures were not recorded."""
+    counts = sorted({row["images"] for row in rows if row.get("standard_errors")})
+    if not counts:
+        return ""
+    return f"± one standard error ({' or '.join(map(str, counts))} pictures): what is closer cannot be told apart"
 
 
 def metrics_in(rows: Sequence[dict], first: str) -> list[str]:
@@ -51,9 +92,13 @@ def metrics_in(rows: Sequence[dict], first: str) -> list[str]:
 
 
 def _shown(row: dict, fields: Sequence[str]) -> str:
-    """`81.2 %`, or `0.913 (0.842)`."""
+    """`81.2 ± 1.3 %`, or `0.913 ± 0.002 (0.842)`."""
     metric = METRICS.get(fields[0], METRICS["cosine"])
     values = [metric.shown(row[field]) for field in fields if field in row]
+    error = standard_error(row, fields[0])
+    if values and error is not None:
+        number, _, unit = values[0].partition(" ")
+        values[0] = f"{number} ± {metric.spread(error).split()[0]} {unit}".rstrip()
     return f"{values[0]} ({values[1]})" if len(values) > 1 else "".join(values) or "-"
 
 

@@ -7,7 +7,7 @@ agreement with a reference, on any pictures.
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,12 @@ from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import read_processor
 from ..images.class_folders import WHOLE
+from ..images.classes import as_the_model_has_them
 from ..images.data import Batches, LabelledImages, batches, load_images, split_off
 from ..images.pictures import load_pictures
 from .features import Kept, Reference, class_and_patches, load_encoder
-from .judging import agreement, cosines, knn_accuracy, probe_accuracy
-from .metrics import accuracy
+from .judging import agreement, cosines, knn_accuracy, mean_error, probe_accuracy
+from .metrics import accuracy, share_error
 
 
 logger = logging.get_logger(__name__)
@@ -51,6 +52,12 @@ class Sets:
     metrics: tuple[str, ...]
     images: LabelledImages
     train: LabelledImages | None = None
+
+    def labelled_for(self, id2label: Mapping[int, str], who: str, relabel: bool = False) -> "Sets":
+        """The same with labels that are a model's outputs; see `as_the_model_has_them`."""
+        parts = (self.images, self.train)
+        images, train = (part and as_the_model_has_them(part, id2label, who, relabel) for part in parts)
+        return Sets(self.metrics, images, train)
 
 
 def metric_names(asked: str | None) -> tuple[str, ...]:
@@ -186,16 +193,20 @@ class Yardstick:
         Raises:
             ValueError: a reference whose tokens do not compare; too many images that do not decode.
         """
-        first, fields = self.metrics[0], {}
+        first, fields, errors = self.metrics[0], {}, {}
         queries, agreed = self._features(model, self.images, update)
+        count = len(queries[1])
         known = () if self.train is None else self._features(model, self.train, update)[0]
         for metric in self.metrics:
             if metric in JUDGES:
                 fields[metric] = round(JUDGES[metric](*known, *queries), 6)
             elif metric == "cosine":
                 fields |= agreement(agreed) | {"reference": self.reference.name}
+                errors[metric] = mean_error(agreed[:, 0])
             else:
                 fields[metric] = round(accuracy(model, self.images)[0], 6)
+            errors.setdefault(metric, share_error(fields[metric], count))
+        fields |= {"images": count, "standard_errors": errors}
         return ({} if first == "accuracy" else {"metric": first}) | fields
 
     @staticmethod

@@ -7,14 +7,14 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..card import CARD_FILE, license_of, names_on_the_hub
+from ..card import license_of, names_on_the_hub
 from ..citations import bibtex
-from ..folders import write_text
-from ..hub import check_repo_id, verify_loads
+from ..hub import check_repo_id, page_on_the_hub, verify_loads
 from ..lingene_vit import LinGeneViTConfig
 from ..markdown import code, text
 from ..measuring.plots import LAYER_PARTS
 from ..measuring.tables import aligned_table, readable
+from ..readme import CARD_FILE, Page, agreed, read_page, write_readme
 from ..saving_lingene import TRAINING_FILE, ensure_repo
 
 
@@ -99,7 +99,7 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, stock: bool) -
         citations=bibtex(["spvit"]),
     )
     shutil.copyfile(picture, folder / PICTURE)
-    write_text(folder / CARD_FILE, ModelCard(page).content)
+    write_readme(folder, ModelCard(page).content, read_page(folder))
 
 
 def push_pruned(
@@ -126,11 +126,12 @@ def push_pruned(
     """
     check_repo_id(repo_id)
     LinGeneViTConfig.from_pretrained(folder)
-    if license_of(Path(folder), license) and license:
-        page = ModelCard.load(Path(folder) / CARD_FILE)
-        page.data.license = license
-        write_text(Path(folder) / CARD_FILE, page.content)
+    folder = Path(folder)
+    license_of(folder, license)
+    own = read_page(folder) or Page({}, "")
     repo_id, api = ensure_repo(repo_id, private=private), HfApi()
+    kept = agreed(own, page_on_the_hub(repo_id, revision), (str(folder), repo_id))
+    write_readme(folder, own.card(license=license), kept, {"license"} if license else (), pushed=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     commit = api.upload_folder(

@@ -25,7 +25,8 @@ from ..conversion.sources import Source
 from ..families_lingene import layers_of
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
 from ..images.augmentation import Augmentation
-from ..images.data import WHOLE, LabelledImages, batches, check_labels, load_images, split_off
+from ..images.classes import as_the_model_has_them, names_of
+from ..images.data import WHOLE, LabelledImages, batches, load_images, split_off
 from ..images.loaders import Layout, training_images
 from ..lingene_vit import LinGeneViTForImageClassification
 from ..measuring.metrics import count_parameters, device_name, measure
@@ -82,6 +83,7 @@ class PruneSettings:
         workers: processes that decode, where the images are not kept in memory.
         validation_share: part of the training images that is held out, where the set has no part of its own.
         validation_seed: draws that part.
+        relabel: take class i of the images for output i, of the network and of the teacher, whatever their names are.
 
     Raises:
         ValueError: none or both of the targets, a number out of its range, an unknown word.
@@ -103,6 +105,7 @@ class PruneSettings:
     workers: int = 4
     validation_share: float = 0.1
     validation_seed: int = 0
+    relabel: bool = False
 
     def __post_init__(self):
         for name, high in RANGES.items():
@@ -270,24 +273,25 @@ def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
         raise ValueError(f"`data` {settings.data} must be divided into train and test: a result is measured on test.")
     if validation is None and settings.validation_share:
         train, validation = split_off(train, settings.validation_share, settings.validation_seed)
-    _check_classes(source, train)
-    for images in filter(None, (train, validation, test)):
-        check_labels(images, len(train.class_names))
+    train, validation, test = (
+        part and _classes_of(source, part, settings.relabel) for part in (train, validation, test)
+    )
     processor = processor_of(dense, network)
     images = {"train": train, "validation": validation, "test": test}
     return _Run(out=out, settings=settings, dense=dense, source=source, processor=processor, **images, **of_run)
 
 
-def _check_classes(source: Source, images: LabelledImages) -> None:
-    names = [source.config.id2label[index] for index in sorted(source.config.id2label)]
+def _classes_of(source: Source, images: LabelledImages, relabel: bool) -> LabelledImages:
+    """Images with the classes of what is pruned, in its order."""
+    names = source.config.id2label
+    if names_of(names) and not relabel:
+        return as_the_model_has_them(images, names, f"`model` {source.name}")
     if len(names) != len(images.class_names):
         raise ValueError(
             f"`data` {images.name} has {len(images.class_names)} classes, and `model` {source.name} has "
             f"{len(names)}; fine-tune it on these images first."
         )
-    ours, theirs = ([name.lower() for name in both] for both in (names, images.class_names))
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        raise ValueError(f"`model` {source.name} has the classes of {images.name} in another order.")
+    return as_the_model_has_them(images, names, f"`model` {source.name}", relabel)
 
 
 def _target(settings: PruneSettings, network: LinGeneViTForImageClassification) -> tuple[Costs, float]:
@@ -410,7 +414,7 @@ def _fit(run: _Run, network: torch.nn.Module, phase: Phase, name: str, training:
         run.out / name,
         identity=run.identity,
         held_out=held_out,
-        teacher=load_teacher(teacher, images) if teacher else None,
+        teacher=load_teacher(teacher, images, run.settings.relabel) if teacher else None,
         on_best=on_best and (lambda state: on_best(state, loop.history)),
         on_begin=lambda: tell(f"{length_line(loop, 1)} ({phase.name})"),
         accelerator=accelerator,

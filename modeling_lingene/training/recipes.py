@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
+from ..images.classes import as_the_model_has_them
 from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
@@ -338,15 +339,21 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
         raise ValueError(
             f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
         )
-    for images in filter(None, (train, validation, test)):
-        check_labels(images, len(train.class_names))
+    check_labels(train, len(train.class_names))
+    validation, test = (part and _named_as(train, part, recipe) for part in (validation, test))
     torch.manual_seed(recipe.training.seed)
     if begun is None:
         config = recipe.model.config(train, recipe.decomposition)
         begun = model_class(config, head=True)(config)
     else:
-        fit_to(begun, train, recipe.decomposition)
+        fit_to(begun, train, recipe.decomposition, recipe.relabel)
     return _Start(begun, source, validation, test)
+
+
+def _named_as(train: LabelledImages, part: LabelledImages, recipe: Recipe) -> LabelledImages:
+    """Another part of a set with the labels of the one for training: files of parquet name their classes each."""
+    names = dict(enumerate(train.class_names))
+    return as_the_model_has_them(part, names, f"The split {train.split} of `data`", recipe.relabel)
 
 
 def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | None) -> tuple:
@@ -384,7 +391,7 @@ def _teacher(recipe: Recipe, source: Any) -> Any:
     """Whom the model learns from beside the labels, if anybody."""
     if not recipe.teacher:
         return None
-    teacher = load_teacher(recipe.teacher, source)
+    teacher = load_teacher(recipe.teacher, source, recipe.relabel)
     return CachedTeacher(teacher, source, Layout(recipe.training.batch_size)) if recipe.cache_teacher else teacher
 
 

@@ -142,6 +142,8 @@ class Recipe:
             `validation` beside `test` gives that one; 0, and a stream, hold nothing out.
         validation_seed: draws that part. It is not the training's seed: what one run holds out, a run that starts from
             its bundle holds out as well.
+        relabel: where the names of classes differ, take class i of the images for output i of `init`, whose head is
+            kept, and of the teacher.
     """
 
     data: str
@@ -160,6 +162,7 @@ class Recipe:
     epoch_images: int = 0
     validation_share: float = 0.1
     validation_seed: int = 0
+    relabel: bool = False
 
     def __post_init__(self):
         if self.workers < 0:
@@ -193,4 +196,5 @@ class Recipe:
         fields |= {"teacher_size": self.teacher_size}
         fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
         fields |= {"validation_share": self.validation_share, "validation_seed": self.validation_seed}
+        fields |= {"relabel": True} if self.relabel else {}
         return json.loads(json.dumps(fields))

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageClassification
 
 from ..folders import read_processor
+from ..images.classes import names_of, places_of, told
 from ..images.data import made_size, require
 from ..images.loaders import Layout, MemoryImages, PictureImages
 
@@ -35,6 +36,7 @@ class Teacher:
         mean, std: of its normalisation.
         images: the source of the batches, for theirs.
         name: for messages.
+        outputs: which of its logits stands for each of the images' classes; None where that is their order.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class Teacher:
         std: list[float],
         images: Normalised,
         name: str,
+        outputs: list[int] | None = None,
     ):
+        self.outputs = outputs
         self.model, self.size, self.name = model.to(images.device).eval().requires_grad_(False), size, name
         mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
         self.scale, self.shift = images.std / std, (images.mean - mean) / std
@@ -62,7 +66,8 @@ class Teacher:
     def answer(self, values: torch.Tensor) -> torch.Tensor:
         """(b, 3, h, w) -> logits (b, classes)."""
         logits = self.model(values)
-        return getattr(logits, "logits", logits)
+        logits = getattr(logits, "logits", logits)
+        return logits if self.outputs is None else logits[:, self.outputs]
 
 
 class CachedTeacher:
@@ -93,12 +98,13 @@ class CachedTeacher:
         return self.logits[batch["index"]]
 
 
-def load_teacher(name: str, images: MemoryImages | PictureImages) -> Teacher:
+def load_teacher(name: str, images: MemoryImages | PictureImages, relabel: bool = False) -> Teacher:
     """A classifier by name, for the classes of a set.
 
     Args:
         name: `timm:NAME`, or a transformers name or folder (a bundle too).
-        images: the training images.
+        images: the training images; their classes are found among its own by name.
+        relabel: take class i of the images for its output i, whatever the names are.
 
     Raises:
         ValueError: it cannot be loaded, or has other classes.
@@ -106,19 +112,30 @@ def load_teacher(name: str, images: MemoryImages | PictureImages) -> Teacher:
     """
     if name.startswith("timm:"):
         model, *preprocessing = timm_model(name)
-        classes, named = model.num_classes, []
+        classes, named = model.num_classes, list(model.pretrained_cfg.get("label_names") or ())
     else:
         model, *preprocessing = transformers_model(name, AutoModelForImageClassification)
-        classes, named = model.config.num_labels, [model.config.id2label[i] for i in sorted(model.config.id2label)]
-    if classes != images.num_labels:
+        classes, named = model.config.num_labels, names_of(model.config.id2label)
+    outputs = _outputs(name, images, classes, [] if relabel else named)
+    return Teacher(model, *preprocessing, images, name, outputs)
+
+
+def _outputs(name: str, images: MemoryImages | PictureImages, classes: int, named: list[str]) -> list[int] | None:
+    """Which of a teacher's outputs stands for each class of the images; None where it is their order."""
+    wanted, of = images.images.class_names, images.images.name
+    places = places_of(wanted, named) if named else None
+    if places is None and classes != images.num_labels:
         raise ValueError(
-            f"`teacher` {name} has {classes} classes, and {images.images.name} has {images.num_labels}; "
-            "fine-tune it on this set first, or use another."
+            f"`teacher` {name} has {classes} classes, and {of} has {images.num_labels}; fine-tune it on this set "
+            "first, or use another."
         )
-    known, named = ([label.lower() for label in labels] for labels in (images.images.class_names, named))
-    if named != known and sorted(named) == sorted(known):
-        raise ValueError(f"`teacher` {name} has the classes of {images.images.name} in another order.")
-    return Teacher(model, *preprocessing, images, name)
+    if places is None and named:
+        raise ValueError(
+            f"`teacher` {name} knows other classes ({told(named)}) than {of} has ({told(wanted)}): fine-tune it on "
+            "this set first, or use another; or, where class i of the set is its output i under another name, give "
+            "--relabel."
+        )
+    return None if places == list(range(classes)) else places
 
 
 def timm_model(name: str, **changes) -> tuple:

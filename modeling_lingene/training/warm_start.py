@@ -6,17 +6,23 @@ import os
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
+from transformers.utils import logging
 
 from ..components_lingene import Classifier
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config
+from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages, image_processor, made_size
 from ..kinds import model_class
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
+
+
+logger = logging.get_logger(__name__)
 
 
 def start_of(name: str, num_components: int = 0, dropout: float = 0.0, head: bool = True) -> RecomposingModel | None:
@@ -82,20 +88,63 @@ def processor_of(name: str, model: RecomposingModel) -> Any:
     return made
 
 
-def fit_to(model: RecomposingModel, images: LabelledImages, settings: DecompositionSettings) -> None:
-    """Make a bundle's model one for these images: their classes, with a new head if there are more or fewer, and the
-    sizes that will have been trained.
+def fit_to(
+    model: RecomposingModel,
+    images: LabelledImages,
+    settings: DecompositionSettings,
+    relabel: bool = False,
+) -> None:
+    """Make a bundle's model one for these images: their classes, and the sizes that will have been trained.
+
+    The head keeps the rows of classes that it knows by their names, in the order of the images; where it lacks one it
+    is new, and a warning says so.
+
+    Args:
+        relabel: keep the head as it is, for class i of the images in place of its own, whatever the names are.
+
+    Raises:
+        ValueError: `relabel`, and no head of as many classes.
     """
     config, names = model.config, images.class_names
-    if not isinstance(model.classifier, nn.Linear) or model.classifier.out_features != len(names):
-        model.classifier = Classifier(config, len(names))
-        for parameter in model.classifier.parameters():
-            if parameter.dim() == 2:
-                nn.init.trunc_normal_(parameter, std=config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
-        model.num_labels = len(names)
+    rows, why = _kept_rows(model, images, relabel)
+    old, count = model.classifier, len(names)
+    if rows != list(range(getattr(old, "out_features", 0))):
+        model.classifier, model.num_labels = Classifier(config, count), count
+        with torch.no_grad():
+            for name, parameter in model.classifier.named_parameters():
+                if rows is not None:
+                    parameter.copy_(getattr(old, name)[rows])
+                elif parameter.dim() == 2:
+                    nn.init.trunc_normal_(parameter, std=config.initializer_range)
+                else:
+                    nn.init.zeros_(parameter)
+    if rows is None and PartialState().is_main_process:
+        logger.warning(f"The head is new, for the {count} classes of {images.name} ({told(names)}): {why}")
     config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
     fit_sizes(model, settings)
+
+
+def _kept_rows(model: RecomposingModel, images: LabelledImages, relabel: bool) -> tuple[list[int] | None, str]:
+    """Which rows of a model's head the classes of the images are; or None and why it has to be a new one."""
+    names, known = images.class_names, getattr(model.classifier, "out_features", 0)
+    if relabel and known != len(names):
+        raise ValueError(
+            f"`relabel` keeps the head of `init` for the classes of {images.name}, which are {len(names)}; it has "
+            f"{known}. Leave it out for a new head."
+        )
+    if not isinstance(model.classifier, nn.Linear):
+        return None, "the bundle that `init` names has none."
+    own = names_of(model.config.id2label)
+    if relabel or not own:
+        same = known == len(names)
+        return (list(range(known)), "") if same else (None, f"that of `init` has {known}.")
+    places = places_of(names, own)
+    if places is None:
+        return None, (
+            f"that of `init` knows others ({told(own)}). Where class i of the images is its output i under another "
+            "name, --relabel keeps it."
+        )
+    return places, ""
 
 
 def fit_sizes(model: RecomposingModel, settings: DecompositionSettings) -> None:

@@ -1,5 +1,7 @@
 """Laws of `modeling_lingene.measuring.metrics`; references: closed forms, scikit-learn, stock transformers."""
 
+import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -188,7 +190,7 @@ def test_a_measured_row_has_the_fields_of_sizes_json():
     """The fields and their order are a format that other files read."""
     model, batches = vit(), random_batches([3])
     size = dict(depth=2, width_ratio=1 / 3, num_components=1, stored_params=77, split="test", dataset="noise")
-    row = measure(model, batches, **size)
+    row, right = measure(model, batches, **size), accuracy(model, batches)[0]
     assert row == {
         "depth": 2,
         "width_ratio": "1/3",
@@ -197,11 +199,15 @@ def test_a_measured_row_has_the_fields_of_sizes_json():
         "stored_params": 77,
         "macs": closed_form(model.config),
         "accuracy": round(accuracy(model, batches)[0], 6),
+        "images": 3,
+        "standard_errors": {"accuracy": round(math.sqrt(right * (1 - right) / 3), 6)},
         "split": "test",
         "dataset": "noise",
     }
     row = measure(model, batches, **{**size, "width_ratio": "1"}, latency=True)
     assert (row["width_ratio"], row["device"]) == ("1", device_name()) and row["latency_ms"] > 0
+    assert row["iqr_ms"] >= 0 and re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", row["timed"])
+    assert row["timed_with"].startswith(f"torch {torch.__version__}, float32, load ")
 
 
 def test_a_model_of_another_size_is_not_measured_under_a_wrong_name():

@@ -191,3 +191,23 @@ def test_the_place_of_every_size_is_told_where_its_point_is(tmp_path):
         assert abs(pixel - colours[row["depth"]][:3]).max() < 0.02
     with pytest.raises(ValueError, match="`rows`"):
         plots.plot_cost([], "macs", path)
+
+
+def test_what_one_standard_error_apart_is_looks_alike(figure, tmp_path):
+    """Three points of 855 pictures spread over all colours made differences of what nobody can tell apart."""
+    errors = {"images": 855, "standard_errors": {"accuracy": 0.017}}
+    measured = [row | errors | {"accuracy": 0.54 - 0.01 * place} for place, row in enumerate(rows((3,), ("1",)))]
+    plot_sizes(measured, tmp_path / "x.png")
+    bars = [line for panel in figure[0].axes for line in panel.collections]
+    drawn = sorted(float(abs(high[1] - low[1])) for low, high in bars[0].get_segments())
+    assert len(bars) == 2 and drawn == pytest.approx([3.4] * 4)
+    assert "bars: one standard error" in " ".join(figure[0].axes[0].get_ylabel().split())
+    plots.plot_heat(measured, tmp_path / "x.png")
+    panel, bar = figure[1].axes
+    low, high = panel.images[0].get_clim()
+    assert (high, high - low) == (pytest.approx(54), pytest.approx(17))  # ten standard errors
+    bold = {float(text.get_text()) for text in panel.texts if text.get_fontweight() == "bold"}
+    assert bold == {54.0, 53.0} and "within one standard error (1.7) of the best" in bar.get_ylabel()
+    plots.plot_heat(rows((3,), ("1",)), tmp_path / "x.png")
+    assert "bold" not in figure[2].axes[1].get_ylabel()
+    assert {text.get_fontweight() for text in figure[2].axes[0].texts} == {"normal"}

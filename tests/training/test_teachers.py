@@ -298,12 +298,27 @@ def named(folder: Path, classes: list[str]) -> str:
     return saved(folder, vit(id2label=dict(enumerate(classes)), label2id={name: i for i, name in enumerate(classes)}))
 
 
-def test_the_same_classes_in_another_order_are_refused(tmp_path):
-    """Its logits would stand for other classes, and nothing would show it; capitals do not make another class."""
+def test_a_teachers_logits_are_those_of_the_images_classes_found_by_name(tmp_path):
+    """By its own order they would stand for other classes, and nothing would show it; capitals make no other class."""
     classes = [f"class {index}" for index in range(CLASSES)]
-    for number, order in enumerate(([*classes[1:], classes[0]], [name.upper() for name in reversed(classes)])):
-        with pytest.raises(ValueError, match="`teacher` .* made in another order"):
-            load_teacher(named(tmp_path / str(number), order), IMAGES)
+    orders = ([*classes[1:], classes[0]], [name.upper() for name in reversed(classes)], ["more", *classes])
+    for number, order in enumerate(orders):
+        plain = [name.lower() for name in order]
+        name = saved(
+            tmp_path / str(number),
+            vit(id2label=dict(enumerate(order)), label2id={one: i for i, one in enumerate(order)}),
+        )
+        expected = by_hand(name, IMAGES.images)[:, [plain.index(one) for one in classes]]
+        assert torch.allclose(answers(load_teacher(name, IMAGES), IMAGES), expected, atol=1e-5)
+
+
+def test_a_teacher_of_other_classes_is_refused_unless_relabelled(tmp_path):
+    """As many outputs are no sign that they mean the same."""
+    name = named(tmp_path / "teacher", [f"thing {index}" for index in range(CLASSES)])
+    with pytest.raises(ValueError, match=r"`teacher` .* knows other classes \(thing 0.*made has \(class 0.*--relabel"):
+        load_teacher(name, IMAGES)
+    got = answers(load_teacher(name, IMAGES, relabel=True), IMAGES)
+    assert torch.allclose(got, by_hand(name, IMAGES.images), atol=1e-5)
 
 
 @pytest.mark.parametrize(

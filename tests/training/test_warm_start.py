@@ -27,7 +27,7 @@ from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import sweep
-from modeling_lingene.training import recipes
+from modeling_lingene.training import recipes, warm_start
 from modeling_lingene.training.decomposition import SCHEDULES, DecompositionSettings, phases
 from modeling_lingene.training.loop import TrainingLoop
 
@@ -60,14 +60,16 @@ def pictures(split: str, labels: list[int] | None = None) -> LabelledImages:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
     monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split))
-    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
+    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 
 
-def begun(folder: Path, model_class=LinGeneForImageClassification, dtype=torch.float32, **fields) -> Path:
+def begun(
+    folder: Path, model_class=LinGeneForImageClassification, dtype=torch.float32, word: str = "class", **fields
+) -> Path:
     """A bundle with classes and preprocessing of its own."""
-    labels = {index: f"thing {index}" for index in range(fields.pop("num_labels", 7))}
+    labels = {index: f"{word} {index}" for index in range(fields.pop("num_labels", 7))}
     config = helpers.tiny_config(num_labels=len(labels), **fields)
     config.id2label, config.label2id = labels, {label: index for index, label in labels.items()}
     helpers.tiny_model(config, seed=2, model_class=model_class).to(dtype).save_pretrained(folder)
@@ -214,9 +216,17 @@ def test_more_components_than_the_bundle_holds_are_refused(tmp_path, init):
     assert not (tmp_path / "out").exists()
 
 
-def test_as_many_classes_keep_the_head_and_take_the_names_of_the_pictures(tmp_path, init):
-    """The same task under other words; the head was trained."""
-    result = trained(tmp_path / "out", init, learning_rate=NOTHING)
+@pytest.mark.parametrize("case", ["the same", "no names", "relabelled"])
+def test_the_same_classes_keep_the_head_and_other_names_do_where_that_is_meant(tmp_path, case):
+    """The head was trained; a bundle without names says nothing against the pictures' ones."""
+    word = {"the same": "CLASS", "no names": "LABEL", "relabelled": "thing"}[case]
+    init = begun(tmp_path / "init", word=word)
+    if case == "no names":
+        said = json.loads((init / "config.json").read_text())
+        said |= {"id2label": {str(n): f"LABEL_{n}" for n in range(7)}}
+        said["label2id"] = {name: int(n) for n, name in said["id2label"].items()}
+        (init / "config.json").write_text(json.dumps(said))
+    result = trained(tmp_path / "out", init, learning_rate=NOTHING, relabel=case == "relabelled")
     assert torch.allclose(stored(result)["classifier.weight"], stored(init)["classifier.weight"], rtol=0, atol=1e-8)
     for folder in (result, tmp_path / "out" / "best"):
         config = stock(folder).config
@@ -224,18 +234,42 @@ def test_as_many_classes_keep_the_head_and_take_the_names_of_the_pictures(tmp_pa
         assert config.label2id == {f"class {index}": index for index in range(7)}
 
 
+def test_a_head_that_knows_the_classes_in_another_order_among_others_keeps_their_rows(tmp_path):
+    """By place the row of a rose would begin as that of a tulip."""
+    init = begun(tmp_path / "init", num_labels=9)
+    config = LinGeneConfig.from_pretrained(init)
+    names = [f"class {index}" for index in (8, 3, 0, 6, 1, 7, 2, 5, 4)]
+    fields = json.loads((init / "config.json").read_text())
+    fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    (init / "config.json").write_text(json.dumps(fields))
+    result = trained(tmp_path / "out", init, learning_rate=NOTHING)
+    rows = [names.index(f"class {index}") for index in range(7)]
+    for key in ("classifier.weight", "classifier.bias"):
+        assert torch.allclose(stored(result)[key], stored(init)[key][rows], rtol=0, atol=1e-8)
+    assert config.num_labels == 9 and stock(result).config.id2label == {n: f"class {n}" for n in range(7)}
+
+
+def test_a_head_of_another_number_of_classes_cannot_be_relabelled(tmp_path):
+    """Which rows would be meant is not said."""
+    with pytest.raises(ValueError, match="`relabel` keeps the head of `init` .* which are 7; it has 5"):
+        trained(tmp_path / "out", begun(tmp_path / "init", num_labels=5), relabel=True)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"num_labels": 5},
-        {"num_labels": 9},
+        {"num_labels": 9, "word": "thing"},
+        {"word": "thing"},
         {"model_class": LinGeneModel, "num_labels": 5},
         {"model_class": LinGeneModel},
     ],
-    ids=["fewer", "more", "headless of other classes", "headless"],
+    ids=["fewer", "more", "as many others", "headless of other classes", "headless"],
 )
-def test_other_classes_or_no_head_give_a_new_one(tmp_path, fields):
+def test_other_classes_or_no_head_give_a_new_one_and_a_word_about_it(tmp_path, monkeypatch, fields):
     """Of the usual scale, with biases of nothing; all else is the bundle's."""
+    said = []
+    monkeypatch.setattr(warm_start.logger, "warning", said.append)
     init = begun(tmp_path / "init", **fields)
     result = trained(tmp_path / "out", init, learning_rate=NOTHING)
     before, after = stored(init), stored(result)
@@ -247,6 +281,7 @@ def test_other_classes_or_no_head_give_a_new_one(tmp_path, fields):
         assert (head[: len(old)] - old).abs().mean() > 0.05  # the old one has the noise of `tiny_model`
     assert all(torch.allclose(tensor, before[key], rtol=0, atol=1e-8) for key, tensor in after.items())
     assert stock(result).config.num_labels == 7
+    assert len(said) == 1 and said[0].startswith("The head is new, for the 7 classes of made (class 0, ")
 
 
 def test_a_new_head_is_learned(tmp_path):

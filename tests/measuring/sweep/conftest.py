@@ -19,6 +19,7 @@ from sweeping import (
     STORED,
     counted_macs,
     forget,
+    made_up_run,
     made_up_time,
     pictures,
     timed_rows,
@@ -38,6 +39,7 @@ def cheap(monkeypatch) -> None:
     """No clock, no counter and no pictures, for tests that are not about them."""
     for module in (sweep, profiling):
         monkeypatch.setattr(module, "latency_ms", made_up_time)
+        monkeypatch.setattr(module, "timing_run", made_up_run)
     monkeypatch.setattr(
         sweep,
         "count_macs",
@@ -89,6 +91,7 @@ def through(source, tmp_path_factory) -> list[dict]:
     """The rows of the sweep that was not interrupted, of one part."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sweep, "latency_ms", made_up_time)
+        patched.setattr(sweep, "timing_run", made_up_run)
         return sweep.sweep(source, pictures(12), batch_size=4, out=tmp_path_factory.mktemp("through"), **GRID)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,27 @@ def made_up_time(model, pixel_values=None, min_run_time=0.5, threads=None, batch
     weight = next(model.parameters())
     median = sum(p.numel() for p in model.parameters()) * weight.element_size() / 3e5 * (1 + (batch_size - 1) / 3)
     return {"median": median, "iqr": median / 7, "batch_size": batch_size, "threads": threads}
+
+
+RUN = {"timed": "2026-01-02 03:04:05 UTC", "timed_with": "torch, float32, load 0.1 of 2 cores"}
+
+
+def made_up_run(dtype: str = "float32") -> dict[str, str]:
+    """In place of the moment at which latencies are measured."""
+    return RUN
+
+
+def made_up_timing(model) -> dict:
+    """What a row has to say of the latency of a model."""
+    found = made_up_time(model)
+    return {"latency_ms": round(found["median"], 4), "iqr_ms": round(found["iqr"], 4), "device": HERE, **RUN}
+
+
+def counted(right: float, images: int) -> dict:
+    """What a row has to say of so many right answers out of so many."""
+    right = round(right * images) / images
+    error = round(math.sqrt(right * (1 - right) / images), 6)
+    return {"images": images, "standard_errors": {"accuracy": error}}
 
 
 @functools.cache

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import GPU, HERE, OTHER, SIZES, STORED, TIMES, messages, size_of, timed_rows
+from sweeping import GPU, HERE, OLD, OTHER, SIZES, STORED, TIMES, messages, size_of, timed_rows
 from transformers import AutoModelForImageClassification
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification, folders
 from modeling_lingene.budget_lingene import choose_size
 from modeling_lingene.measuring import profiling
-from test_hub import edit
+from modeling_lingene.measuring.tables import size_table
+from test_hub import edit, table
 
 
 @pytest.fixture(params=["auto", "class"])
@@ -40,8 +41,59 @@ def test_a_latency_budget_takes_the_latencies_of_one_device(loader, timed, caplo
     assert told == (
         f"{timed}: depth {best[0]}, width ratio {best[1]}, {best[2]} components: the most accurate "
         f"({90 - 10 * SIZES.index(best)}.0 %) of {len(within)} measured sizes within `max_latency_ms` {limit:g}, "
-        f"with latency_ms {TIMES[device or HERE][best]:g} on {device or HERE}."
+        f"with latency_ms {TIMES[device or HERE][best]:g} on {device or HERE} (when is not recorded)."
     )
+
+
+def stamped(row: dict, device: str, moment: str, latency: float) -> dict:
+    return {"device": device, "latency_ms": latency, "iqr_ms": 0.1, "timed": f"2026-01-{moment} 00:00:00 UTC"}
+
+
+def test_one_run_on_a_device_decides_at_a_time_and_what_was_timed_earlier_does_not(loader, folder, caplog):
+    """Of another moment and load a slow size looks fast: the first run was taken beside no other work."""
+    rows = timed_rows([])
+    for place, row in enumerate(rows):
+        row |= stamped(row, HERE, "02", 1 + place)
+        row["profiles"] = [stamped(row, OTHER, "09", 0.1)]
+    for row in rows[:3]:
+        row["profiles"].append(stamped(row, HERE, "05", 20.0 - 5 * rows.index(row)))
+    folders.write_sizes(folder, rows)
+    loaded = loader(folder, max_latency_ms=16)
+    best = min((size_of(row) for row in rows[1:3]), key=SIZES.index)
+    assert (loaded.source_size.depth, str(loaded.source_size.width_ratio)) == best[:2]
+    (told,) = messages(caplog, "the most accurate")
+    assert f"of 2 measured sizes within `max_latency_ms` 16, with latency_ms 10 on {HERE} (2026-01-05 " in told
+    assert told.endswith("; 3 sizes were timed earlier and do not count).")
+    latencies = {line["depth"] + line["width"]: line["latency"] for line in table(size_table(rows))}
+    assert sum(cell.endswith(" (older)") for cell in latencies.values()) == 3
+    assert {row["latency"] for row in table(size_table(rows)) if "older" not in row["latency"]} == {
+        "20.00 ms",
+        "15.00 ms",
+        "10.00 ms",
+    }
+
+
+def sure(row: dict, images: int) -> dict:
+    error = (row["accuracy"] * (1 - row["accuracy"]) / images) ** 0.5
+    return row | {"images": images, "standard_errors": {"accuracy": round(error, 6)}}
+
+
+@pytest.mark.parametrize("images, chosen", [(None, 1), (855, 2), (100, 4), (10**6, 1)])
+def test_a_budget_takes_the_cheapest_size_that_one_standard_error_does_not_tell_from_the_best(images, chosen):
+    """Of 855 pictures 54 % are known to 1.7 points: to choose by 0.1 is to choose by chance, and pay for it."""
+    rows = [
+        OLD[0] | {"depth": depth, "accuracy": accuracy, "macs": macs}
+        for depth, accuracy, macs in [(6, 0.56, 100), (1, 0.541, 50), (2, 0.53, 40), (3, 0.5, 10), (4, 0.495, 9)]
+    ]
+    rows = rows if images is None else [sure(row, images) for row in rows]
+    size, why = choose_size(rows, helpers.tiny_config(**STORED), {"max_macs": 60})
+    assert size.depth == chosen
+    if images in (855, 100):
+        near, error = {855: (2, "1.7"), 100: (4, "5.0")}[images]
+        assert f"the cheapest ({100 * rows[chosen]['accuracy']:.1f} %) of {near} that one standard error " in why
+        assert f"({error} points, {images} pictures) does not tell from the most accurate (54.1 %) of 4 " in why
+    else:
+        assert "the most accurate (54.1 %) of 4 measured sizes within `max_macs` 60" in why
 
 
 NAN, INF = float("nan"), float("inf")
@@ -138,7 +190,7 @@ def test_on_a_machine_with_a_gpu_its_latencies_come_first(monkeypatch, devices, 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: GPU)
     config = helpers.tiny_config(**STORED)
     size, why = choose_size(timed_rows(devices), config, {"max_latency_ms": limit})
-    assert size == config.size(*best) and why.endswith(f" on {whose}.")
+    assert size == config.size(*best) and why.endswith(f" on {whose} (when is not recorded).")
 
 
 def test_on_a_machine_with_a_gpu_both_its_devices_are_named_where_neither_was_measured(monkeypatch):

@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
-from sweeping import HERE, OLD, PROGRESS, Watched, as_pixels, made_up_time, messages, size_of
+from sweeping import HERE, OLD, PROGRESS, RUN, Watched, as_pixels, made_up_run, made_up_time, messages, size_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, ViTConfig, ViTModel
 
@@ -35,6 +36,7 @@ def quick(monkeypatch) -> None:
     """No clock."""
     for module in (encoders, metrics):
         monkeypatch.setattr(module, "latency_ms", made_up_time)
+        monkeypatch.setattr(module, "timing_run", made_up_run)
     monkeypatch.setattr(sweep, "count_macs", metrics.count_macs)
 
 
@@ -112,6 +114,7 @@ def whole(encoder, tmp_path_factory) -> SimpleNamespace:
     images = dataclasses.replace(TEST, images=Watched(TEST.images))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(encoders, "latency_ms", made_up_time)
+        patched.setattr(encoders, "timing_run", made_up_run)
         rows = sweep.sweep(folder, images, metric="knn,probe,cosine", train=TRAIN, batch_size=4, **GRID)
     return SimpleNamespace(folder=folder, rows=rows, decoded=images.images.decoded)
 
@@ -136,7 +139,12 @@ def test_every_row_is_what_a_user_finds_who_loads_that_size(whole):
         agreed = cosines(tokens(whole.folder, TEST, *size), expected)
         assert {name: row[name] for name in agreed} == pytest.approx(agreed, abs=2e-6)
         assert (row["reference"], row["split"], row["dataset"]) == ("the full size", "test", "photos")
-        assert (row["device"], "accuracy" in row) == (HERE, False)
+        assert (row["device"], "accuracy" in row, row["images"]) == (HERE, False, 15)
+        assert {name: row[name] for name in RUN} == RUN and row["iqr_ms"] > 0
+        errors = {name: math.sqrt(row[name] * (1 - row[name]) / 15) for name in ("knn", "probe")}
+        both = (unit(tokens(whole.folder, TEST, *size)) * unit(expected[..., : int(48 * Fraction(size[1]))])).sum(-1)
+        errors["cosine"] = both[:, 0].std(ddof=1) / math.sqrt(15)
+        assert row["standard_errors"] == pytest.approx(errors, abs=2e-6)
     assert len({row["knn"] for row in whole.rows}) > 3 and len({row["cosine"] for row in whole.rows}) == len(ORDER)
 
 

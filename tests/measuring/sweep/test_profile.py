@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import HERE, MEASURED, PROFILES, load, made_up_time, messages, options, size_of, weights_id
+from sweeping import HERE, MEASURED, PROFILES, RUN, load, made_up_time, messages, options, size_of, weights_id
 from transformers import AutoModelForImageClassification
 
 from modeling_lingene import folders
@@ -22,6 +22,7 @@ def made_up_profile(folder: Path, row: dict, batch: int = 64, dtype: torch.dtype
         "device": HERE,
         "latency_ms": round(one["median"], 4),
         "iqr_ms": round(one["iqr"], 4),
+        **RUN,
         "images_per_second": round(batch / many["median"] * 1000, 1),
         "batch_size": batch,
     }

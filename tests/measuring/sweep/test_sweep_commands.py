@@ -34,6 +34,7 @@ from modeling_lingene import LinGeneConfig, LinGeneModel, folders, hub
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.measuring import metrics, plots, profiling, sweep
+from modeling_lingene.measuring.evaluation import evaluate_model
 from test_hub import files, number, read, table
 
 
@@ -135,6 +136,31 @@ def test_labels_outside_of_the_classes_are_refused(lingene, folder, tmp_path):
     assert told.code == 2 and len(told.errors) == 1 and told.out == ""
     assert told.errors[0].startswith("lingene sweep: `num_labels`") and "9 is outside 0..6" in told.errors[0]
     assert files(tmp_path) == before
+
+
+def test_classes_are_compared_by_name_and_found_in_any_order(lingene, folder, tmp_path):
+    """Ten clothes measured as flowers give the accuracy of chance and look like a result."""
+    fields = read(folder / "config.json")
+    fields["id2label"] = {str(n): f"class {n}" for n in range(7)}
+    fields["label2id"] = {f"class {n}": n for n in range(7)}
+    folders.write_json(folder / "config.json", fields)
+    images, size = pictures(12), {"depth": 6}
+    others = dataclasses.replace(images, class_names=[f"thing {n}" for n in range(7)])
+    turned = dataclasses.replace(
+        images,
+        class_names=images.class_names[1:] + images.class_names[:1],
+        labels=[(label - 1) % 7 for label in images.labels],
+    )
+    for run in (
+        lambda made, **way: sweep.sweep(folder, made, depths=(6,), components=(5,), out=tmp_path / "out", **way)[0],
+        lambda made, **way: evaluate_model(folder, size, made, **way),
+    ):
+        with pytest.raises(ValueError, match=r"has no class thing 0.* of made; it knows class 0.*--relabel"):
+            run(others)
+        known = run(images)["accuracy"]
+        assert run(turned)["accuracy"] == run(others, relabel=True)["accuracy"] == known
+        assert run(turned, relabel=True)["accuracy"] != known
+    assert not (tmp_path / "out" / "sweep.json").exists()
 
 
 def test_a_name_on_the_hub_needs_a_place_for_the_results(lingene, tmp_path, monkeypatch):

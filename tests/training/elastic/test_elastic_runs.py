@@ -49,7 +49,7 @@ def coloured(split: str) -> LabelledImages:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures from memory; latency and plots are left out."""
     monkeypatch.setattr(recipes, "load_images", lambda data, split: coloured(split))
-    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
+    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 
