@@ -54,7 +54,8 @@ analysis.figures  analysis.trend analysis.coefficients analysis.similarity analy
 app.cache  app.sizes  app.looking  app.views  app.page
 pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare pruning.record  pruning.choose
     pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
-commands.asked commands.shown  commands.training commands.making commands.measuring commands.analysis commands.publishing
+commands.asked commands.shown
+    commands.training commands.making commands.measuring commands.analysis commands.publishing
 cli
 """
 # Two spaces or a new line: a step up; modules that one space parts do not know each other.
