@@ -27,16 +27,15 @@ from transformers import (
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
-    ViTForImageClassification,
 )
 
-from modeling_lingene.configuration_lingene import LinGeneConfig
+from modeling_lingene.configuration_base_lingene import BundleConfig
 from modeling_lingene.folders import write_json
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor, load_images, require, split_off
 from modeling_lingene.images.loaders import Layout, training_images
+from modeling_lingene.kinds import model_class
 from modeling_lingene.measuring.metrics import count_macs, device_name
-from modeling_lingene.modeling_lingene import LinGeneForImageClassification
 from modeling_lingene.progress import quiet_loading
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
 from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings, make_accelerator
@@ -116,6 +115,18 @@ SCALES = {
         teacher_epochs=12,
         rates=(2e-3,),
         seeds=(0,),
+    ),
+    "swin": Scale(  # CPU; the second of three stages, of 8 x 8 patches in shifted windows of 4 x 4, has components
+        32,
+        (6_400, 3_000),
+        ModelSettings(32, 2, intermediate_size=64, patch_size=2, stages=(2, 6, 2), window_size=4),
+        TrainingSettings(epochs=8, batch_size=64, device="cpu", evaluate_every=0),
+        Augmentation(crop_padding=4, flip=True),
+        totals=(1, 2, 3, 6),
+        depths=(6,),
+        widths=("1",),
+        teacher={},
+        rates=(2e-3,),
     ),
 }
 SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
@@ -222,18 +233,18 @@ class Protocol:
         names = load_images(self.data, "train").class_names
         return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
-    def config(self, row: Row) -> LinGeneConfig:
+    def config(self, row: Row) -> BundleConfig:
         """Of a row's full network."""
         recipe, sizes = self.recipe(row), (self.scale.image_size, self.scale.model.patch_size)
         shape = recipe.model.shape(recipe.decomposition)
-        return LinGeneConfig(**shape, image_size=sizes[0], patch_size=sizes[1], layer_norm_eps=1e-6, **self.labels)
+        return recipe.model.network(**shape, image_size=sizes[0], patch_size=sizes[1], **self.labels)
 
     def network(self, row: Row):
         """A network that is trained alone, with its first weights."""
         depth, width = row.size
         if row.start == "scratch":
             config = self.config(row)
-            return ViTForImageClassification(config.stock_config(config.size(depth, width)))
+            return AutoModelForImageClassification.from_config(config.stock_config(config.size(depth, width)))
         asked = {"depth": depth, "width_ratio": width, "constrained": row.start == "constrained"}
         with quiet_loading():
             return AutoModelForImageClassification.from_pretrained(self.bundle, **asked, **self.labels)
@@ -269,7 +280,7 @@ class Protocol:
         config = self.config(row)
         if row.size:
             return count_macs(config.stock_config(config.size(*row.size)))
-        (phase, *_) = phases(LinGeneForImageClassification(config), self.recipe(row).decomposition)
+        (phase, *_) = phases(model_class(config, head=True)(config), self.recipe(row).decomposition)
 
         @functools.cache
         def macs(depth: int | None, width: str) -> int:
