@@ -47,13 +47,13 @@ def make(folder: Path) -> None:
     """A ViT-Base bundle of random components, and the ViT it gives saved plain; in `encoder`, a DINOv2 ViT-Small."""
     torch.manual_seed(0)
     config = LinGeneConfig(depth=12, num_components=12, num_labels=1000, trained_width_ratios=["1/2", "1"])
-    _save(LinGeneForImageClassification(config), folder)
+    save(LinGeneForImageClassification(config), folder)
     shape = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
     config = LinGeneConfig(family="dinov2", depth=12, num_components=12, image_size=518, patch_size=14, **shape)
-    _save(LinGeneModel(config), folder / "encoder")
+    save(LinGeneModel(config), folder / "encoder")
 
 
-def _save(model: PreTrainedModel, folder: Path) -> None:
+def save(model: PreTrainedModel, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
@@ -85,7 +85,7 @@ def one_busy_process() -> Iterator[None]:
         process.kill()
 
 
-def times(folder: Path, repeats: int, sizes: dict, allowance: float = 1.0) -> dict:
+def times(folder: Path, repeats: int, sizes: dict, allowance: float = 1.0, limits: dict = LIMITS) -> dict:
     results = {}
     for name, kwargs in sizes.items():
         seconds(folder, None), seconds(folder, kwargs)
@@ -96,7 +96,7 @@ def times(folder: Path, repeats: int, sizes: dict, allowance: float = 1.0) -> di
             "stock_seconds": round(statistics.median(stock for _, stock in pairs), 4),
             "ratio": round(statistics.median(ratios), 3),
             "ratio_min_max": [round(ratios[0], 3), round(ratios[-1], 3)],
-            "limit": round(allowance * LIMITS[name], 2) if name in LIMITS else None,
+            "limit": round(allowance * limits[name], 2) if name in limits else None,
         }
     return results
 
