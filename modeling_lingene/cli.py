@@ -18,8 +18,11 @@ from safetensors import SafetensorError
 
 import modeling_lingene
 
+from .telling import flags_of, in_flags, silence, speak_in_flags, standard_streams, unread
+
 
 Options = Callable[[Any], object]  # adds an option or a group of them to a parser
+UNREAD = 128 + 13  # SIGPIPE
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write, which does not say its file
 
 
@@ -365,12 +368,12 @@ def evaluate(
 
     how = {"reference": reference, "batch_size": batch_size, "device": device}
     row = evaluate_data(model, _given(size), data, split, metric, **how)
+    if out:  # before the table, which perhaps nobody reads to its end
+        write_json(out, row)
     print(size_table([row]))
     if "reference" in row:
         print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
     print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
-    if out:
-        write_json(out, row)
 
 
 @command(
@@ -428,13 +431,13 @@ def info(bundle: str, revision: str | None, out: Path | None) -> None:
     from .measuring.tables import readable, size_table
 
     facts, rows = describe(bundle, **_given({"revision": revision}))
+    if out:
+        write_json(out, {**facts, "sizes": rows})
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
     print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
-    if out:
-        write_json(out, {**facts, "sizes": rows})
 
 
 @command("compare every weight file with the hash that was taken when it was saved", BUNDLE, REVISION)
@@ -595,11 +598,11 @@ def zoo(out: Path | None) -> None:
     from .zoo import released, where_to_load, zoo_table
 
     bundles = released()
+    if out:
+        write_json(out, {"bundles": bundles})
     print(f"{zoo_table(bundles)}\n\ndownload in parameters; best and smallest by the metric of each card. Load one:\n")
     for facts in bundles:
         print(f"    {where_to_load(facts)}")
-    if out:
-        write_json(out, {"bundles": bundles})
 
 
 def _given(options: dict) -> dict:
@@ -616,26 +619,41 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=chosen.help, description=chosen.help[0].upper() + chosen.help[1:] + ".")
         for add in chosen.options if name == wanted else ():
             add(own)
+        speak_in_flags(own)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command: 0 on success, 2 for wrong input, 1 for what failed on the way, 130 when interrupted.
+    """Run one command: 0 on success, 2 for wrong input, 1 for what failed on the way, 130 when interrupted, 141 when
+    nobody reads on (`| head`), of which nothing is said: so shells report any program that a closed pipe ends.
 
     Whatever is wrong is one line on stderr that says what to do.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
+    try:
+        try:
+            return _run(argv)
+        finally:  # of `--help` too, which ends by an exit
+            for stream in standard_streams():
+                stream.flush()
+    except BrokenPipeError as error:
+        gone = unread(standard_streams())
+        silence(gone)
+        return UNREAD if gone else _fail(argv[0], error.strerror, 2)
+
+
+def _run(argv: list[str]) -> int:
+    name = next((word for word in argv if not word.startswith("-")), None)
+    parser = build_parser(name)
     options = vars(parser.parse_args(argv))
     name, quiet = options.pop("command"), options.pop("quiet", False)
     place = options.get("out") or options.get("bundle")
     try:
         with _bars(quiet):
             COMMANDS[name].run(**options)
-            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        if isinstance(error, BrokenPipeError):  # `| head`; or Python would fail once more when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(name, _told(error, place), 2)
     except RuntimeError as error:
         return _fail(name, str(error), 1)
@@ -653,8 +671,17 @@ def _bars(quiet: bool) -> contextlib.AbstractContextManager:
 
 
 def _fail(name: str, message: str, status: int) -> int:
-    print(f"lingene {name}: {' '.join(message.split())}", file=sys.stderr)
+    told = in_flags(" ".join(message.split()), flags_of(options_of(name))) if name in COMMANDS else message
+    print(f"lingene {name}: {told}", file=sys.stderr)
     return status
+
+
+def options_of(name: str) -> argparse.ArgumentParser:
+    """The options of one command by themselves."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for add in COMMANDS[name].options:
+        add(parser)
+    return parser
 
 
 def _told(error: Exception, place: Path | str | None) -> str:

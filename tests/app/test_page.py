@@ -348,7 +348,7 @@ def test_a_port_in_use_is_one_line_before_any_work(capfd, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         status, line = told(capfd, "/absent/bundle", "--port", port)
-    assert status == 2 and line.startswith("lingene app: `port`") and f"{port} is in use" in line
+    assert status == 2 and line.startswith("lingene app: `--port`") and f"{port} is in use" in line
 
 
 @pytest.mark.parametrize(

@@ -796,16 +796,16 @@ def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
 @pytest.mark.parametrize(
     "line, named",
     [
-        ("convert /absent/model --out O", "`source`"),
+        ("convert /absent/model --out O", "`SOURCE`"),
         ("convert B --out O", "`model_type`"),
-        ("convert S --out S", "`out`"),
-        ("convert S --out O --num-components 7", "`num_components`"),
-        ("convert S --out O --num-components 3 --fit best", "`fit`"),
-        ("convert S --out O --fit kronecker", "`fit`"),
-        ("convert S --out O --depths 3", "`depths`"),
-        ("convert S --out O --weights W", "`weights`"),
+        ("convert S --out S", "`--out`"),
+        ("convert S --out O --num-components 7", "`--num-components`"),
+        ("convert S --out O --num-components 3 --fit best", "`--fit`"),
+        ("convert S --out O --fit kronecker", "`--fit`"),
+        ("convert S --out O --depths 3", "`--depths`"),
+        ("convert S --out O --weights W", "`--weights`"),
         ("convert S --out O --basis fourier", "condition number"),
-        ("convert S --out O --device abacus", "`device`"),
+        ("convert S --out O --device abacus", "`--device`"),
     ],
 )
 def test_wrong_input_of_convert_is_one_line_that_names_it(origin, stock, tmp_path, capsys, line, named):

@@ -402,7 +402,7 @@ def test_neither_recipe_nor_data_is_refused_and_says_what_to_give(line, tmp_path
     monkeypatch.chdir(tmp_path)
     assert cli.main(["decompose", "--out", "out", *line.split()]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and re.fullmatch(r"lingene decompose: `data` [^\n]*\n", printed.err)
+    assert printed.out == "" and re.fullmatch(r"lingene decompose: `--data` [^\n]*\n", printed.err)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -500,7 +500,8 @@ def test_a_shape_beside_init_is_refused_by_name(tmp_path, capsys, init, name):
         capsys, "decompose", "--init", init, "--data", "digits", *flags, "--out", tmp_path / "out"
     )
     assert (code, out) == (2, "") and not (tmp_path / "out").exists()
-    assert errors == [f"lingene decompose: `{name}` is the bundle's that `init` names; leave one of them out."]
+    told = f"lingene decompose: `{flags[0]}` is the bundle's that `--init` names; leave one of them out."
+    assert errors == [told]
 
 
 @pytest.mark.parametrize(

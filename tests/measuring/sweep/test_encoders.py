@@ -272,7 +272,7 @@ def test_a_metric_of_labels_on_a_folder_without_is_refused_on_the_command_line(l
         PICTURES.images[0].save(tmp_path / "set" / "test" / name / "1.png")
     if metric == "knn":
         told = lingene("evaluate", bundle, "--data", tmp_path / "set", "--quiet")
-        assert told.code == 2 and "`metric` knn needs a train part" in told.errors[-1]
+        assert told.code == 2 and "`--metric` knn needs a train part" in told.errors[-1]
 
 
 @pytest.fixture(scope="module")
