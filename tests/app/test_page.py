@@ -354,12 +354,12 @@ def test_a_port_in_use_is_one_line_before_any_work(capfd, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["B", "--port", "0"], "`port`"),
-        (["B", "--port", "70000"], "`port`"),
-        (["B", "--host", "no.such.host.invalid"], "`host`"),
-        (["B", "--host", "192.0.2.1"], "`host`"),
-        (["/absent/bundle"], "`bundle`"),
-        (["B", "/absent/bundle"], "`bundle`"),
+        (["B", "--port", "0"], "`--port`"),
+        (["B", "--port", "70000"], "`--port`"),
+        (["B", "--host", "no.such.host.invalid"], "`--host`"),
+        (["B", "--host", "192.0.2.1"], "`--host`"),
+        (["/absent/bundle"], "`BUNDLE`"),
+        (["B", "/absent/bundle"], "`BUNDLE`"),
         (["B", "--images", "/absent/images"], "/absent/images"),
     ],
 )
