@@ -20,6 +20,7 @@ from ..configuration_lingene import LinGeneConfig, check_count
 from ..folders import CONVERSION_FILE, CONVERSION_PICTURE, READOUT_FILE, check_empty, complete_or_absent, write_json
 from ..hub import write_card
 from ..images.data import image_processor, require
+from ..kinds import check_holds_model, what_is, wrong_kind
 from ..loading_lingene import stock_vit
 from ..measuring.metrics import check_device
 from ..measuring.plots import plot_conversion
@@ -45,6 +46,7 @@ logger = logging.get_logger(__name__)
 REPORT_IMAGES = 256  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
+TRAINED = "a trained ViT of transformers, of which a bundle can be made"
 
 
 def open_source(name: str, weights: str | None = None, prefix: str | None = None, headless: bool = False) -> Source:
@@ -59,6 +61,9 @@ def open_source(name: str, weights: str | None = None, prefix: str | None = None
         raise ValueError(f"`weights` and `prefix` belong to timm:NAME; {name} brings its own weights.")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
         raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
+    check_holds_model("source", name, TRAINED)
+    if what_is(name)[0] in ("a bundle", "a pruned model"):
+        raise wrong_kind("source", name, TRAINED)
     try:
         return read_transformers(name, headless)
     except OSError as error:

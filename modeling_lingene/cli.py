@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 
 import modeling_lingene
 
+from .kinds import check_within_reach
 from .telling import flags_of, in_flags, silence, speak_in_flags, standard_streams, unread
 
 
 Options = Callable[[Any], object]  # adds an option or a group of them to a parser
+NAMES = {"bundle", "model", "source", "init", "reference"}  # options that may be names on the Hub
 UNREAD = 128 + 13  # SIGPIPE
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write, which does not say its file
 
@@ -110,7 +112,9 @@ REVISION = option("--revision", help="on the Hub (default: main)")
 OUT = option("--out", type=Path, required=True, help="new or empty folder for the result")
 OUT_FILE = option("--out", type=Path, help="JSON file for the numbers")
 DATA = option("--data", required=True, help="digits, a folder of images, parquet files, a name on the Hub")
-SPLIT = option("--split", default="test", help="default: %(default)s")
+SPLIT = option(
+    "--split", default="test", help="or held-out: what training on a set without one holds out (default: test)"
+)
 BATCH_SIZE = option("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
 DEVICE = option("--device", help="default: the GPU if there is one, else the CPU")
 METRIC = option(
@@ -138,8 +142,8 @@ SIZE = group(
 )
 SIZE_FLAGS = ("depth", "width_ratio", "num_components", "allow_untrained")
 SIZE_FLAGS += ("max_params", "max_macs", "max_latency_ms", "latency_device")
-ANALYSIS_FLAGS = {"images": "components", "count": "components", "depths": "coefficients"}
-ANALYSIS_FLAGS |= {"data": "similarity", "reference": "similarity"}
+ANALYSIS_FLAGS = dict.fromkeys((*SIZE_FLAGS, "data"), ("components", "similarity"))
+ANALYSIS_FLAGS |= {"count": ("components",), "depths": ("coefficients",), "reference": ("similarity",)}
 BASIS = group(
     "basis",
     "the preset stable",
@@ -182,6 +186,8 @@ def decompose(out: Path, resume: bool, **flags) -> None:
         bundle = shlex.quote(str(out / "bundle"))
         _print_trained(rows, out)
         sweep = "" if asked.unlabelled else f"\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}"
+        if rows[0]["split"] not in ("test", "validation"):
+            sweep += f" --split {rows[0]['split']}"
         print(f"\nMeasure other sizes, push:\n{sweep}" if sweep else "\nPush:\n")
         print(f"    lingene push {bundle} USER/NAME")
 
@@ -218,6 +224,7 @@ def prune(model: str, out: Path, resume: bool, **flags) -> None:
 def _print_trained(rows: list[dict], out: Path) -> None:
     """The table of a run, where its files are, and code that loads its best size."""
     from .budget_lingene import metric_of
+    from .folders import download_of
     from .measuring.tables import size_table
 
     if "feature_loss" in rows[0]:
@@ -228,7 +235,7 @@ def _print_trained(rows: list[dict], out: Path) -> None:
     size = {name: best[name] for name in ("depth", "num_components")}
     size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
     asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
-    print(f"\n{size_table(rows)}\n")
+    print(f"\n{size_table(rows, fetched=download_of(out / 'bundle'))}\n")
     print(f"bundle   {out / 'bundle'}\nplot     {out / 'sizes.png'}\nnumbers  {out / 'results.json'}\n")
     print(
         "Load a size:\n\n    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n"
@@ -362,7 +369,7 @@ def evaluate(
     out: Path | None,
     **size,
 ) -> None:
-    from .folders import write_json
+    from .folders import download_of, write_json
     from .measuring.evaluation import evaluate_data
     from .measuring.tables import size_table
 
@@ -370,7 +377,7 @@ def evaluate(
     row = evaluate_data(model, _given(size), data, split, metric, **how)
     if out:  # before the table, which perhaps nobody reads to its end
         write_json(out, row)
-    print(size_table([row]))
+    print(size_table([row], fetched=download_of(model) if row["num_components"] else None))
     if "reference" in row:
         print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
     print(f"{row['dataset']} ({row['split']}), latency of one image on {row['device']}")
@@ -393,13 +400,14 @@ def evaluate(
     resume=AGAIN,
 )
 def sweep(bundle: str, data: str, split: str, out: Path | None, **options) -> None:
+    from .folders import download_of
     from .measuring.sweep import sweep_data
     from .measuring.tables import size_table
 
     rows = sweep_data(bundle, data, split, out=out, **options)
     if rows:  # on the main process
         folder = out or Path(bundle)
-        print(f"\n{size_table(rows)}\n\nnumbers  {folder / 'sizes.json'}")
+        print(f"\n{size_table(rows, fetched=download_of(bundle))}\n\nnumbers  {folder / 'sizes.json'}")
         print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
 
 
@@ -427,32 +435,33 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 @command("what a bundle holds, its legal, trained and measured sizes", BUNDLE, REVISION, OUT_FILE)
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
-    from .folders import describe, write_json
+    from .folders import describe, download_of, write_json
     from .measuring.tables import readable, size_table
 
-    facts, rows = describe(bundle, **_given({"revision": revision}))
+    hub = _given({"revision": revision})
+    facts, rows = describe(bundle, **hub)
     if out:
         write_json(out, {**facts, "sizes": rows})
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
-    print(f"\n{size_table(rows)}" if rows else "\nno measured sizes")
+    print(f"\n{size_table(rows, fetched=download_of(bundle, **hub))}" if rows else "\nno measured sizes")
 
 
 @command("compare every weight file with the hash that was taken when it was saved", BUNDLE, REVISION)
 def verify(bundle: str, revision: str | None) -> None:
     from .bundle_lingene import Bundle
     from .folders import read_config
-    from .measuring.tables import readable
+    from .measuring.tables import bytes_shown
 
     hub = _given({"revision": revision})
     held = Bundle(bundle, read_config(bundle, **hub), hub)
     files = held.verify()
     held.measured()  # of these weights, or refused
     for file, size in files.items():
-        print(f"{file:<{max(map(len, files))}}  {readable(size)}B  as it was saved")
-    print(f"\n{len(files)} files, {readable(sum(files.values()))}B, weights_id {held.weights_id}")
+        print(f"{file:<{max(map(len, files))}}  {bytes_shown(size)}  as it was saved")
+    print(f"\n{len(files)} files, {bytes_shown(sum(files.values()))}, weights_id {held.weights_id}")
 
 
 @command(
@@ -466,10 +475,9 @@ def verify(bundle: str, revision: str | None) -> None:
     ),
     option("model", metavar="MODEL", help="a bundle or another model of transformers, by folder or name on the Hub"),
     OUT,
-    option("--images", help="of components: pictures, a folder or another set as for --data; labels are not needed"),
+    option("--data", help="of components and similarity: pictures, as for the other commands; labels are not needed"),
     option("--count", type=int, help="of components: how many of the pictures (default: 2)"),
     option("--depths", type=numbers, default=(), metavar="N,N", help="of coefficients (default: the trained ones)"),
-    option("--data", help="of the similarity: pictures, as for the other commands; labels are not needed"),
     option("--reference", metavar="MODEL", help="of the similarity: an encoder (default: the bundle's full size)"),
     QUIET,
     SIZE,
@@ -477,9 +485,8 @@ def verify(bundle: str, revision: str | None) -> None:
 def analyse(what: str, model: str, out: Path, **asked) -> None:
     asked = {name: value for name, value in _given(asked).items() if value != ()}
     for name in asked:
-        whose = ("components", "similarity") if name in SIZE_FLAGS else (ANALYSIS_FLAGS[name],)
-        if what not in whose:
-            raise ValueError(f"`{name}` is of {' and '.join(whose)}, and {what} has no such choice.")
+        if what not in ANALYSIS_FLAGS[name]:
+            raise ValueError(f"`{name}` is of {' and '.join(ANALYSIS_FLAGS[name])}, and {what} has no such choice.")
     if what == "components":
         from .analysis.components import PICTURES, RESULTS_FILE, analyse_components
 
@@ -556,7 +563,7 @@ def card(bundle: Path, repo: str | None, license: str | None) -> None:
 @command(
     "show bundles on a page to try them on: sizes, budgets, your own pictures",
     option("bundles", metavar="BUNDLE", nargs="+", help="folder or name on the Hub; several to choose from"),
-    option("--images", metavar="DATA", help="sample pictures: a folder, or what --data of other commands takes"),
+    option("--data", help="sample pictures, as for the other commands; labels are not needed"),
     option("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: %(default)s)"),
     option("--port", type=int, default=7860, help="default: %(default)s"),
 )
@@ -600,7 +607,7 @@ def zoo(out: Path | None) -> None:
     bundles = released()
     if out:
         write_json(out, {"bundles": bundles})
-    print(f"{zoo_table(bundles)}\n\ndownload in parameters; best and smallest by the metric of each card. Load one:\n")
+    print(f"{zoo_table(bundles)}\n\nbest and smallest by the metric of each card. Load one:\n")
     for facts in bundles:
         print(f"    {where_to_load(facts)}")
 
@@ -650,6 +657,9 @@ def _run(argv: list[str]) -> int:
     place = options.get("out") or options.get("bundle")
     try:
         with _bars(quiet):
+            for argument in NAMES & options.keys():
+                if isinstance(options[argument], str):
+                    check_within_reach(argument, options[argument])
             COMMANDS[name].run(**options)
     except BrokenPipeError:
         raise

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_lingene import MOST_LAYERS, MOST_PIXELS, LinGeneConfig
+from .kinds import wrong_kind
 from .lingene_vit import LinGeneViTConfig
 from .reading_lingene import (
     AGAIN,
@@ -36,6 +37,7 @@ from .saving_lingene import TRAINING_FILE, bundle_weights_id
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
+BUNDLE = "a bundle of shared components"
 PLAIN = ("vit", LinGeneViTConfig.model_type)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
@@ -84,6 +86,8 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
     """
     if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
         raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
+    if os.path.isdir(bundle) and not os.path.isfile(os.path.join(bundle, CONFIG_NAME)) and not hub.get("subfolder"):
+        raise wrong_kind("bundle", bundle, BUNDLE)
     try:
         path = cached_file(bundle, CONFIG_NAME, **hub)
     except OSError as error:
@@ -92,9 +96,9 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
         raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
     model_type = read_json(path, str(bundle)).get("model_type")
     if model_type != LinGeneConfig.model_type:
-        raise ValueError(
-            f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not a bundle of shared components."
-        )
+        if os.path.isdir(bundle):
+            raise wrong_kind("bundle", bundle, BUNDLE)
+        raise ValueError(f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not {BUNDLE}.")
     return LinGeneConfig.from_pretrained(bundle, **hub)
 
 
@@ -109,6 +113,11 @@ def model_type_of(name: str | os.PathLike, **hub) -> str | None:
 def is_plain(name: str | os.PathLike, **hub) -> bool:
     """Whether a model is one that a size of a bundle or a pruning is written as, and no bundle."""
     return model_type_of(name, **hub) in PLAIN
+
+
+def download_of(name: str | os.PathLike, **hub) -> Callable[[int], int]:
+    """(number of components) -> bytes that are fetched for them, of a bundle; no weights are read."""
+    return Bundle(name, read_config(name, **hub), hub).download_bytes
 
 
 def read_conversion(folder: Path) -> dict | None:
@@ -206,9 +215,11 @@ def check_folder(folder: str | os.PathLike) -> LinGeneConfig:
         ValueError: no bundle, a file missing, or `weights_id` of index or sizes not that of the files.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        raise ValueError(f"`bundle` {folder} must be a folder with {CONFIG_NAME} and {SAFE_WEIGHTS_INDEX_NAME}.")
+    if not folder.is_dir():
+        raise wrong_kind("bundle", folder, "the folder of a bundle")
     config = read_config(folder)
+    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise ValueError(f"`bundle` {folder} lacks {SAFE_WEIGHTS_INDEX_NAME}; save it again.")
     bundle = Bundle(folder, config)
     missing = sorted(file for file in set(bundle.weight_map.values()) if not (folder / file).is_file())
     if missing:

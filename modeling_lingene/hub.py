@@ -104,7 +104,9 @@ def render_card(
     bundle = Bundle(folder, config)
     rows, head, converted = _rows(bundle), bundle.has_head, read_conversion(folder)
     trained, name = read_training(folder, bundle.weights_id), repo_id or title or folder.resolve().name
-    examples = first_sizes(rows, config) if rows else [{"keywords": _example(config, converted)}]
+    examples = (
+        first_sizes(rows, config, bundle.download_bytes) if rows else [{"keywords": _example(config, converted)}]
+    )
     for one in examples:
         given = ({"subfolder": subfolder} if subfolder else {}) | one["keywords"]
         one["code"] = loading(_auto_class(head), name, given)
@@ -123,7 +125,7 @@ def render_card(
         config=config,
         family=config.stands_for,
         widths=", ".join(map(str, config.legal_width_ratios)),
-        table=size_table(rows) if rows else None,
+        table=size_table(rows, fetched=bundle.download_bytes) if rows else None,
         sizes=len(rows),
         pictures=pictures(folder, rows, converted),
         explained=_explained(rows) if rows else "",

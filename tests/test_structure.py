@@ -35,7 +35,7 @@ writing_lingene recompose_lingene reading_lingene families_lingene  configuratio
     vit_lingene budget_lingene identity_lingene
     bundle_lingene  saving_lingene components_lingene
     loading_lingene  modeling_lingene lingene_vit
-folders progress telling
+kinds  folders progress telling
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from ..configuration_lingene import LinGeneConfig
 from ..folders import read_processor
 from ..images.data import LabelledImages, batches, check_labels
+from ..kinds import check_holds_model
 from ..progress import progress_bar, quiet_loading
 from .features import load_encoder
 from .metrics import check_device, count_parameters, measure, seen_size
@@ -95,6 +96,7 @@ def _measures(stick: Yardstick, model: nn.Module) -> dict:
 
 
 def _read_config(name: str | Path) -> PretrainedConfig:
+    check_holds_model("model", name, "a bundle or a plain ViT")
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

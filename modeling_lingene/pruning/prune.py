@@ -24,8 +24,9 @@ from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
 from ..images.augmentation import Augmentation
-from ..images.data import WHOLE, LabelledImages, batches, check_labels, load_images, split_off
+from ..images.data import LabelledImages, batches, check_labels, open_parts
 from ..images.loaders import Layout, training_images
+from ..kinds import check_holds_model
 from ..lingene_vit import LinGeneViTForImageClassification
 from ..measuring.metrics import count_parameters, device_name, measure
 from ..measuring.plots import plot_layers
@@ -57,7 +58,7 @@ class PruneSettings:
     """What is asked for, and how it is found.
 
     Args:
-        data: as for `load_images`; searched and tuned on its split `train`, measured on `test`.
+        data: as for `load_images`; searched and tuned on its split `train`, measured on `test`, or a fifth held out.
         target_macs: share of the dense network's MACs that the result may have, such as 0.5.
         target_params: or of its parameters.
         search: `published`, gates trained with the weights (SPViT), about one and a half times the cost of a training
@@ -221,6 +222,7 @@ def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
 
 def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
     """What is pruned, as a stock model: the one named, or the size of a bundle, written out."""
+    check_holds_model("model", model, "a ViT or a bundle")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -253,15 +255,7 @@ def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
         raise ValueError(str(error).replace("`source`", "`model`")) from None
     network = dense_network(source)
     _target(settings, network)
-    test = load_images(settings.data, "test")
-    validation = load_images(settings.data, "validation")
-    if validation.split == test.split:  # one stands in for the other
-        validation = None
-    train = load_images(settings.data, "train")
-    if WHOLE in (train.split, test.split):
-        raise ValueError(f"`data` {settings.data} must be divided into train and test: a result is measured on test.")
-    if validation is None and settings.validation_share:
-        train, validation = split_off(train, settings.validation_share, settings.validation_seed)
+    train, validation, test = open_parts(settings.data, settings.validation_share, settings.validation_seed)
     _check_classes(source, train)
     for images in filter(None, (train, validation, test)):
         check_labels(images, len(train.class_names))

@@ -797,7 +797,7 @@ def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
     "line, named",
     [
         ("convert /absent/model --out O", "`SOURCE`"),
-        ("convert B --out O", "`model_type`"),
+        ("convert B --out O", "is a bundle, not"),
         ("convert S --out S", "`--out`"),
         ("convert S --out O --num-components 7", "`--num-components`"),
         ("convert S --out O --num-components 3 --fit best", "`--fit`"),

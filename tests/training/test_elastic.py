@@ -30,6 +30,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
+from modeling_lingene.images import data
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
@@ -790,7 +791,7 @@ def coloured(split: str) -> LabelledImages:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures from memory; latency and plots are left out."""
-    monkeypatch.setattr(recipes, "load_images", lambda data, split: coloured(split))
+    monkeypatch.setattr(data, "load_images", lambda _, split: coloured(split))
     monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
     for plot in ("plot_sizes", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
@@ -980,7 +981,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_, **__):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(recipes, "load_images", forbidden)
+    monkeypatch.setattr(data, "load_images", forbidden)
 
 
 CONTRADICTIONS = [

@@ -23,6 +23,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, cli
 from modeling_lingene.conversion.convert import convert
+from modeling_lingene.images import data
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import sweep
@@ -62,7 +63,7 @@ def pictures(split: str, labels: list[int] | None = None) -> LabelledImages:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
-    monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split))
+    monkeypatch.setattr(data, "load_images", lambda _, split: pictures(split))
     monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0})
     for plot in ("plot_sizes", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
@@ -145,7 +146,7 @@ def test_a_run_that_changes_nothing_gives_the_bundle_back_in_every_schedule(tmp_
     """
     labels = {split: answers(init, split) for split in ("train", "validation", "test")}
     assert len(set(labels["test"])) > 2  # or any start would be right
-    monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split, labels[split]))
+    monkeypatch.setattr(data, "load_images", lambda _, split: pictures(split, labels[split]))
     for schedule in SCHEDULES:
         out = tmp_path / schedule
         result = trained(out, init, schedule, learning_rate=NOTHING, totals=(2, 5), depths=(3,))
