@@ -6,9 +6,10 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -49,16 +50,22 @@ CHECK_IMAGES = 4
 TRAINED = "a trained ViT of transformers, of which a bundle can be made"
 
 
-def open_source(name: str, weights: str | None = None, prefix: str | None = None, headless: bool = False) -> Source:
+def open_source(
+    name: str,
+    weights: str | None = None,
+    prefix: str | None = None,
+    headless: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+) -> Source:
     """A checkpoint by `timm:NAME` or by a transformers name or folder.
 
     Raises:
         ValueError: it is not there, or something of it cannot be expressed by a bundle.
     """
     if name.startswith(PREFIX):
-        return read_timm(name, weights, prefix, headless)
-    if weights is not None or prefix is not None:
-        raise ValueError(f"`weights` and `prefix` belong to timm:NAME; {name} brings its own weights.")
+        return read_timm(name, weights, prefix, headless, model_args)
+    if weights is not None or prefix is not None or model_args:
+        raise ValueError(f"`weights`, `prefix` and `model_args` belong to timm:NAME; {name} brings its own weights.")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
         raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
     check_holds_model("source", name, TRAINED)
@@ -77,6 +84,7 @@ def convert(
     weights: str | None = None,
     prefix: str | None = None,
     headless: bool = False,
+    model_args: Mapping[str, Any] | None = None,
     num_components: int | None = None,
     calibrate: str | None = None,
     images: int = 512,
@@ -94,7 +102,7 @@ def convert(
     Args:
         name: `timm:NAME`, or a transformers name or folder.
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
-        weights, prefix, headless: see `read_timm` and `read_transformers`.
+        weights, prefix, headless, model_args: see `read_timm` and `read_transformers`.
         num_components: default as many as layers, which loses nothing.
         calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
@@ -118,7 +126,7 @@ def convert(
     """
     check_empty(out)
     device = check_device(device)
-    source = open_source(name, weights, prefix, headless)
+    source = open_source(name, weights, prefix, headless, model_args)
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
     ratios = check_widths(config, widths, sort)

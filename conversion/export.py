@@ -36,6 +36,7 @@ from ..folders import (
     write_json,
 )
 from ..images.data import require
+from ..lingene_vit import LinGeneViTConfig
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
 from . import devices
@@ -59,8 +60,8 @@ TIMM_NAMES = {
 }
 TIMM_EPS = 1e-6
 TIMM_LOAD = (
-    "norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
-    "model = timm.create_model({name!r}, **arguments, norm_layer=norm); "
+    "import functools, safetensors.torch, timm; norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
+    "model = timm.create_model({name!r}, **{arguments!r}, norm_layer=norm); "
     f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
 )
 ONNX_LIMIT = 1.8e9  # bytes of weights in one file
@@ -195,7 +196,11 @@ def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Pat
     options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return {"loaded": Outputs(again), "any_shape": family.interpolates}
+    auto = "AutoModelForImageClassification" if hasattr(model, "classifier") else type(model).__name__
+    trusted = {"trust_remote_code": True} if model.config.model_type == LinGeneViTConfig.model_type else {}
+    asked = "".join(f", {word}={value!r}" for word, value in {**options, **trusted}.items())
+    facts = {"load": f"import transformers; model = transformers.{auto}.from_pretrained('FOLDER'{asked})"}
+    return {"loaded": Outputs(again), "any_shape": family.interpolates, "facts": facts}
 
 
 def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
@@ -216,14 +221,14 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
             built.pretrained_cfg["label_names"] = names
         timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        load = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
+        load = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
     else:  # JSON holds no function, and timm takes the epsilon as part of one
         _keep_processor(bundle, folder, hub)
         save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         norm = functools.partial(timm.layers.LayerNorm, eps=eps)
         again = timm.create_model(name, **arguments, norm_layer=norm)
         again.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=True)
-        load = TIMM_LOAD.format(name=name, eps=eps)
+        load = TIMM_LOAD.format(name=name, eps=eps, arguments=arguments)
     again = again.eval()
     facts = {"name": name, "arguments": arguments, "load": load}
     loaded = again if source.head else again.forward_features
@@ -326,7 +331,9 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     def loaded(values: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
-    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": {"file": ONNX_FILE, "output": name}}
+    facts = {"file": ONNX_FILE, "output": name}
+    facts["load"] = f"import onnxruntime; model = onnxruntime.InferenceSession('FOLDER/{ONNX_FILE}')"
+    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}
 
 
 def _smaller(path: Path, weights: str) -> None:
@@ -371,7 +378,10 @@ def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hu
     torch.export.save(program, content)
     (folder / PROGRAM_FILE).write_bytes(content.getbuffer())
     _keep_processor(bundle, folder, hub)
-    facts = {"file": PROGRAM_FILE, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
+    facts = {
+        "file": PROGRAM_FILE,
+        "load": f"import torch; model = torch.export.load('FOLDER/{PROGRAM_FILE}').module()",
+    }
     loaded = torch.export.load(folder / PROGRAM_FILE).module()
     return {"loaded": loaded, "any_shape": any_shape, "facts": facts}
 
@@ -386,13 +396,19 @@ def _device(
     return found
 
 
+def load_code(report: dict, folder: str | Path) -> str:
+    """Python, whole by itself, that loads an export from its folder as `model`."""
+    return report["load"].replace("FOLDER", str(folder).replace("\\", "\\\\").replace("'", "\\'"))
+
+
 @dataclass(frozen=True)
 class Format:
     """One row.
 
     Args:
         write: (model, bundle, folder, hub, weights) -> the files' own loader as images -> logits (`loaded`), whether
-            it takes images of any size (`any_shape`), and what `export.json` says beside (`facts`).
+            it takes images of any size (`any_shape`), and what `export.json` says beside (`facts`): `load` is code
+            that makes `model` of FOLDER.
         packages: that it needs.
         weights: types that it stores.
     """

@@ -4,9 +4,11 @@ A command is a function under `@command`, which says its help and options; it ge
 """
 
 import argparse
+import ast
 import contextlib
 import errno
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -86,6 +88,20 @@ def words(text: str) -> tuple[str, ...]:
     from .training.options import words
 
     return words(text)
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """`depth=6,qkv_bias=False` -> {"depth": 6, "qkv_bias": False}; what is no value of Python is a word."""
+    found = {}
+    for part in re.split(r",(?=\w+=)", text):
+        name, sign, value = part.partition("=")
+        if not (sign and name.isidentifier()):
+            raise argparse.ArgumentTypeError(f"must be NAME=VALUE with commas between, such as depth=6; got {part!r}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def grid(default: str) -> Options:
@@ -261,6 +277,12 @@ def _print_encoder(rows: list[dict], out: Path) -> None:
     OUT,
     option("--weights", metavar="FILE", help="of timm:NAME: safetensors or a state dict"),
     option("--prefix", help="of the network's tensors in that file, where it holds several"),
+    option(
+        "--model-args",
+        type=arguments,
+        metavar="NAME=VALUE,...",
+        help="of timm:NAME, where the file's network has another shape: depth=6,embed_dim=192,num_heads=3",
+    ),
     option("--headless", action="store_true", help="leave the classifier out"),
     option("--num-components", type=int, help="default: as many as layers, which loses nothing"),
     option("--calibrate", metavar="DATA", help="unlabelled images for a better fit, and to measure it"),
@@ -314,14 +336,14 @@ def convert(source: str, out: Path, **options) -> None:
 )
 def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | None, **asked) -> None:
     from .conversion.export import export as run
+    from .conversion.export import load_code
 
     report = run(bundle, out, to, weights=weights, tolerance=tolerance, **_given(asked))
     size = ", ".join(f"{name} {value}" for name, value in report["size"].items())
     print(f"{out}: {report['format']}, {report['weights']}, {size}")
     print(f"largest difference of logits {report['largest_difference']:.2g}, ", end="")
     print(f"{report['relative_difference']:.1g} of the largest one (tolerance {report['tolerance']:g})")
-    if "load" in report:
-        print(f"load it  {report['load'].replace('FOLDER', str(out))}")
+    print(f"load it  {load_code(report, out)}")
 
 
 @command("write one size of a bundle as a plain model folder", BUNDLE, REVISION, OUT, SIZE)

@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
-import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from test_conversion import MLP, changed, pixels, relative, timm_source
@@ -39,7 +38,7 @@ import helpers
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli, folders
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.conversion.export import export
+from modeling_lingene.conversion.export import export, load_code
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.training.options import asked_recipe
 from test_hub import ROWS, example, files, read, run_examples
@@ -157,11 +156,8 @@ def loaded(folder: Path, head: bool = True) -> Callable[[torch.Tensor], torch.Te
     if report["format"] == "onnx":
         opened, given, got = session(folder)
         return lambda values: torch.from_numpy(opened.run([got.name], {given.name: values.numpy()})[0])
-    code = report["load"].replace("FOLDER", str(folder))
-    names = {"torch": torch, "safetensors": safetensors, "functools": functools, "arguments": report.get("arguments")}
-    if report["format"] == "timm":
-        names["timm"] = pytest.importorskip("timm")
-    exec(code if "model = " in code else f"model = {code}", names)
+    names = {}
+    exec(load_code(report, folder), names)
     if report["format"] == "program":
         return names["model"]
     timm_model = names["model"].eval()
@@ -189,7 +185,8 @@ def test_timm_builds_the_model_from_the_folder_alone_where_it_knows_the_epsilon(
     """`local-dir:` with 1e-6; any other epsilon is a function, which timm's JSON cannot hold."""
     for size in (FULL, SMALL):
         folder = written(origin6, "timm", size=size)
-        assert read(folder / "export.json")["load"] == 'timm.create_model("local-dir:FOLDER", pretrained=True)'
+        expected = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
+        assert read(folder / "export.json")["load"] == expected
         values = helpers.images(5)
         assert (
             relative(loaded(folder)(values), helpers.reference_vit(origin6.model, *size.values())(values).logits)
@@ -211,24 +208,25 @@ def test_a_folder_needs_nothing_of_this_package(origin, written):
     needed("timm"), needed("onnx")
     folders = {to: str(written(origin, to, size=SMALL)) for to in FORMATS}
     reports = {to: read(Path(folder) / "export.json") for to, folder in folders.items()}
-    loads = {to: reports[to]["load"].replace("FOLDER", folders[to]) for to in ("timm", "program")}
+    loads = {to: load_code(reports[to], folders[to]) for to in FORMATS}
     values = "torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16)"
     code = f"""
-import functools, json, sys
+import json, sys
 sys.modules["modeling_lingene"] = None
-import onnxruntime, safetensors.torch, timm, torch, transformers
+models = {{}}
+for to, code in {loads!r}.items():  # each by itself, as it is pasted
+    names = {{}}
+    exec(code, names)
+    models[to] = names["model"]
+import torch
 torch.set_num_threads(1)
-values, arguments = {values}, {reports["timm"]["arguments"]!r}
-{loads["timm"]}
-program = {loads["program"]}
-vit = transformers.AutoModelForImageClassification.from_pretrained({folders["transformers"]!r})
-session = onnxruntime.InferenceSession({folders["onnx"]!r} + "/" + {reports["onnx"]["file"]!r})
+values = {values}
 with torch.no_grad():
     found = {{
-        "transformers": vit.eval()(values).logits,
-        "timm": model.eval()(values),
-        "onnx": torch.from_numpy(session.run(None, {{"pixel_values": values.numpy()}})[0]),
-        "program": program(values),
+        "transformers": models["transformers"].eval()(values).logits,
+        "timm": models["timm"].eval()(values),
+        "onnx": torch.from_numpy(models["onnx"].run(None, {{"pixel_values": values.numpy()}})[0]),
+        "program": models["program"](values),
     }}
 print(json.dumps({{to: logits.tolist() for to, logits in found.items()}}))
 """
@@ -723,14 +721,14 @@ def test_the_command_says_what_it_wrote_how_far_it_is_and_how_to_load_it(origin6
     head, differences, *rest = printed.splitlines()
     assert (code, head) == (0, f"{out}: {to}, float32, depth 1, width_ratio 1/2, num_components 2")
     assert f"{report['largest_difference']:.2g}" in differences and "(tolerance 0.0001)" in differences
-    assert len(rest) == (to in ("timm", "program"))
-    expected = helpers.reference_vit(origin6.model, 1, "1/2", 2)(helpers.images()).logits
-    if rest:
-        names = {"torch": torch, "timm": pytest.importorskip("timm")}
-        model = eval(rest[0].removeprefix("load it  "), names)
-        assert relative((model.eval() if to == "timm" else model)(helpers.images()), expected) < 1e-5
+    (line,), names, values = rest, {}, helpers.images()
+    exec(line.removeprefix("load it  "), names)
+    model, expected = names["model"], helpers.reference_vit(origin6.model, 1, "1/2", 2)(values).logits
+    if to == "onnx":
+        found = torch.from_numpy(model.run(None, {"pixel_values": values.numpy()})[0])
     else:
-        assert relative(loaded(out)(helpers.images()), expected) < 1e-5
+        found = (model if to == "program" else model.eval())(values)
+    assert relative(getattr(found, "logits", found), expected) < 1e-5
 
 
 def test_the_command_fails_with_status_1_where_the_file_is_not_the_model(origin, tmp_path, capsys):
