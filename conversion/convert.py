@@ -131,7 +131,7 @@ def convert(
     fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
     ratios = check_widths(config, widths, sort)
     pixel_values = choose_images(source, calibrate, images, seed)
-    answers = ask(source)
+    answers = ask(source, pixel_values)
     if sort:
         source = in_order(source, pixel_values, ratios, fit, device, seed)
         config = changed(config, qkv_bias=True)
@@ -213,12 +213,16 @@ def in_order(
         return order_layers(source, pixel_values, device, seed, bar.update)
 
 
-def ask(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
-    """A few random images, and the source's answers to them."""
-    random_images = check_images(source)
-    expected = source.reference()(random_images)
+def ask(source: Source, pixel_values: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """A few images, the source's answers to them, and what they are: calibration images, or random ones where there
+    are none of the size that the source was trained for.
+    """
+    images, told = check_images(source), "random images"
+    if pixel_values is not None and pixel_values.shape[1:] == images.shape[1:]:
+        images, told = pixel_values[:CHECK_IMAGES], "calibration images"
+    expected = source.reference()(images)
     gc.collect()  # the reference model, before another one is loaded
-    return random_images, expected
+    return images, expected, told
 
 
 def solve_all(
@@ -249,16 +253,16 @@ def _compared(source: Source) -> str:
 
 
 def compare(
-    folder: Path, name: str, source: Source, fit: str, answers: tuple[torch.Tensor, torch.Tensor]
-) -> dict[str, float]:
-    """How far the bundle that was written is from the source on random images.
+    folder: Path, name: str, source: Source, fit: str, answers: tuple[torch.Tensor, torch.Tensor, str]
+) -> dict[str, Any]:
+    """How far the bundle that was written is from the source on a few images, as `ask` gives them.
 
     Raises:
         RuntimeError: too far for a fit that loses nothing.
     """
     gc.collect()  # the model's tensors, before another one is loaded
-    random_images, expected = answers
-    answered = outputs(folder, source.head, random_images)
+    images, expected, told = answers
+    answered = outputs(folder, source.head, images)
     if source.readout is not None:
         matrix, bias = source.readout
         answered = (answered.double() @ matrix.T + bias).float()
@@ -268,17 +272,15 @@ def compare(
             f"The bundle's {_compared(source)}s differ from those of {name} by {found['relative_logit_error']:.2g}, "
             f"where nothing should be lost; nothing was written."
         )
-    return found
+    return {**found, "checked_on": told}
 
 
 def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> None:
     """The report with its advice, its figure where images were measured, and the card, into the folder."""
-    error = report["relative_logit_error"]
     if "calibration" in report:
         rows = report["calibration"]["rows"]
-        error = rows[-1]["relative_logit_error"]
         plot_conversion(rows, folder / CONVERSION_PICTURE, f"{Path(name).name} as a bundle")
-    report["advice"] = advice(error, teacher, out, report["compared"])
+    report["advice"] = advice(report, teacher, out)
     write_json(folder / CONVERSION_FILE, report)
     write_card(folder, title=out.resolve().name)
 

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
 from ..folders import (
@@ -35,8 +35,10 @@ from ..folders import (
     read_config,
     write_json,
 )
-from ..images.data import require
+from ..images.data import batches, picked, require
+from ..images.pictures import load_pictures
 from ..lingene_vit import LinGeneViTConfig
+from ..measuring.metrics import height_and_width
 from ..modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from ..progress import quiet_loading
 from . import devices
@@ -51,6 +53,7 @@ WEIGHTS = ("float32", "float16", "int8")
 # Of the largest logit. int8 by 21 small random bundles, 0.02 to 0.09; the trained one of hub_cards has 0.01. With
 # 8-bit weights, sums cut off at 16 bits leave 0.07 to 0.38.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
+CHECK_PICTURES, CHECK_BATCH = 64, 8  # of a set: how many are compared, and how many at once
 EXPORT_FILE, ONNX_FILE, PROGRAM_FILE = "export.json", "model.onnx", "model.pt2"
 PREPROCESSING_FILE = "preprocessing.json"
 TIMM_NAMES = {
@@ -77,6 +80,7 @@ def export(
     *,
     weights: str = "float32",
     tolerance: float | None = None,
+    data: str | None = None,
     **size,
 ) -> dict:
     """Write one size of a bundle in a format, verified.
@@ -87,6 +91,8 @@ def export(
         to: transformers, timm, onnx, program (a `torch.export` program), executorch, openvino.
         weights: float32; for onnx also float16 and int8, for openvino float16.
         tolerance: largest difference of logits that is accepted, as a share of the largest logit; default by weights.
+        data: pictures that it is compared on too, as for `load_pictures`; random images, on which it is compared
+            always, are unlike any that it will see.
         size: `from_pretrained`'s keywords: depth, width_ratio, num_components, allow_untrained, max_params, max_macs,
             max_latency_ms, revision.
 
@@ -105,13 +111,14 @@ def export(
     hub = {"revision": size["revision"]} if size.get("revision") else {}
     model = _plain(bundle, to, size) if is_plain(bundle, **hub) else _sized(bundle, size, hub)
     head = hasattr(model, "classifier")
+    pictures, told = (None, "random images") if data is None else _pictures(bundle, model, data, hub)
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
         report = {"bundle": str(bundle), "format": to, "weights": weights, "size": _described(model)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
-        report |= _differences(model, found["loaded"], limit, found["any_shape"])
+        report |= _differences(model, found["loaded"], limit, found["any_shape"], pictures) | {"checked_on": told}
         if not report["relative_difference"] <= limit:
             raise RuntimeError(
                 f"The exported logits differ from the bundle's by up to {report['largest_difference']:.3g}, "
@@ -165,20 +172,44 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 
+def _pictures(
+    bundle: str | os.PathLike, model: PreTrainedModel, data: str, hub: dict
+) -> tuple[list[torch.Tensor], str]:
+    """Batches of some pictures as the bundle's preprocessing makes them, and what they are."""
+    processor, names = processor_or_none(bundle, **hub), load_pictures(data, "test", others=True)
+    if processor is None:
+        raise ValueError(f"`data` needs the preprocessing of {bundle}, and beside it is no {IMAGE_PROCESSOR_NAME}.")
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES].tolist()
+    found = [batch["pixel_values"].float() for batch in batches(picked(names, order), processor, CHECK_BATCH)]
+    made, own = tuple(found[0].shape[-2:]), tuple(height_and_width(model.config))
+    if made != own and not family_of(model).interpolates:
+        raise ValueError(f"`data`: the preprocessing of {bundle} makes images of {made}, and the model takes {own}.")
+    return found, f"random images, {len(order)} of {names.name} ({names.split})"
+
+
 @torch.no_grad()
 def _differences(
-    model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float, any_shape: bool
+    model: PreTrainedModel,
+    loaded: Callable[[torch.Tensor], torch.Tensor],
+    limit: float,
+    any_shape: bool,
+    pictures: list[torch.Tensor] | None = None,
 ) -> dict:
-    """The largest difference over batches of one and of three random images; also of other sizes, if it takes any."""
-    differences, sizes = [], []
-    for count, patches in ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ())):
-        values = random_images(model, count, patches)
-        expected = Outputs(model)(values)
-        differences.append((loaded(values) - expected).abs().max())
+    """The largest difference over batches of one and of three random images, also of other sizes, if it takes any; and
+    over pictures, of which with a classifier the share that keeps its class.
+    """
+    shapes = ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ()))
+    differences, sizes, same = [], [], []
+    for values in (*(random_images(model, count, patches) for count, patches in shapes), *(pictures or ())):
+        expected, found = Outputs(model)(values), loaded(values)
+        differences.append((found - expected).abs().max())
         sizes.append(expected.abs().max())
+        same.append((found.argmax(-1) == expected.argmax(-1)).double())
+    agreement = {"agreement": float(torch.cat(same[len(shapes) :]).mean())} if pictures else {}
+    agreement = agreement if hasattr(model, "classifier") else {}
     largest, scale = float(torch.stack(differences).max()), float(torch.stack(sizes).max())  # of nan it is nan
     relative = largest / scale if scale else largest  # a head of zeros
-    return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit}
+    return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit, **agreement}
 
 
 def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:

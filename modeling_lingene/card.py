@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from .budget_lingene import METRICS, metric_of
 from .configuration_lingene import LinGeneConfig
 from .folders import CONVERSION_PICTURE, SIZE_PICTURES
+from .kept import kept
 from .markdown import text
 from .measuring.tables import bytes_shown, readable
 
@@ -95,10 +96,8 @@ def pictures(folder: Path, rows: Sequence[dict], converted: dict | None) -> list
     """The figures in a bundle's folder: what each shows, in numbers, and its file."""
     told = {}
     if converted:
-        error = f"{converted['relative_logit_error']:.2g}"
         told[CONVERSION_PICTURE] = (
-            f"How far 1 to {converted['num_components']} components are from the converted model; with all of them "
-            f"the relative error on random images is {error}"
+            f"How far 1 to {converted['num_components']} components are from the converted model. {kept(converted)}"
         )
     if rows:
         told |= dict(zip(SIZE_PICTURES, _size_figures(rows)))

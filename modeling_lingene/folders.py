@@ -51,9 +51,13 @@ CONVERSION_FIELDS = {
     **dict.fromkeys(("source", "fit"), TEXT),
     **dict.fromkeys(("depth", "num_components"), integer(1, MOST_LAYERS)),
     "relative_logit_error": number(0, 1e12),
-    "advice": optional(OBJECT),
 }
-CONVERSION_REQUIRED = [field for field in CONVERSION_FIELDS if field != "advice"]
+CONVERSION_REQUIRED = list(CONVERSION_FIELDS)
+CONVERSION_FIELDS |= {"advice": optional(OBJECT), "calibration": optional(OBJECT)}
+CONVERSION_FIELDS |= dict.fromkeys(("compared", "checked_on"), TEXT)
+CALIBRATION_FIELDS = {"rows": items(OBJECT), "measured_images": integer(1, 1 << 53)}
+CALIBRATION_ROW = {"agreement": number(0, 1), "divergence": number(-1e12, 1e12)}
+CALIBRATION_ROW |= dict.fromkeys(("cosine", "cosine_p5"), number(-1.001, 1.001))
 _COUNT, _NAMED = integer(1, 1 << 53), optional(TEXT)
 # What `training.json` says; a name is null where there is none, or none that anybody else could use.
 TRAINING_FIELDS = {
@@ -130,8 +134,12 @@ def read_conversion(folder: Path) -> dict | None:
         return None
     report, where = read_json(folder / CONVERSION_FILE, str(folder), DELETE), f"`{CONVERSION_FILE}` of {folder}"
     check_fields(report, CONVERSION_FIELDS, where, required=CONVERSION_REQUIRED, remedy=DELETE)
-    if report.get("advice"):
-        check_fields(report["advice"], {"statement": TEXT}, f"`advice` in {where}", ("statement",), DELETE)
+    if report.get("calibration"):
+        measured, inside = report["calibration"], f"`calibration` in {where}"
+        check_fields(measured, CALIBRATION_FIELDS, inside, required=CALIBRATION_FIELDS, remedy=DELETE)
+        for row in measured["rows"]:
+            named = ("agreement", "divergence") if "agreement" in row else ("cosine", "cosine_p5")
+            check_fields(row, CALIBRATION_ROW, f"a row of {inside}", required=named, remedy=DELETE)
     return report
 
 

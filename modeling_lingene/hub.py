@@ -45,6 +45,7 @@ from .folders import (
     read_training,
     write_text,
 )
+from .kept import fitted, is_model, kept
 from .markdown import code, loading, text
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table
 from .saving_lingene import ensure_repo, push_bundle
@@ -118,6 +119,7 @@ def render_card(
         code=code,
         name=name,
         conversion=converted,
+        **({} if converted is None else told_of(converted)),
         training=trained,
         made_how=made_how(trained),
         head=head,
@@ -171,6 +173,11 @@ def check_repo_id(repo_id: str) -> None:
     except HFValidationError as error:
         said = " ".join(str(error).split())
         raise ValueError(f"`repo_id` must be a name on the Hub such as org/name, got {repo_id!r}: {said}") from None
+
+
+def told_of(converted: dict) -> dict[str, str | bool]:
+    """How a conversion was fitted and what it kept, for the template."""
+    return {"fitted": fitted(converted), "kept": kept(converted), "is_model": is_model(converted)}
 
 
 def _rows(bundle: Bundle) -> list[dict]:

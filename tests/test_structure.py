@@ -39,7 +39,7 @@ kinds  folders progress telling
 images.decoding images.class_folders  images.data  images.augmentation images.pictures  images.loaders  images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.evaluation  measuring.profiling measuring.sweep
-markdown citations  card  hub  zoo
+markdown citations kept  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.from_timm conversion.fitting conversion.report conversion.ordering

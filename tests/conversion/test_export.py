@@ -35,10 +35,11 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli, folders
+from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli, folders, kept
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.conversion.export import export, load_code
+from modeling_lingene.conversion.export import _differences, export, load_code
+from modeling_lingene.conversion.graphs import Outputs
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.training.options import asked_recipe
 from test_hub import ROWS, example, files, read, run_examples
@@ -192,6 +193,35 @@ def test_timm_builds_the_model_from_the_folder_alone_where_it_knows_the_epsilon(
             relative(loaded(folder)(values), helpers.reference_vit(origin6.model, *size.values())(values).logits)
             < 1e-5
         )
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_is_compared_on_pictures_where_they_are_given(tmp_path, capsys, to):
+    """Random images are unlike any that it will see; the share that keeps its class is counted again here."""
+    needed(to), pytest.importorskip("sklearn")
+    config = helpers.tiny_config(num_labels=10, image_size=8, layer_norm_eps=1e-6)
+    bundle = helpers.bundle(tmp_path / "bundle", config)
+    image_processor(8).save_pretrained(bundle)
+    code, printed, _ = lingene(capsys, "export", bundle, "--to", to, "--data", "digits", "--out", tmp_path / "out")
+    report = read(tmp_path / "out" / "export.json")
+    assert code == 0 and report["checked_on"] == "random images, 64 of digits (test)" and report["agreement"] == 1.0
+    assert "the same class as the bundle's for 100.0 % of the pictures\n" in printed
+    code, _, errors = lingene(capsys, "export", bundle, "--to", to, "--data", "./none", "--out", tmp_path / "other")
+    assert code == 2 and "`--data`" in errors[-1] and not (tmp_path / "other").exists()
+
+
+def test_what_differs_on_pictures_alone_is_found(origin):
+    """A format that is right on noise and wrong on pictures; half of them lose their class."""
+    model = AutoModelForImageClassification.from_pretrained(origin.folder).eval()
+    pictures = [helpers.images(4, seed=seed) + 3 for seed in (1, 2)]
+
+    def loaded(values):
+        logits = Outputs(model)(values)
+        return logits if values.mean() < 1 or torch.equal(values, pictures[0]) else logits.roll(1, -1)
+
+    found = _differences(model, loaded, 1e-4, False, pictures)
+    assert found["relative_difference"] > 0.01 and found["agreement"] == 0.5
+    assert _differences(model, loaded, 1e-4, False)["relative_difference"] == 0
 
 
 def test_the_report_says_what_was_written_and_how_far_it_is(origin, written):
@@ -720,7 +750,8 @@ def test_the_command_says_what_it_wrote_how_far_it_is_and_how_to_load_it(origin6
     report = read(out / "export.json")
     head, differences, *rest = printed.splitlines()
     assert (code, head) == (0, f"{out}: {to}, float32, depth 1, width_ratio 1/2, num_components 2")
-    assert f"{report['largest_difference']:.2g}" in differences and "(tolerance 0.0001)" in differences
+    assert f"{report['largest_difference']:.2g}" in differences
+    assert differences.endswith("(tolerance 0.0001), on random images")
     (line,), names, values = rest, {}, helpers.images()
     exec(line.removeprefix("load it  "), names)
     model, expected = names["model"], helpers.reference_vit(origin6.model, 1, "1/2", 2)(values).logits
@@ -761,8 +792,9 @@ def test_convert_says_what_was_kept_and_what_was_left_out(stock, encoder, tmp_pa
         code, printed, errors = lingene(capsys, "convert", source, "--out", out)
         report = read(out / "conversion.json")
         assert (code, errors, report["advice"]) == (0, [], None)
-        assert "6 components of 6 layers, fit: exact\n" in printed
-        assert f"relative {what} error on random images {report['relative_logit_error']:.2g}\n" in printed
+        assert "6 components of 6 layers; exact: as many components as layers, nothing is lost\n" in printed
+        assert f"Relative error of its {what}s on random images: {report['relative_logit_error']:.2g}.\n" in printed
+        assert "condition" not in printed
         assert f"bundle   {out}\nnumbers  {out / 'conversion.json'}\n" in printed
         assert ("left out: 2 tensors" in printed) is (left_out == 2) and len(report["left_out"]) == left_out
         assert "lingene decompose" not in printed
@@ -780,7 +812,7 @@ def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
     """Half of the components by least squares on the weights; the command is meant to be pasted, DATA filled in."""
     code, printed, _ = lingene(capsys, "convert", stock, "--num-components", 3, "--out", tmp_path / "bundle")
     report = read(tmp_path / "bundle" / "conversion.json")
-    assert code == 0 and "3 components of 6 layers, fit: weights\n" in printed
+    assert code == 0 and "3 components of 6 layers; weights: least squares on the weights\n" in printed
     assert report["relative_logit_error"] > 0.05 and report["advice"]["statement"] in printed
     (line,) = [line.strip() for line in printed.splitlines() if "lingene decompose" in line]
     assert line == report["advice"]["command"]
@@ -823,8 +855,8 @@ def test_the_card_of_a_converted_bundle_names_its_source_and_its_error(stock, en
     report = convert(str(source), tmp_path / "bundle", num_components=count)
     card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
     text = " ".join(card.split())
-    assert f"Converted from `source`: {count or 6} components of 6 layers (fit: {report['fit']})" in text
-    assert f"relative error of the outputs on random images {report['relative_logit_error']:.2g}." in text
+    assert f"Converted from `source`: {count or 6} components of 6 layers ({kept.fitted(report)})" in text
+    assert f"{kept.kept(report)}" in text
     assert (report["advice"] is not None) == ("is a start for training, not a model" in text) == (count == 3)
     call = example(card)[1]
     assert call.func.value.id == ("AutoModelForImageClassification" if headed else "AutoModel")
