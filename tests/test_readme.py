@@ -73,7 +73,11 @@ def test_the_method_says_which_figures_of_the_papers_are_there_and_which_are_not
 
     method = " ".join(TEXT.partition("## Method")[2].split())
     there, _, absent = method.partition("Not there: ")
-    for said in ("LinDec, Fig. 2: `lingene analyse trend`", "LinDec, Fig. 4a: `sizes.png`", f"SPViT: `{LAYERS}`"):
+    for said in (
+        "LinDec, Fig. 2: `lingene analyse trend MODEL --out DIR`",
+        "LinDec, Fig. 4a: `sizes.png`",
+        f"SPViT: `{LAYERS}`",
+    ):
         assert said in there
     assert "sizes.png" in recipes.OURS and "Fig. 2" in (ROOT / "modeling_lingene/analysis/trend.py").read_text()
     assert "ImageNet" in absent and "never run here" in absent and "`--recipe paper_imagenet`" in absent
