@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_lingene import MOST_LAYERS, MOST_PIXELS, LinGeneConfig
-from .kinds import wrong_kind
+from .kinds import is_known, wrong_kind
 from .lingene_vit import LinGeneViTConfig
 from .reading_lingene import (
     AGAIN,
@@ -100,7 +100,7 @@ def read_config(bundle: str | os.PathLike, **hub) -> LinGeneConfig:
         raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
     model_type = read_json(path, str(bundle)).get("model_type")
     if model_type != LinGeneConfig.model_type:
-        if os.path.isdir(bundle):
+        if os.path.isdir(bundle) and is_known(bundle):
             raise wrong_kind("bundle", bundle, BUNDLE)
         raise ValueError(f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not {BUNDLE}.")
     return LinGeneConfig.from_pretrained(bundle, **hub)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_url
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME
 
 from .configuration_lingene import LinGeneConfig
@@ -12,6 +14,7 @@ from .lingene_vit import LinGeneViTConfig
 
 
 EXPORTED = "export.json"
+WORD = re.compile(r"[A-Za-z][\w-]{0,60}", re.ASCII)
 SECONDS = 10.0  # for the Hub to answer whether it is there at all
 # By what lies in a folder without a model: a file -> what that folder is, and the way out.
 HOLDERS = {
@@ -46,10 +49,17 @@ def what_is(name: str | os.PathLike) -> tuple[str, str]:
 
 
 def _model_type(config: Path) -> str | None:
+    """What it names, if that is a word: a damaged file may name anything."""
     try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return found if isinstance(found, str) and WORD.fullmatch(found) else None
+
+
+def is_known(folder: str | os.PathLike) -> bool:
+    """Whether transformers knows the kind of model that config.json names."""
+    return _model_type(Path(folder) / CONFIG_NAME) in (*CONFIG_MAPPING_NAMES, LinGeneViTConfig.model_type)
 
 
 def wrong_kind(argument: str, name: str | os.PathLike, wanted: str, way: str | None = None) -> ValueError:

@@ -197,7 +197,10 @@ def test_a_picture_has_a_row_per_component_and_two_columns_per_image(tmp_path, m
         (["components", "{encoder}", "--data", "{one}"], "`--data` must hold at least two pictures that differ"),
         (["components", "{nothing}", "--data", "digits"], "nothing"),
         (["components", "{bundle}", "--data", "digits", "--num-components", "4"], "`--num-components`"),
-        (["components", "{bundle}", "--reference", "x"], "`--reference` is of similarity, and components has no"),
+        (
+            ["components", "{bundle}", "--reference", "{bundle}"],
+            "`--reference` is of similarity, and components has no",
+        ),
         (["trend", "{bundle}", "--data", "digits"], "`--data` is of components and similarity, and trend has no"),
         (["coefficients", "{bundle}", "--depth", "2"], "`--depth` is of components and similarity"),
     ],
