@@ -16,7 +16,7 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
     """Some images of a set, preprocessed; labels are not read.
 
     Args:
-        data: what `load_pictures` takes; its split `train`.
+        data: what `load_pictures` takes; its split `train`, or another where it has none.
         count: how many, drawn at random.
 
     Returns:
@@ -26,7 +26,7 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
         ValueError: there are none, or too many do not decode.
     """
     try:
-        images = load_pictures(data)
+        images = load_pictures(data, others=True)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
         return torch.cat([batch["pixel_values"] for batch in batches(picked(images, order), processor, 64)])
     except ValueError as error:

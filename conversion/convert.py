@@ -6,9 +6,10 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ from ..folders import (
     read_config,
     write_json,
 )
+from ..found import check_holds_model, what_is, wrong_kind
 from ..hub import write_card
 from ..images.data import image_processor, require
 from ..kinds import model_class
@@ -54,6 +56,7 @@ logger = logging.get_logger(__name__)
 REPORT_IMAGES = 256  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
+TRAINED = "a trained ViT of transformers, of which a bundle can be made"
 
 
 def open_source(
@@ -62,6 +65,7 @@ def open_source(
     prefix: str | None = None,
     headless: bool = False,
     stages: Sequence[int] = (),
+    model_args: Mapping[str, Any] | None = None,
 ) -> Source:
     """A checkpoint by `timm:NAME` or by a transformers name or folder.
 
@@ -69,11 +73,14 @@ def open_source(
         ValueError: it is not there, or something of it cannot be expressed by a bundle.
     """
     if name.startswith(PREFIX):
-        return read_timm(name, weights, prefix, headless, stages)
-    if weights is not None or prefix is not None:
-        raise ValueError(f"`weights` and `prefix` belong to timm:NAME; {name} brings its own weights.")
+        return read_timm(name, weights, prefix, headless, stages, model_args)
+    if weights is not None or prefix is not None or model_args:
+        raise ValueError(f"`weights`, `prefix` and `model_args` belong to timm:NAME; {name} brings its own weights.")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
         raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
+    check_holds_model("source", name, TRAINED)
+    if what_is(name)[0] in ("a bundle", "a pruned model"):
+        raise wrong_kind("source", name, TRAINED)
     try:
         return read_transformers(name, headless, stages)
     except OSError as error:
@@ -88,6 +95,7 @@ def convert(
     prefix: str | None = None,
     headless: bool = False,
     stages: Sequence[int] = (),
+    model_args: Mapping[str, Any] | None = None,
     num_components: int | None = None,
     calibrate: str | None = None,
     images: int = 512,
@@ -105,7 +113,7 @@ def convert(
     Args:
         name: `timm:NAME`, or a transformers name or folder.
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
-        weights, prefix, headless, stages: see `read_timm` and `read_transformers`.
+        weights, prefix, headless, stages, model_args: see `read_timm` and `read_transformers`.
         num_components: default as many as layers, which loses nothing; of several stages as many as the deepest has.
         calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
@@ -129,12 +137,12 @@ def convert(
     """
     check_empty(out)
     device = check_device(device)
-    source = open_source(name, weights, prefix, headless, stages)
+    source = open_source(name, weights, prefix, headless, stages, model_args)
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
     ratios = check_widths(config, widths, sort)
     pixel_values = choose_images(source, calibrate, images, seed)
-    answers = ask(source)
+    answers = ask(source, pixel_values)
     if sort:
         source = in_order(source, pixel_values, ratios, fit, device, seed)
         config = changed(config, qkv_bias=True)
@@ -222,12 +230,16 @@ def in_order(
         return order_layers(source, pixel_values, device, seed, bar.update)
 
 
-def ask(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
-    """A few random images, and the source's answers to them."""
-    random_images = check_images(source)
-    expected = source.reference()(random_images)
+def ask(source: Source, pixel_values: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """A few images, the source's answers to them, and what they are: calibration images, or random ones where there
+    are none of the size that the source was trained for.
+    """
+    images, told = check_images(source), "random images"
+    if pixel_values is not None and pixel_values.shape[1:] == images.shape[1:]:
+        images, told = pixel_values[:CHECK_IMAGES], "calibration images"
+    expected = source.reference()(images)
     gc.collect()  # the reference model, before another one is loaded
-    return random_images, expected
+    return images, expected, told
 
 
 def solve_all(
@@ -258,16 +270,16 @@ def _compared(source: Source) -> str:
 
 
 def compare(
-    folder: Path, name: str, source: Source, fit: str, answers: tuple[torch.Tensor, torch.Tensor]
-) -> dict[str, float]:
-    """How far the bundle that was written is from the source on random images.
+    folder: Path, name: str, source: Source, fit: str, answers: tuple[torch.Tensor, torch.Tensor, str]
+) -> dict[str, Any]:
+    """How far the bundle that was written is from the source on a few images, as `ask` gives them.
 
     Raises:
         RuntimeError: too far for a fit that loses nothing.
     """
     gc.collect()  # the model's tensors, before another one is loaded
-    random_images, expected = answers
-    answered = outputs(folder, source.head, random_images)
+    images, expected, told = answers
+    answered = outputs(folder, source.head, images)
     if source.readout is not None:
         matrix, bias = source.readout
         answered = (answered.double() @ matrix.T + bias).float()
@@ -277,17 +289,15 @@ def compare(
             f"The bundle's {_compared(source)}s differ from those of {name} by {found['relative_logit_error']:.2g}, "
             f"where nothing should be lost; nothing was written."
         )
-    return found
+    return {**found, "checked_on": told}
 
 
 def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> None:
     """The report with its advice, its figure where images were measured, and the card, into the folder."""
-    error = report["relative_logit_error"]
     if "calibration" in report:
         rows = report["calibration"]["rows"]
-        error = rows[-1]["relative_logit_error"]
         plot_conversion(rows, folder / CONVERSION_PICTURE, f"{Path(name).name} as a bundle")
-    report["advice"] = advice(error, teacher, out, report["compared"])
+    report["advice"] = advice(report, teacher, out)
     write_json(folder / CONVERSION_FILE, report)
     write_card(folder, title=out.resolve().name)
 

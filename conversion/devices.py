@@ -55,7 +55,8 @@ def executorch(model: PreTrainedModel, folder: Path, weights: str) -> dict:
         "output": output_name(model),
         "backend": "XNNPACK",
         "outside_backend": outside,
-        "load": f"executorch.runtime.Runtime.get().load_program('FOLDER/{PTE_FILE}').load_method('forward')",
+        "load": "import executorch.runtime; model = executorch.runtime.Runtime.get().load_program("
+        f"'FOLDER/{PTE_FILE}').load_method('forward')",
     }
     return {"loaded": loaded, "any_shape": False, "batch": 1, "facts": facts}
 
@@ -78,7 +79,7 @@ def openvino(model: PreTrainedModel, folder: Path, weights: str) -> dict:
     facts = {
         "file": XML_FILE,
         "output": output_name(model),
-        "load": f"openvino.compile_model('FOLDER/{XML_FILE}', 'CPU', {OPENVINO_PRECISION})",
+        "load": f"import openvino; model = openvino.compile_model('FOLDER/{XML_FILE}', 'CPU', {OPENVINO_PRECISION})",
     }
     return {"loaded": loaded, "any_shape": any_shape, "batch": None, "facts": facts}
 

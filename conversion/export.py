@@ -25,12 +25,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
 from ..families_lingene import layers_of
 from ..folders import (
-    EXPORT_FILE,
     check_empty,
     complete_or_absent,
     is_plain,
@@ -39,10 +38,13 @@ from ..folders import (
     read_config,
     write_json,
 )
-from ..images.data import require
+from ..found import EXPORT_FILE
+from ..images.data import batches, picked, require
+from ..images.pictures import load_pictures
 from ..kinds import model_class
+from ..lingene_vit import LinGeneViTConfig
 from ..measuring.features import prefix_tokens
-from ..measuring.metrics import count_macs, count_parameters, seen_size
+from ..measuring.metrics import count_macs, count_parameters, height_and_width, seen_size
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
@@ -57,6 +59,7 @@ WEIGHTS = ("float32", "float16", "int8")
 # Of the largest logit. int8 by 21 small random bundles, 0.02 to 0.09; the trained one of hub_cards has 0.01. With
 # 8-bit weights, sums cut off at 16 bits leave 0.07 to 0.38.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
+CHECK_PICTURES, CHECK_BATCH = 64, 8  # of a set: how many are compared, and how many at once
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
 PREPROCESSING_FILE = "preprocessing.json"
 TIMM_NAMES = {
@@ -68,8 +71,8 @@ TIMM_NAMES = {
 TIMM_EPS = {"swin": 1e-5}  # of the norms that a name stands for, where it is not:
 VIT_EPS = 1e-6
 TIMM_LOAD = (
-    "norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
-    "model = timm.create_model({name!r}, **arguments, norm_layer=norm); "
+    "import functools, safetensors.torch, timm; norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
+    "model = timm.create_model({name!r}, **{arguments!r}, norm_layer=norm); "
     f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
 )
 ONNX_LIMIT = 1.8e9  # bytes of weights in one file
@@ -85,6 +88,7 @@ def export(
     *,
     weights: str = "float32",
     tolerance: float | None = None,
+    data: str | None = None,
     **size,
 ) -> dict:
     """Write one size of a bundle in a format, verified.
@@ -95,6 +99,8 @@ def export(
         to: transformers, timm, onnx, program (a `torch.export` program), executorch, openvino.
         weights: float32; for onnx also float16 and int8, for openvino float16.
         tolerance: largest difference of logits that is accepted, as a share of the largest logit; default by weights.
+        data: pictures that it is compared on too, as for `load_pictures`; random images, on which it is compared
+            always, are unlike any that it will see.
         size: `from_pretrained`'s keywords: depth, width_ratio, num_components, allow_untrained, max_params, max_macs,
             max_latency_ms, revision.
 
@@ -113,6 +119,7 @@ def export(
     hub = {"revision": size["revision"]} if size.get("revision") else {}
     model = _plain(bundle, to, size) if is_plain(bundle, **hub) else _sized(bundle, size, hub)
     head = hasattr(model, "classifier")
+    pictures, told = (None, "random images") if data is None else _pictures(bundle, model, data, hub)
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
@@ -122,7 +129,7 @@ def export(
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
-        report |= _differences(model, found["loaded"], limit, found["any_shape"])
+        report |= _differences(model, found["loaded"], limit, found["any_shape"], pictures) | {"checked_on": told}
         if not report["relative_difference"] <= limit:
             raise RuntimeError(
                 f"The exported logits differ from the bundle's by up to {report['largest_difference']:.3g}, "
@@ -176,20 +183,44 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 
+def _pictures(
+    bundle: str | os.PathLike, model: PreTrainedModel, data: str, hub: dict
+) -> tuple[list[torch.Tensor], str]:
+    """Batches of some pictures as the bundle's preprocessing makes them, and what they are."""
+    processor, names = processor_or_none(bundle, **hub), load_pictures(data, "test", others=True)
+    if processor is None:
+        raise ValueError(f"`data` needs the preprocessing of {bundle}, and beside it is no {IMAGE_PROCESSOR_NAME}.")
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES].tolist()
+    found = [batch["pixel_values"].float() for batch in batches(picked(names, order), processor, CHECK_BATCH)]
+    made, own = tuple(found[0].shape[-2:]), tuple(height_and_width(model.config))
+    if made != own and not family_of(model).traces_any_size:
+        raise ValueError(f"`data`: the preprocessing of {bundle} makes images of {made}, and the model takes {own}.")
+    return found, f"random images, {len(order)} of {names.name} ({names.split})"
+
+
 @torch.no_grad()
 def _differences(
-    model: PreTrainedModel, loaded: Callable[[torch.Tensor], torch.Tensor], limit: float, any_shape: bool
+    model: PreTrainedModel,
+    loaded: Callable[[torch.Tensor], torch.Tensor],
+    limit: float,
+    any_shape: bool,
+    pictures: list[torch.Tensor] | None = None,
 ) -> dict:
-    """The largest difference over batches of one and of three random images; also of other sizes, if it takes any."""
-    differences, sizes = [], []
-    for count, patches in ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ())):
-        values = random_images(model, count, patches)
-        expected = Outputs(model)(values)
-        differences.append((loaded(values) - expected).abs().max())
+    """The largest difference over batches of one and of three random images, also of other sizes, if it takes any; and
+    over pictures, of which with a classifier the share that keeps its class.
+    """
+    shapes = ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ()))
+    differences, sizes, same = [], [], []
+    for values in (*(random_images(model, count, patches) for count, patches in shapes), *(pictures or ())):
+        expected, found = Outputs(model)(values), loaded(values)
+        differences.append((found - expected).abs().max())
         sizes.append(expected.abs().max())
+        same.append((found.argmax(-1) == expected.argmax(-1)).double())
+    agreement = {"agreement": float(torch.cat(same[len(shapes) :]).mean())} if pictures else {}
+    agreement = agreement if hasattr(model, "classifier") else {}
     largest, scale = float(torch.stack(differences).max()), float(torch.stack(sizes).max())  # of nan it is nan
     relative = largest / scale if scale else largest  # a head of zeros
-    return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit}
+    return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit, **agreement}
 
 
 def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
@@ -207,7 +238,11 @@ def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Pat
     options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return {"loaded": Outputs(again), "any_shape": family.traces_any_size}
+    auto = "AutoModelForImageClassification" if hasattr(model, "classifier") else type(model).__name__
+    trusted = {"trust_remote_code": True} if model.config.model_type == LinGeneViTConfig.model_type else {}
+    asked = "".join(f", {word}={value!r}" for word, value in {**options, **trusted}.items())
+    facts = {"load": f"import transformers; model = transformers.{auto}.from_pretrained('FOLDER'{asked})"}
+    return {"loaded": Outputs(again), "any_shape": family.traces_any_size, "facts": facts}
 
 
 def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
@@ -229,14 +264,14 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
             built.pretrained_cfg["label_names"] = names
         timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        load = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
+        load = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
     else:  # JSON holds no function, and timm takes the epsilon as part of one
         _keep_processor(bundle, folder, hub)
         save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         norm = functools.partial(timm.layers.LayerNorm, eps=eps)
         again = timm.create_model(name, **arguments, norm_layer=norm)
         load_all(again, load_file(folder / SAFE_WEIGHTS_NAME))
-        load = TIMM_LOAD.format(name=name, eps=eps)
+        load = TIMM_LOAD.format(name=name, eps=eps, arguments=arguments)
     again = again.eval()
     facts = {"name": name, "arguments": arguments, "load": load}
     loaded = again if source.head else again.forward_features
@@ -341,6 +376,7 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
     facts = {"file": ONNX_FILE, "output": name, "prefix_tokens": prefix_tokens(model.config)}
+    facts["load"] = f"import onnxruntime; model = onnxruntime.InferenceSession('FOLDER/{ONNX_FILE}')"
     return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}
 
 
@@ -410,7 +446,10 @@ def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hu
     torch.export.save(program, content)
     (folder / PROGRAM_FILE).write_bytes(content.getbuffer())
     _keep_processor(bundle, folder, hub)
-    facts = {"file": PROGRAM_FILE, "load": f"torch.export.load('FOLDER/{PROGRAM_FILE}').module()"}
+    facts = {
+        "file": PROGRAM_FILE,
+        "load": f"import torch; model = torch.export.load('FOLDER/{PROGRAM_FILE}').module()",
+    }
     loaded = torch.export.load(folder / PROGRAM_FILE).module()
     return {"loaded": loaded, "any_shape": any_shape, "facts": facts}
 
@@ -425,13 +464,19 @@ def _device(
     return found
 
 
+def load_code(report: dict, folder: str | Path) -> str:
+    """Python, whole by itself, that loads an export from its folder as `model`."""
+    return report["load"].replace("FOLDER", str(folder).replace("\\", "\\\\").replace("'", "\\'"))
+
+
 @dataclass(frozen=True)
 class Format:
     """One row.
 
     Args:
         write: (model, bundle, folder, hub, weights) -> the files' own loader as images -> logits (`loaded`), whether
-            it takes images of any size (`any_shape`), and what `export.json` says beside (`facts`).
+            it takes images of any size (`any_shape`), and what `export.json` says beside (`facts`): `load` is code
+            that makes `model` of FOLDER.
         packages: that it needs.
         weights: types that it stores.
     """

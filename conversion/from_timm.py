@@ -134,6 +134,7 @@ def read_timm(
     prefix: str | None = None,
     headless: bool = False,
     stages: Sequence[int] = (),
+    model_args: Mapping[str, Any] | None = None,
 ) -> Source:
     """A model by `timm:NAME`, its weights from a file or, without one, where timm finds them.
 
@@ -143,23 +144,32 @@ def read_timm(
         prefix: of the network's tensors in the file, where it holds several.
         headless: leave a classifier out, whatever it is.
         stages: of a Swin, counted from 1: those whose layers become components; default the deepest.
+        model_args: of `timm.create_model`, where the weights are of another shape than the name says: `depth`,
+            `embed_dim`, `num_heads`, ...
 
     Raises:
-        ValueError: whatever of it a bundle cannot express, by name.
+        ValueError: whatever of it a bundle cannot express, by name; weights of another shape.
         ImportError: timm is missing; the message says what to install.
     """
-    architecture = name.removeprefix(PREFIX)
-    layout = check_model(name, _built(name, architecture), head_matters=False)
+    architecture, given = name.removeprefix(PREFIX), dict(model_args or {})
+    bare = _built(name, architecture, **given)
+    layout = check_model(name, bare, head_matters=False)
     if stages and layout.kinds is KINDS:
         raise ValueError(f"`stages` are of a network that has some, and {name} is a Vision Transformer.")
     if weights is None:
+        if given:
+            raise ValueError(
+                f"`model_args` describes the network of a file: give it with --weights; {name} has its own."
+            )
         tensors, left_out = _downloaded(name, architecture), {}
     else:
         tensors, left_out = _own_tensors(read_tensors(weights), str(weights), prefix)
+        if layout.kinds is KINDS:
+            _check_shape(name, bare, tensors, str(weights))
     dropped = {key: UNASKED for key in tensors if headless and key.startswith("head.")}
     dropped |= {key: why for key in tensors for end, why in layout.left_out.items() if key.endswith(end)}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
-    options = {"num_classes": len(tensors.get(f"{layout.classifier}.weight", ()))}
+    options = {**given, "num_classes": len(tensors.get(f"{layout.classifier}.weight", ()))}
     model = _built(name, architecture, **options)
     if "pos_embed" in tensors:
         options |= _image_size(model, tensors["pos_embed"].shape[1], name)
@@ -260,6 +270,24 @@ def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | N
         else:
             own[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", bare)] = tensor  # as DeiT III was published
     return own, left_out
+
+
+def _check_shape(name: str, model: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str) -> None:
+    """Refuse weights of a network of another depth, width or patch than the name's; says what to ask for."""
+    if tensors[ANCHOR].dim() != 4:
+        return
+    blocks = {int(found[1]) for key in tensors if (found := re.match(r"blocks\.(\d+)\.", key))}
+    width, channels, height, _ = tensors[ANCHOR].shape
+    found = {"depth": len(blocks), "embed_dim": width, "in_chans": channels, "patch_size": height}
+    expected, patch = len(model.blocks), model.patch_embed.proj
+    known = {"depth": expected, "embed_dim": model.embed_dim, "in_chans": patch.in_channels}
+    known["patch_size"] = patch.kernel_size[0]
+    others = [key for key, value in found.items() if value != known[key]]
+    if others:
+        told = " and ".join(f"{key} {found[key]}, and {name} has {known[key]}" for key in others)
+        args = ",".join(f"{key}={found[key]}" for key in others)
+        heads = ", with num_heads where they differ too" if "embed_dim" in others else ""
+        raise ValueError(f"`weights` {weights} is of {told}: say so with --model-args {args}{heads}.")
 
 
 def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..folders import read_config
+from ..kept import is_model, kept, last_row
 from ..kinds import model_class
 from ..measuring.judging import mean_and_low
 from ..progress import quiet_loading
@@ -17,17 +18,30 @@ from .moments import Stack
 # By the logit error of the start; a high rate harms a good one, for an epoch at least: 7e-4 was better than 3e-4 and
 # 1e-4 at an error of 0.19 (87.6, 87.5, 87.1 % after three epochs), and worse after one at 0.06.
 LEARNING_RATES = ((0.05, 1e-4), (0.2, 7e-4))
-GOOD = 0.05  # relative logit error up to which a bundle is a model, not a start
+START = "This bundle is a start for training, not a model."
 COLUMNS = {
     "num_components": "components",
-    "activation_residual": "activations",
-    "weight_residual": "weights",
+    "activation_residual": "layers",
     "relative_logit_error": "logits",
     "divergence": "KL",
     "agreement": "agreement",
     "cosine": "cosine",
     "cosine_p5": "5th percentile",
 }
+COUNT_LEGEND = {
+    "layers": "relative error of what all maps of the layers give",
+    "logits": "relative error of the logits",
+    "class token": "relative error of the class token",
+    "KL": "divergence of the class probabilities, nats",
+    "agreement": "images of the source's class",
+    "cosine": "of the class token with the source's, mean over images",
+}
+
+
+def count_legend(rows: list[dict]) -> str:
+    """What the columns of `count_table` are, in one line."""
+    shown = count_table(rows).splitlines()[0]
+    return "; ".join(f"{name}: {said}" for name, said in COUNT_LEGEND.items() if f" {name} |" in shown)
 
 
 def logit_error(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
@@ -67,8 +81,9 @@ def measure_counts(
 
     Returns:
         Rows of num_components, activation_residual and weight_residual (relative, Frobenius norms, all maps together
-        and per part), relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without
-        one cosine of the class token with the source's, mean over images and 5th percentile.
+        and per part; that of weights says nothing of how good a fit is, and may grow as it gets better),
+        relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without one cosine of
+        the class token with the source's, mean over images and 5th percentile.
     """
     rows = []
     for count in range(1, table.shape[1] + 1):
@@ -124,20 +139,22 @@ def learning_rate(error: float) -> float:
     return float(f"{math.exp((1 - share) * math.log(least) + share * math.log(most)):.1g}")
 
 
-def advice(error: float, source: str, out: Path, compared: str = "logit") -> dict | None:
+def advice(report: dict, source: str, out: Path) -> dict | None:
     """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model.
 
     Args:
-        error: relative, of what is compared, `logit` or `class token`; the latter is all that a bundle without a
-            classifier has, which learns from the source's tokens and needs no labels.
+        report: of the conversion, with `compared`: `logit`, or `class token`, which is all that a bundle without a
+            classifier has; that learns from the source's tokens and needs no labels.
+        source: who teaches it.
+        out: the bundle's folder.
     """
-    if error <= GOOD:
+    if is_model(report):
         return None
-    rate = learning_rate(error)
-    unlabelled = "" if compared == "logit" else "--objective features "
+    row = last_row(report)
+    rate = learning_rate((report if row is None else row)["relative_logit_error"])
+    unlabelled = "" if report["compared"] == "logit" else "--objective features "
     command = (
         f"lingene decompose --init {out} --data DATA --teacher {source} {unlabelled}--schedule simultaneous "
         f"--learning-rate {rate:g} --epochs 3 --out RUN"
     )
-    said = f"This bundle is a start for training, not a model: its {compared}s are off by {100 * error:.0f} %."
-    return {"statement": said, "learning_rate": rate, "command": command}
+    return {"statement": f"{START} {kept(report)}", "learning_rate": rate, "command": command}

@@ -44,6 +44,7 @@ METRICS = {
 AGREEMENT = ("cosine", "cosine_p5", "patch_cosine", "patch_cosine_p5")
 
 BUDGETS = {"max_params": "params", "max_macs": "macs", "max_latency_ms": "latency_ms"}  # and the columns they bound
+COST_WORDS = {"params": "parameters", "macs": "MACs", "latency_ms": "ms"}
 
 _COUNT, _MILLISECONDS = integer(1, 1 << 31), number(0, 1e12)
 ROW_FIELDS = {
@@ -95,7 +96,7 @@ def choose_size(
         if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
             raise ValueError(f"`{name}` must be a positive number, got {limit!r}.")
     columns = {name: BUDGETS[name] for name in budget}
-    asked = " and ".join(f"`{name}` {limit:g}" for name, limit in budget.items())
+    asked = " and ".join(f"`{name}` {readable(limit)}" for name, limit in budget.items())
     if not rows:
         raise ValueError(
             f"{asked} needs measured sizes in `sizes.json`, and this bundle has none: run `lingene sweep BUNDLE "
@@ -107,14 +108,14 @@ def choose_size(
     within = [row for row in rows if all(row[column] <= budget[name] for name, column in columns.items())]
     if not within:
         smallest = min(rows, key=lambda row: [row[column] for column in columns.values()])
-        numbers = ", ".join(f"{column} {smallest[column]:g}" for column in columns.values())
+        numbers = _told_costs(smallest, columns)
         raise ValueError(
             f"{asked}: no measured size in `sizes.json` fits; the smallest is {row_size(smallest, config)} with "
             f"{numbers}."
         )
     best, close = nearly_best(within, by)
     chosen, metric = close[0], METRICS[by]
-    numbers = ", ".join(f"{column} {chosen[column]:g}" for column in columns.values())
+    numbers = _told_costs(chosen, columns)
     size, of = row_size(chosen, config), f"of {len(within)} measured sizes within {asked}"
     told = f"{metric.best} ({metric.shown(best[by])}) {of}"
     error = standard_error(best, by)
@@ -145,6 +146,21 @@ def standard_error(row: dict, metric: str) -> float | None:
 
 def _costs(row: dict) -> tuple[float, ...]:
     return row["macs"], row["params"], row["stored_params"]
+
+
+def _told_costs(row: dict, columns: dict[str, str]) -> str:
+    """`3.6 M MACs and 2.5 ms`."""
+    return " and ".join(f"{readable(row[column])} {COST_WORDS[column]}" for column in columns.values())
+
+
+def readable(count: float) -> str:
+    """1234567 -> `1.23 M`: three digits and a unit."""
+    for unit in ("", " k", " M", " G"):
+        rounded = float(f"{count:.3g}")
+        if rounded < 1000:
+            return f"{rounded:g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
 
 
 def metric_of(rows: Sequence[dict], asked: str | None = None) -> str:

@@ -4,7 +4,7 @@ Sentences come out as Markdown, words of others in them as `markdown.text`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from huggingface_hub.utils import validate_repo_id
 from .budget_lingene import METRICS, metric_of, standard_error
 from .configuration_base_lingene import BundleConfig
 from .folders import CONVERSION_PICTURE, SIZE_PICTURES
+from .kept import kept
 from .markdown import text
-from .measuring.tables import readable
+from .measuring.tables import bytes_shown, readable
 from .progress import duration
 from .readme import CARD_FILE
 
@@ -27,16 +28,31 @@ POINTS = 0.02  # that the smallest size may lose
 SIZE = ("depth", "width_ratio", "num_components")
 
 
-def first_sizes(rows: Sequence[dict], config: BundleConfig) -> list[dict[str, Any]]:
+def first_sizes(rows: Sequence[dict], config: BundleConfig, fetched: Callable[[int], int]) -> list[dict[str, Any]]:
     """The sizes that most people want first: the best, the best under half the MACs of the largest, the smallest that
     loses at most two points; each once.
 
     Args:
         rows: of `sizes.json`, at least one.
+        fetched: number of components -> bytes, as `Bundle.download_bytes`.
 
     Returns:
         Of each its `row`, `title`, `numbers` in one line, and the `keywords` that load it.
     """
+    metric = metric_of(rows)
+    return [
+        {
+            "row": row,
+            "title": title,
+            "numbers": _numbers(row, metric, fetched(row["num_components"])),
+            "keywords": keywords({field: row[field] for field in SIZE}, config),
+        }
+        for row, title in _wanted_first(rows)
+    ]
+
+
+def _wanted_first(rows: Sequence[dict]) -> list[tuple[dict, str]]:
+    """Those rows, and what each is."""
     name = metric_of(rows)
     metric, found = METRICS[name], {}
     best = max(rows, key=lambda row: _worth(row, name))
@@ -52,15 +68,7 @@ def first_sizes(rows: Sequence[dict], config: BundleConfig) -> list[dict[str, An
     chosen.append((f"the smallest within {within} of the best", smallest))
     for title, row in chosen:
         found.setdefault(tuple(row[field] for field in SIZE), (row, []))[1].append(title)
-    return [
-        {
-            "row": row,
-            "title": ", and ".join(titles),
-            "numbers": _numbers(row, name),
-            "keywords": keywords({field: row[field] for field in SIZE}, config),
-        }
-        for row, titles in found.values()
-    ]
+    return [(row, ", and ".join(titles)) for row, titles in found.values()]
 
 
 def _worth(row: dict, metric: str) -> tuple:
@@ -71,12 +79,12 @@ def _small(words: str) -> str:
     return words[0].lower() + words[1:]
 
 
-def _numbers(row: dict, metric: str) -> str:
+def _numbers(row: dict, metric: str, fetched: int) -> str:
     size = f"depth {row['depth']}, width {row['width_ratio']}, components {row['num_components']}"
     error = standard_error(row, metric)
     value = METRICS[metric].shown(row[metric]) + (f" (± {METRICS[metric].spread(error)})" if error is not None else "")
     told = [f"{_small(METRICS[metric].axis)} {value}", f"{readable(row['macs'])} MACs"]
-    told.append(f"{readable(row['params'])} parameters, {readable(row['stored_params'])} to download")
+    told.append(f"{readable(row['params'])} parameters, {bytes_shown(fetched)} to download")
     return f"{size}: {', '.join(told)}"
 
 
@@ -91,10 +99,8 @@ def pictures(folder: Path, rows: Sequence[dict], converted: dict | None) -> list
     """The figures in a bundle's folder: what each shows, in numbers, and its file."""
     told = {}
     if converted:
-        error = f"{converted['relative_logit_error']:.2g}"
         told[CONVERSION_PICTURE] = (
-            f"How far 1 to {converted['num_components']} components are from the converted model; with all of them "
-            f"the relative error on random images is {error}"
+            f"How far 1 to {converted['num_components']} components are from the converted model. {kept(converted)}"
         )
     if rows:
         told |= dict(zip(SIZE_PICTURES, _size_figures(rows)))
@@ -114,7 +120,7 @@ def _size_figures(rows: Sequence[dict]) -> tuple[str, str]:
         values = [row[name] for row in rows if Fraction(row["width_ratio"]) == width]
         panels.append(f"{width}: {metric.shown(min(values))} to {metric.shown(max(values))}")
     return (
-        f"{metric.axis} of {len(rows)} sizes against MACs and parameters to download, from {ends[0]} to {ends[1]}",
+        f"{metric.axis} of {len(rows)} sizes against MACs and stored parameters, from {ends[0]} to {ends[1]}",
         f"{metric.axis} of every depth and number of components at each width: {'; '.join(panels)}",
     )
 
@@ -129,15 +135,15 @@ def results(rows: Sequence[dict], config: BundleConfig, task: str) -> list[EvalR
     return [
         EvalResult(
             task_type=task,
-            dataset_type=pick["row"]["dataset"],
-            dataset_name=pick["row"]["dataset"],
-            dataset_split=pick["row"]["split"],
+            dataset_type=row["dataset"],
+            dataset_name=row["dataset"],
+            dataset_split=row["split"],
             metric_type=name,
-            metric_name=f"{METRICS[name].axis}, {pick['title']}",
-            metric_value=pick["row"][name],
-            metric_args={field: pick["row"][field] for field in (*SIZE, "reference") if field in pick["row"]},
+            metric_name=f"{METRICS[name].axis}, {title}",
+            metric_value=row[name],
+            metric_args={field: row[field] for field in (*SIZE, "reference") if field in row},
         )
-        for pick in (first_sizes(rows, config) if rows else ())
+        for row, title in (_wanted_first(rows) if rows else ())
     ]
 
 

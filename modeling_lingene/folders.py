@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
+from .found import is_known, wrong_kind
 from .identity_lingene import file_sha256, settings_of, weights_id_of
 from .kinds import KINDS
 from .lingene_vit import LinGeneViTConfig
@@ -38,8 +39,8 @@ from .saving_lingene import TRAINING_FILE, indexed_files
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
+BUNDLE = "a bundle of shared components"
 PLAIN = ("vit", "swin", LinGeneViTConfig.model_type)
-EXPORT_FILE = "export.json"  # of an exported size: what its files are, and how they were verified
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
@@ -55,9 +56,13 @@ CONVERSION_FIELDS = {
     "depth": either(integer(1, MOST_LAYERS), TEXT),
     "num_components": integer(1, MOST_LAYERS),
     "relative_logit_error": number(0, 1e12),
-    "advice": optional(OBJECT),
 }
-CONVERSION_REQUIRED = [field for field in CONVERSION_FIELDS if field != "advice"]
+CONVERSION_REQUIRED = list(CONVERSION_FIELDS)
+CONVERSION_FIELDS |= {"advice": optional(OBJECT), "calibration": optional(OBJECT)}
+CONVERSION_FIELDS |= dict.fromkeys(("compared", "checked_on"), TEXT)
+CALIBRATION_FIELDS = {"rows": items(OBJECT), "measured_images": integer(1, 1 << 53)}
+CALIBRATION_ROW = {"agreement": number(0, 1), "divergence": number(-1e12, 1e12)}
+CALIBRATION_ROW |= dict.fromkeys(("cosine", "cosine_p5"), number(-1.001, 1.001))
 _COUNT, _NAMED = integer(1, 1 << 53), optional(TEXT)
 # What `training.json` says; a name is null where there is none, or none that anybody else could use.
 TRAINING_FIELDS = {
@@ -90,6 +95,8 @@ def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
     """
     if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
         raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
+    if os.path.isdir(bundle) and not os.path.isfile(os.path.join(bundle, CONFIG_NAME)) and not hub.get("subfolder"):
+        raise wrong_kind("bundle", bundle, BUNDLE)
     try:
         path = cached_file(bundle, CONFIG_NAME, **hub)
     except OSError as error:
@@ -98,9 +105,9 @@ def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
         raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
     model_type = read_json(path, str(bundle)).get("model_type")
     if model_type not in KINDS:
-        raise ValueError(
-            f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not a bundle of shared components."
-        )
+        if os.path.isdir(bundle) and is_known(bundle):
+            raise wrong_kind("bundle", bundle, BUNDLE)
+        raise ValueError(f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not {BUNDLE}.")
     return KINDS[model_type].config.from_pretrained(bundle, **hub)
 
 
@@ -146,6 +153,11 @@ def change_settings(folder: str | os.PathLike, config: BundleConfig) -> None:
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def download_of(name: str | os.PathLike, **hub) -> Callable[[int], int]:
+    """(number of components) -> bytes that are fetched for them, of a bundle; no weights are read."""
+    return Bundle(name, read_config(name, **hub), hub).download_bytes
+
+
 def read_conversion(folder: Path) -> dict | None:
     """The report of the conversion that a bundle comes from; None where there is none.
 
@@ -156,8 +168,12 @@ def read_conversion(folder: Path) -> dict | None:
         return None
     report, where = read_json(folder / CONVERSION_FILE, str(folder), DELETE), f"`{CONVERSION_FILE}` of {folder}"
     check_fields(report, CONVERSION_FIELDS, where, required=CONVERSION_REQUIRED, remedy=DELETE)
-    if report.get("advice"):
-        check_fields(report["advice"], {"statement": TEXT}, f"`advice` in {where}", ("statement",), DELETE)
+    if report.get("calibration"):
+        measured, inside = report["calibration"], f"`calibration` in {where}"
+        check_fields(measured, CALIBRATION_FIELDS, inside, required=CALIBRATION_FIELDS, remedy=DELETE)
+        for row in measured["rows"]:
+            named = ("agreement", "divergence") if "agreement" in row else ("cosine", "cosine_p5")
+            check_fields(row, CALIBRATION_ROW, f"a row of {inside}", required=named, remedy=DELETE)
     return report
 
 
@@ -241,9 +257,11 @@ def check_folder(folder: str | os.PathLike) -> BundleConfig:
         ValueError: no bundle, a file missing, or `weights_id` of index or sizes not that of the files.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        raise ValueError(f"`bundle` {folder} must be a folder with {CONFIG_NAME} and {SAFE_WEIGHTS_INDEX_NAME}.")
+    if not folder.is_dir():
+        raise wrong_kind("bundle", folder, "the folder of a bundle")
     config = read_config(folder)
+    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise ValueError(f"`bundle` {folder} lacks {SAFE_WEIGHTS_INDEX_NAME}; save it again.")
     bundle = Bundle(folder, config)
     missing = sorted(file for file in set(bundle.weight_map.values()) if not (folder / file).is_file())
     if missing:

@@ -51,6 +51,7 @@ from .folders import (
     read_conversion,
     read_training,
 )
+from .kept import fitted, is_model, kept
 from .markdown import code, loading, text
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
 from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
@@ -113,7 +114,9 @@ def render_card(
     bundle = Bundle(folder, config)
     rows, head, converted = _rows(bundle), bundle.has_head, read_conversion(folder)
     trained, name = read_training(folder, bundle.weights_id), repo_id or title or folder.resolve().name
-    examples = first_sizes(rows, config) if rows else [{"keywords": _example(config, converted)}]
+    examples = (
+        first_sizes(rows, config, bundle.download_bytes) if rows else [{"keywords": _example(config, converted)}]
+    )
     for one in examples:
         given = ({"subfolder": subfolder} if subfolder else {}) | one["keywords"]
         one["code"] = loading(_auto_class(head), name, given)
@@ -125,6 +128,7 @@ def render_card(
         code=code,
         name=name,
         conversion=converted,
+        **({} if converted is None else told_of(converted)),
         training=trained,
         made_how=made_how(trained),
         head=head,
@@ -132,7 +136,7 @@ def render_card(
         config=config,
         family=config.stands_for,
         widths=", ".join(map(str, config.legal_width_ratios)),
-        table=size_table(rows) if rows else None,
+        table=size_table(rows, fetched=bundle.download_bytes) if rows else None,
         sizes=len(rows),
         pictures=pictures(folder, rows, converted),
         explained=_explained(rows) if rows else "",
@@ -179,6 +183,11 @@ def check_repo_id(repo_id: str) -> None:
     except HFValidationError as error:
         said = " ".join(str(error).split())
         raise ValueError(f"`repo_id` must be a name on the Hub such as org/name, got {repo_id!r}: {said}") from None
+
+
+def told_of(converted: dict) -> dict[str, str | bool]:
+    """How a conversion was fitted and what it kept, for the template."""
+    return {"fitted": fitted(converted), "kept": kept(converted), "is_model": is_model(converted)}
 
 
 def _rows(bundle: Bundle) -> list[dict]:

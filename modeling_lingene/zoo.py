@@ -10,7 +10,7 @@ from .budget_lingene import METRICS, metric_of
 from .bundle_lingene import Bundle
 from .folders import read_config
 from .markdown import string, text
-from .measuring.tables import aligned_table, readable
+from .measuring.tables import aligned_table, bytes_shown, readable
 
 
 OWNER = "modeling-lingene"  # on the Hub; a repository has the folder's name
@@ -31,7 +31,7 @@ def released(root: Path | None = None) -> list[dict]:
     Returns:
         Of each: `name` (of its repository), `folder` (None where a wheel brings no weights), `task`, `classes` (0
         without a classifier), `data`, `metric`, `sizes` (how many were measured), the ranges `macs`, `download`
-        (parameters), and `best` and `smallest`: the rows of `sizes.json`.
+        (bytes), and `best` and `smallest`: the rows of `sizes.json`.
 
     Raises:
         ValueError: a file of a folder is damaged.
@@ -60,8 +60,8 @@ def _facts(folder: Path) -> dict:
     if rows:
         metric = metric_of(rows)
         facts["metric"] = metric
-        for name, field in (("macs", "macs"), ("download", "stored_params")):
-            facts[name] = [pick(row[field] for row in rows) for pick in (min, max)]
+        facts["macs"] = [pick(row["macs"] for row in rows) for pick in (min, max)]
+        facts["download"] = [bundle.download_bytes(pick(row["num_components"] for row in rows)) for pick in (min, max)]
         facts["best"] = max(rows, key=lambda row: (row[metric], -row["macs"]))
         facts["smallest"] = min(rows, key=lambda row: (row["params"], row["stored_params"]))
     return facts
@@ -75,7 +75,7 @@ def zoo_table(bundles: list[dict]) -> str:
         cells = [text(facts["name"].partition("/")[2]), task, text(", ".join(facts["data"])) or "-"]
         if facts["sizes"]:
             metric = METRICS[facts["metric"]]
-            ranges = [" to ".join(map(readable, facts[name])) for name in ("macs", "download")]
+            ranges = [" to ".join(map(readable, facts["macs"])), " to ".join(map(bytes_shown, facts["download"]))]
             worth = [metric.shown(facts[name][facts["metric"]]) for name in ("best", "smallest")]
             cells += [str(facts["sizes"]), *ranges, *worth]
         lines.append(cells + ["-"] * (len(COLUMNS) - len(cells)))

@@ -59,7 +59,7 @@ def row(depth: int, width: str, count: int, accuracy: float, macs: int, params: 
 def picked(rows: list[dict]) -> list[tuple]:
     return [
         (pick["row"]["depth"], pick["row"]["width_ratio"], pick["row"]["num_components"])
-        for pick in card.first_sizes(rows, helpers.tiny_config())
+        for pick in card.first_sizes(rows, helpers.tiny_config(), lambda count: 1000 * count)
     ]
 
 
@@ -76,7 +76,7 @@ def test_the_first_sizes_are_the_best_the_best_at_half_the_cost_and_the_smallest
     assert picked(rows) == [(5, "1", 5), (6, "1/2", 4), (6, "1/2", 5)]
     assert picked(rows[:5]) == [(5, "1", 5), (2, "1", 5), (6, "1/2", 5)]
     assert picked(rows[:3]) == [(5, "1", 5)]
-    (pick,) = card.first_sizes(rows[:1], helpers.tiny_config())
+    (pick,) = card.first_sizes(rows[:1], helpers.tiny_config(), lambda count: 1000 * count)
     assert pick["title"] == "the most accurate, and the smallest within 2 points of the best"
 
 

@@ -7,6 +7,7 @@ Commands run in this process, as a new one costs seconds of imports; what is abo
 
 import argparse
 import ast
+import contextlib
 import errno
 import inspect
 import json
@@ -33,8 +34,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
 import modeling_lingene
+from lingene import telling
 from lingene.options import named
-from modeling_lingene import cli, folders, hub, progress, readme, saving_lingene
+from modeling_lingene import cli, folders, found, hub, progress, readme, saving_lingene
 from modeling_lingene.images.data import image_processor, load_images, to_tensors
 from modeling_lingene.measuring import sweep
 from modeling_lingene.measuring.metrics import count_macs
@@ -71,6 +73,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     helpers.tiny_model(config).materialise(3).save_pretrained(plain)
     image_processor(8).save_pretrained(plain)
     return SimpleNamespace(bundle=bundle, plain=plain, model=helpers.tiny_model(config))
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names stand for models here, wherever tests run; what the Hub is asked about them is for test_found.py."""
+    monkeypatch.setattr(found, "check_within_reach", lambda *_: None)
 
 
 @pytest.fixture
@@ -150,39 +158,39 @@ def test_the_options_of_a_size_are_the_same_words_everywhere(lingene, option):
 # Command, and what its one line on stderr must name. B is the bundle, P the plain model, O a new folder, S a bundle of
 # seven classes, N a plain model without preprocessing.
 WRONG = {
-    "depth 0": ("materialise B --depth 0 --out O", "`depth`"),
-    "depth negative": ("materialise B --depth -1 --out O", "`depth`"),
-    "depth too large": ("materialise B --depth 7 --out O", "`depth`"),
-    "too many components": ("materialise B --num-components 6 --out O", "`num_components`"),
-    "no component": ("materialise B --num-components 0 --out O", "`num_components`"),
-    "a width of no heads": ("materialise B --width-ratio 1/3 --out O", "`width_ratio`"),
-    "a width of 0": ("materialise B --width-ratio 0 --out O", "`width_ratio`"),
-    "a width in words": ("materialise B --width-ratio half --out O", "`width_ratio`"),
-    "a width never trained": ("materialise B --width-ratio 1/4 --out O", "`width_ratio`"),
-    "nothing fits": ("materialise B --max-params 5 --out O", "`max_params`"),
-    "a budget of 0": ("materialise B --max-params 0 --out O", "`max_params`"),
-    "a budget and a size": ("materialise B --max-macs 1e9 --depth 3 --out O", "`max_macs`"),
-    "materialise a plain model": ("materialise P --out O", "`bundle`"),
-    "materialise nothing": ("materialise /absent/bundle --out O", "`bundle`"),
-    "materialise into a file": ("materialise B --out B/config.json", "`out`"),
-    "materialise over something": ("materialise B --out P", "`out`"),
-    "evaluate depth 0": ("evaluate B --depth 0 --data digits --out O", "`depth`"),
-    "evaluate nothing": ("evaluate /absent/model --data digits --out O", "`model`"),
-    "evaluate on nothing": ("evaluate B --data /absent/images --out O", "`data`"),
-    "evaluate on no such split": ("evaluate B --data digits --split third --out O", "`split`"),
-    "evaluate in batches of 0": ("evaluate B --data digits --batch-size 0 --out O", "`batch_size`"),
-    "evaluate a size of a plain model": ("evaluate P --depth 2 --data digits --out O", "`depth`"),
+    "depth 0": ("materialise B --depth 0 --out O", "`--depth`"),
+    "depth negative": ("materialise B --depth -1 --out O", "`--depth`"),
+    "depth too large": ("materialise B --depth 7 --out O", "`--depth`"),
+    "too many components": ("materialise B --num-components 6 --out O", "`--num-components`"),
+    "no component": ("materialise B --num-components 0 --out O", "`--num-components`"),
+    "a width of no heads": ("materialise B --width-ratio 1/3 --out O", "`--width-ratio`"),
+    "a width of 0": ("materialise B --width-ratio 0 --out O", "`--width-ratio`"),
+    "a width in words": ("materialise B --width-ratio half --out O", "`--width-ratio`"),
+    "a width never trained": ("materialise B --width-ratio 1/4 --out O", "`--width-ratio`"),
+    "nothing fits": ("materialise B --max-params 5 --out O", "`--max-params`"),
+    "a budget of 0": ("materialise B --max-params 0 --out O", "`--max-params`"),
+    "a budget and a size": ("materialise B --max-macs 1e9 --depth 3 --out O", "`--max-macs`"),
+    "materialise a plain model": ("materialise P --out O", "`BUNDLE`"),
+    "materialise nothing": ("materialise /absent/bundle --out O", "`BUNDLE`"),
+    "materialise into a file": ("materialise B --out B/config.json", "`--out`"),
+    "materialise over something": ("materialise B --out P", "`--out`"),
+    "evaluate depth 0": ("evaluate B --depth 0 --data digits --out O", "`--depth`"),
+    "evaluate nothing": ("evaluate /absent/model --data digits --out O", "`MODEL`"),
+    "evaluate on nothing": ("evaluate B --data /absent/images --out O", "`--data`"),
+    "evaluate on no such split": ("evaluate B --data digits --split third --out O", "`--split`"),
+    "evaluate in batches of 0": ("evaluate B --data digits --batch-size 0 --out O", "`--batch-size`"),
+    "evaluate a size of a plain model": ("evaluate P --depth 2 --data digits --out O", "`--depth`"),
     "evaluate with too few classes": ("evaluate S --data digits --out O", "`num_labels`"),
     "evaluate without preprocessing": ("evaluate N --data digits --out O", "preprocessor_config.json"),
-    "evaluate on no such device": ("evaluate B --data digits --device abacus --out O", "`device`"),
-    "info on nothing": ("info /absent/bundle --out O", "`bundle`"),
-    "info on a plain model": ("info P --out O", "`bundle`"),
-    "card of nothing": ("card /absent/bundle", "`bundle`"),
-    "card of a plain model": ("card P", "`bundle`"),
-    "push nothing": ("push /absent/bundle org/name", "`bundle`"),
-    "push a plain model": ("push P org/name", "`bundle`"),
-    "no epochs": ("quickstart --epochs 0 --out O", "`epochs`"),
-    "quickstart over something": ("quickstart --out P", "`out`"),
+    "evaluate on no such device": ("evaluate B --data digits --device abacus --out O", "`--device`"),
+    "info on nothing": ("info /absent/bundle --out O", "`BUNDLE`"),
+    "info on a plain model": ("info P --out O", "`BUNDLE`"),
+    "card of nothing": ("card /absent/bundle", "`BUNDLE`"),
+    "card of a plain model": ("card P", "`BUNDLE`"),
+    "push nothing": ("push /absent/bundle org/name", "`BUNDLE`"),
+    "push a plain model": ("push P org/name", "`BUNDLE`"),
+    "no epochs": ("quickstart --epochs 0 --out O", "`--epochs`"),
+    "quickstart over something": ("quickstart --out P", "`--out`"),
 }
 
 
@@ -232,7 +240,7 @@ def test_an_error_is_one_line_also_where_its_message_has_many(lingene, monkeypat
 
     monkeypatch.setattr(folders, "describe", describe)
     told = lingene("info", "anything")
-    assert (told.code, told.out, told.errors) == (2, "", ["lingene info: `bundle` is not what it was"])
+    assert (told.code, told.out, told.errors) == (2, "", ["lingene info: `BUNDLE` is not what it was"])
 
 
 # What the system says, and the line: B is the bundle's folder, O the file that the command writes.
@@ -279,16 +287,97 @@ def test_a_result_that_cannot_be_written_is_told_with_its_place(lingene, digits,
     assert told.errors[0].startswith(expected) and "Errno" not in told.errors[0]
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_in_one_line(digits, capfd, monkeypatch):
-    """`lingene info B | head -1`; whatever is still to be printed must not fail a second time."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        assert cli.main(["info", str(digits.bundle)]) == 2
-        print("more", file=closed, flush=True)
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("lingene info: ") and "Broken pipe" in line
+@pytest.fixture
+def unread(monkeypatch):
+    """Replaces streams by pipes that nobody reads."""
+    opened = []
+
+    def replace(*names: str) -> list:
+        for name in names:
+            reading, writing = os.pipe()
+            os.close(reading)
+            opened.append(os.fdopen(writing, "w"))
+            monkeypatch.setattr(sys, name, opened[-1])
+        return opened
+
+    yield replace
+    for stream in opened:
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+
+
+@pytest.mark.parametrize("line", ["info B", "info P", "--help", *(f"{name} --help" for name in sorted(COMMANDS))])
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(digits, unread, capfd, line):
+    """`lingene info B 2>&1 | head -1`, as every program on a system; what is still to be printed fails no more."""
+    places = {"B": str(digits.bundle), "P": str(digits.plain)}
+    streams = unread("stdout", "stderr")
+    try:
+        assert cli.main([places.get(word, word) for word in line.split()]) == 141
+    except SystemExit as stop:  # of a long help, whose failure to be written argparse does not tell
+        assert stop.code == 0 and "--help" in line
+    for stream in streams:
+        with contextlib.suppress(BrokenPipeError):
+            print("more", file=stream, flush=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_command_writes_is_written_also_where_nobody_reads_its_table(digits, unread, tmp_path):
+    """`lingene evaluate ... --out row.json | head -1` is to have its row."""
+    pytest.importorskip("sklearn")
+    places = {"B": str(digits.bundle), "P": str(digits.plain)}
+    for name, line in {"info": "info B", "zoo": "zoo", "evaluate": "evaluate P --data digits"}.items():
+        unread("stdout")
+        assert cli.main([*(places.get(word, word) for word in line.split()), "--out", str(tmp_path / name)]) == 141
+        assert read(tmp_path / name)
+
+
+def test_a_pipe_that_broke_elsewhere_is_told(lingene, monkeypatch):
+    """Of a process that decodes pictures, say: that is a failure, and no reader's doing."""
+
+    def describe(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(folders, "describe", describe)
+    told = lingene("info", "anything")
+    assert (told.code, told.errors) == (2, ["lingene info: Broken pipe"])
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_messages_and_help_name_what_can_be_typed(command):
+    """`resume` or latency_device=NAME is Python's; the command line has --resume and --latency-device NAME."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for add in cli.COMMANDS[command].options:
+        add(parser)
+    flags = telling.flags_of(parser)
+    for action in parser._actions:
+        typed = telling.in_flags(f"give `{action.dest}`, such as {action.dest}=1/2.", flags)
+        if action.option_strings:
+            assert typed == f"give `{action.option_strings[0]}`, such as {action.option_strings[0]} 1/2."
+        else:
+            assert typed.startswith(f"give `{action.metavar or action.dest}`")
+    own = cli.build_parser(command)._subparsers._group_actions[0].choices[command]
+    words = set(re.findall(r"`(\w+)`", " ".join(str(action.help) for action in own._actions)))
+    assert words & {action.dest for action in own._actions if action.option_strings} == set()
+
+
+def test_a_budget_that_needs_this_machines_latencies_names_the_flag(lingene, digits, tmp_path):
+    """`latency_device=NAME` cannot be typed on a command line."""
+    rows = [{**row, "latency_ms": 1.0, "device": "an abacus"} for row in ROWS]
+    bundle = Path(shutil.copytree(digits.bundle, tmp_path / "bundle"))
+    folders.write_sizes(bundle, [{k: v for k, v in row.items() if k != "profiles"} for row in rows])
+    told = lingene("materialise", bundle, "--max-latency-ms", 5, "--out", tmp_path / "out")
+    assert told.code == 2 and "name the device that counts: --latency-device NAME" in told.errors[0]
+    assert "`--max-latency-ms`" in told.errors[0]
+    told = lingene("materialise", bundle, "--width-ratio", "1/4", "--out", tmp_path / "out")
+    assert told.code == 2 and "or pass --allow-untrained to take" in told.errors[0]
+
+
+def test_what_is_no_argument_of_a_command_stays_as_it_was():
+    """Fields of files, paths and code have `=` and backticks too."""
+    flags = {"depth": "--depth", "out": "--out", "bundle": "BUNDLE", "allow_untrained": "--allow-untrained"}
+    for text in ("`weights_id` differs", "in a/depth=6/x", "--model-args depth=6", "bundle=x", "n=3 `config.json`"):
+        assert telling.in_flags(text, flags) == text
+    assert telling.in_flags("allow_untrained=True, `bundle`.", flags) == "--allow-untrained, `BUNDLE`."
 
 
 def test_a_bug_of_ours_is_not_passed_off_as_wrong_input(monkeypatch):
@@ -349,7 +438,7 @@ def test_a_materialised_model_is_stock_and_the_size_that_was_asked_for(lingene, 
         assert torch.equal(model(pixels).logits, auto(pixels).logits)
     assert AutoImageProcessor.from_pretrained(out).size == {"height": 8, "width": 8}
     params, macs = re.fullmatch(
-        rf"{re.escape(str(out))}: ViT of {size[0]} layers, (.*) parameters, (.*) MACs\n", told.out
+        rf"{re.escape(str(out))}: {type(model).__name__} of {size[0]} layers, (.*) parameters, (.*) MACs\n", told.out
     ).groups()
     assert number(params) == pytest.approx(model.num_parameters(), rel=5.1e-3)
     assert number(macs) == pytest.approx(count_macs(model.config), rel=5.1e-3)

@@ -25,10 +25,11 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 import helpers
 from hub_server import USER, HubServer
-from modeling_lingene import Size, bundle_lingene, folders, hub, loading_lingene, readme
+from modeling_lingene import LinGeneModel, Size, bundle_lingene, folders, hub, loading_lingene, readme
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.data import image_processor
+from modeling_lingene.measuring import tables
 from test_hub_server import in_new_process
 
 
@@ -92,8 +93,8 @@ def table(text: str) -> list[dict[str, str]]:
 
 
 def number(cell: str) -> float:
-    """`1.23 M` -> 1230000."""
-    value, _, unit = cell.partition(" ")
+    """`1.23 M` -> 1230000; `81.2 ± 1.3 %` -> 0.812."""
+    value, _, unit = re.sub(r" ± [\d.]+", "", cell).partition(" ")
     return float(value) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "%": 0.01, "ms": 1}[unit]
 
 
@@ -104,7 +105,7 @@ def assert_table_shows(rows: list[dict], shown: list[dict[str, str]]) -> None:
         assert cells["depth"] == str(row["depth"]) and cells["components"] == str(row["num_components"])
         assert cells["width"] == row["width_ratio"]
         assert cells["accuracy"].endswith(" %") and abs(number(cells["accuracy"]) - row["accuracy"]) <= 0.00051
-        for column, field in (("parameters", "params"), ("download", "stored_params"), ("MACs", "macs")):
+        for column, field in (("parameters", "params"), ("MACs", "macs")):
             assert number(cells[column]) == pytest.approx(row[field], rel=5.1e-3)
         if "latency_ms" in row:
             assert number(cells["latency"]) == pytest.approx(row["latency_ms"], abs=0.0051)
@@ -402,6 +403,34 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name, tmp_path, m
 def test_counts_are_shown_with_three_digits_and_a_unit(count, text):
     """999,999 is not `1e+03 k`."""
     assert hub.readable(count) == text
+
+
+@pytest.mark.parametrize("count, text", [(512, "512 B"), (424_468, "424 kB"), (1.5e9, "1.5 GB")])
+def test_bytes_are_shown_as_such(count, text):
+    """A download is a number of bytes, whatever the numbers that are in it."""
+    assert tables.bytes_shown(count) == text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("head", [True, False])
+def test_a_download_is_told_in_the_bytes_of_the_files_that_are_fetched(tmp_path, dtype, head):
+    """Half precision is half of it; files come whole, so that the width changes nothing. By the files' tensors."""
+    model = helpers.tiny_model()
+    model = model if head else LinGeneModel(model.config)
+    folder = tmp_path / "bundle"
+    model.to(dtype).save_pretrained(folder)
+    folders.write_sizes(folder, [{**row, "width_ratio": width} for row, width in zip(ROWS, ("1", "1/2", "1", "1"))])
+    fetched = folders.download_of(folder)
+    for row in ROWS:
+        names = ["shared.safetensors", *(f"component-{n:02d}.safetensors" for n in range(row["num_components"]))]
+        tensors = [tensor for name in names for tensor in load_file(folder / name).values()]
+        assert fetched(row["num_components"]) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    shown = {cells["components"]: cells["download"] for cells in table(hub.size_table(ROWS, fetched=fetched))}
+    assert shown == {str(row["num_components"]): tables.bytes_shown(fetched(row["num_components"])) for row in ROWS}
+    card = hub.render_card(folder)
+    assert {cells["components"]: cells["download"] for cells in table(card)} == shown
+    best = max(ROWS, key=lambda row: row["accuracy"])
+    assert f"{shown[str(best['num_components'])]} to download" in card
 
 
 def test_a_table_leaves_out_latency_where_none_was_measured_and_marks_gaps():

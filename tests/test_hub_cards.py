@@ -133,7 +133,9 @@ def test_the_zoo_lists_every_folder_with_what_it_is_for(capsys, tmp_path):
     for facts, folder in zip(bundles, FOLDERS):
         rows = json.loads((folder / "sizes.json").read_text())["sizes"]
         assert facts["folder"] == str(folder) and facts["sizes"] == len(rows)
-        assert facts["download"] == [pick(row["stored_params"] for row in rows) for pick in (min, max)]
+        files = [(folder / name).stat().st_size for name in ("shared.safetensors", "component-00.safetensors")]
+        least, most = (pick(row["num_components"] for row in rows) for pick in (min, max))
+        assert facts["download"] == pytest.approx([files[0] + count * files[1] for count in (least, most)], rel=0.1)
         worth = [row[facts["metric"]] for row in rows]
         assert facts["best"][facts["metric"]] == max(worth) and f'from_pretrained("{folder}", trust' in shown
         (line,) = [line for line in shown.splitlines() if line.startswith("|") and f" {folder.name} " in line]

@@ -66,6 +66,24 @@ def test_the_picture_says_what_was_measured():
     assert f"({PICTURE.relative_to(ROOT)})" in TEXT
 
 
+def test_the_method_says_which_figures_of_the_papers_are_there_and_which_are_not():
+    """Whoever comes from a paper looks for its figures; those named are drawn by what is named."""
+    from modeling_lingene.pruning.card import PICTURE as LAYERS
+    from modeling_lingene.training import recipes
+
+    method = " ".join(TEXT.partition("## Method")[2].split())
+    there, _, absent = method.partition("Not there: ")
+    for said in (
+        "LinDec, Fig. 2: `lingene analyse trend MODEL --out DIR`",
+        "LinDec, Fig. 4a: `sizes.png`",
+        f"SPViT: `{LAYERS}`",
+    ):
+        assert said in there
+    assert "sizes.png" in recipes.OURS and "Fig. 2" in (ROOT / "modeling_lingene/analysis/trend.py").read_text()
+    assert "ImageNet" in absent and "never run here" in absent and "`--recipe paper_imagenet`" in absent
+    assert "paper_imagenet" in recipes.RECIPES
+
+
 def test_readme_is_short():
     """What does not fit belongs to a page beside what it describes."""
     assert len(TEXT.splitlines()) < 150

@@ -35,13 +35,13 @@ writing_lingene recompose_lingene reading_lingene families_lingene  configuratio
     configuration_lingene configuration_swin_lingene vit_lingene budget_lingene identity_lingene
     bundle_lingene components_lingene swin_lingene  saving_lingene
     loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_vit
-kinds  folders progress
+kinds found  folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.classes images.pictures  images.loaders
     images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.exported  measuring.evaluation  measuring.profiling
     measuring.sweep
-markdown citations readme  card  hub  zoo
+markdown citations readme kept  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.timm_swin  conversion.from_timm conversion.fitting conversion.report conversion.ordering
@@ -181,7 +181,7 @@ def test_the_command_line_imports_the_standard_library_alone():
     for path in PROGRAM.glob("*.py"):
         assert absolute_imports(tree(path).body) <= set(sys.stdlib_module_names), path.name
         assert absolute_imports(ast.walk(tree(path))) <= {*sys.stdlib_module_names, "safetensors"}, path.name
-    assert len(list(PROGRAM.glob("*.py"))) == 5
+    assert len(list(PROGRAM.glob("*.py"))) == 6
 
 
 def test_every_command_names_a_function_of_the_package_and_none_is_left_over():

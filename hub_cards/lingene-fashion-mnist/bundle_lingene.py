@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file, cached_files
 from .budget_lingene import check_row
 from .configuration_base_lingene import SIZE_FIELDS, BundleConfig, Size
 from .identity_lingene import WEIGHT_FILE, check_keywords, check_settings, file_sha256, weights_id_of
-from .reading_lingene import OBJECT, TEXT, check_fields, items, optional, read_json, shown
+from .reading_lingene import OBJECT, TEXT, check_fields, integer, items, optional, read_json, shown
 from .recompose_lingene import is_gain, kept
 from .vit_lingene import interpolated_positions
 
@@ -48,7 +48,12 @@ def are_digests(value) -> bool:
 
 DIGESTS = (are_digests, "an object that gives the SHA-256 of every weight file")
 MEASURE, SIZES_FIELDS = "delete the file and measure again", {"weights_id": TEXT, "sizes": items(OBJECT)}
-INDEX_METADATA = {"weights_id": optional(TEXT), "files": optional(DIGESTS), "settings": optional(OBJECT)}
+INDEX_METADATA = {
+    "weights_id": optional(TEXT),
+    "total_size": optional(integer(1, 1 << 53)),
+    "files": optional(DIGESTS),
+    "settings": optional(OBJECT),
+}
 
 
 def component_file(index: int) -> str:
@@ -90,6 +95,7 @@ class Bundle:
         check_fields(metadata, INDEX_METADATA, where)
         self.weight_map, self.weights_id = index["weight_map"], metadata.get("weights_id")
         self.digests, settings = metadata.get("files"), metadata.get("settings")
+        self.total_size = metadata.get("total_size")  # bytes of all weights
         if self.stored.weights_id is not None and self.stored.weights_id != self.weights_id:
             raise ValueError(
                 f"`weights_id` of {self.name} differs between config.json and {SAFE_WEIGHTS_INDEX_NAME}: a save was "
@@ -146,6 +152,16 @@ class Bundle:
     @property
     def has_head(self) -> bool:
         return CLASSIFIER in self.weight_map
+
+    def download_bytes(self, num_components: int) -> int:
+        """Weights that are fetched from the Hub for so many components: whole files, whatever the depth and width."""
+
+        def numbers(count: int) -> int:
+            shared = [*self.shared_shapes.values(), *(self.head_shapes.values() if self.has_head else ())]
+            return sum(map(prod, shared)) + count * sum(map(prod, self.block_shapes.values()))
+
+        whole = numbers(self.stored.reference_components)
+        return round(numbers(num_components) * (self.total_size or BYTES_PER_ELEMENT * whole) / whole)
 
     def stored_size(self) -> dict:
         """The size fields as config.json has them, before any keyword of the caller's."""

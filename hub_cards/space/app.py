@@ -8,4 +8,4 @@ from modeling_lingene.app.page import serve
 BUNDLES = os.environ.get("BUNDLES") or "modeling-lingene/lingene-fashion-mnist"
 
 if __name__ == "__main__":
-    serve([name.strip() for name in BUNDLES.split(",")], images="samples", host="0.0.0.0")
+    serve([name.strip() for name in BUNDLES.split(",")], data="samples", host="0.0.0.0")

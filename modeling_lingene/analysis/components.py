@@ -1,6 +1,6 @@
 """What each component of a bundle looks at: Grad-CAM of every component alone, and of the first n together.
 
-    lingene analyse components BUNDLE --images FOLDER --out DIR
+    lingene analyse components BUNDLE --data FOLDER --out DIR
 
 Alone, layers are a(l, n) A_n of one component, the tensors outside of the layers shared (LinDec, Eq. 1): the other
 components are zeros. Maps are Grad-CAM's (Selvaraju et al., ICCV 2017, arXiv 1610.02391), by the library grad-cam, of
@@ -44,7 +44,7 @@ Score = Callable[[torch.Tensor], torch.Tensor]
 def analyse_components(
     bundle: str | Path,
     out: str | Path,
-    images: str | None = None,
+    data: str | None = None,
     *,
     count: int = 2,
     split: str = "test",
@@ -57,7 +57,7 @@ def analyse_components(
     Args:
         bundle: folder or name on the Hub, with its image processor.
         out: new or empty folder for `components.json`, `components.png` and `components.svg`.
-        images, split: pictures, as for `load_pictures`.
+        data, split: pictures, as for `load_pictures`.
         count: how many of them, drawn by `seed`.
         device: default the GPU if there is one.
         asked: `from_pretrained`'s keywords for a size; its components are looked at.
@@ -71,16 +71,14 @@ def analyse_components(
         ImportError: grad-cam or matplotlib is missing; the message says what to install.
     """
     check_empty(out)
-    if not images:
-        raise ValueError(
-            "`images` are what is explained, and none are given: give --images FOLDER or --images digits."
-        )
+    if not data:
+        raise ValueError("`data` says which pictures are explained: give --data FOLDER or --data digits.")
     if not 1 <= count <= MOST_IMAGES:
         raise ValueError(f"`count` must be from 1 to {MOST_IMAGES} pictures; got {count}.")
     require("matplotlib"), require("pytorch_grad_cam", "grad-cam")
     config, device = read_config(bundle), check_device(device)
     head = Bundle(bundle, config).has_head
-    processor, seen = _pictures(bundle, images, split, count if head else max(count, AVERAGED), seed)
+    processor, seen = _pictures(bundle, data, split, count if head else max(count, AVERAGED), seed)
     with quiet_loading():
         model = model_class(config, head).from_pretrained(bundle, constrained=True, **asked).eval().to(device)
     scores = _class_scores(model, seen) if head else _direction_scores(model, seen)
@@ -88,7 +86,7 @@ def analyse_components(
     found, maps = _explained(model, seen, scores)
     size = model.source_size
     said = {"bundle": str(bundle), "size": {"depth": size.depth, "width_ratio": str(size.width_ratio)}}
-    said |= {"components": size.num_components, "explained": "class" if head else "direction", "data": images}
+    said |= {"components": size.num_components, "explained": "class" if head else "direction", "data": data}
     with complete_or_absent(out) as folder:
         write_json(folder / RESULTS_FILE, {**said, "images": found})
         shown = [_shown(pixel_values, processor) for pixel_values in seen]
@@ -215,7 +213,7 @@ def _direction_scores(model: RecomposingModel, seen: list[torch.Tensor]) -> list
     apart = tokens - tokens.mean(0)
     if float(apart.norm(dim=1).min()) <= 1e-5 * float(tokens.norm(dim=1).max()):
         raise ValueError(
-            "`images` must be at least two that differ: without a classifier, what sets one apart is read."
+            "`data` must hold at least two pictures that differ: without a classifier, what sets one apart is read."
         )
     for token, direction in zip(tokens, nn.functional.normalize(apart, dim=1)):
 
@@ -233,16 +231,13 @@ def _pictures(bundle: str | Path, data: str, split: str, count: int, seed: int) 
         processor = read_processor(bundle)
     except OSError:
         raise ValueError(f"{bundle} has no preprocessor_config.json; save its image processor beside it.") from None
-    try:
-        pictures = load_pictures(data, split)
-    except ValueError as error:
-        raise ValueError(str(error).replace("`data`", "`images`", 1)) from None
+    pictures = load_pictures(data, split, others=True)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:count]
     chosen, seen = picked(pictures, order.tolist()), []
     for place in range(len(chosen)):
         picture, problem = chosen.decoded(place)
         if picture is None:
-            raise ValueError(f"`images` must be pictures that decode: {problem}.")
+            raise ValueError(f"`data` must be pictures that decode: {problem}.")
         seen.append(processed(processor, [picture]))
     return processor, seen
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import check_empty, complete_or_absent, read_processor, write_json
+from ..found import check_holds_model
 from ..images.data import LabelledImages, batches, picked, require
 from ..images.pictures import load_pictures
 from ..measuring.features import load_encoder
@@ -71,7 +72,7 @@ def analyse_similarity(
         raise ValueError(f"{what}, and {model} is a {config.model_type} model.")
     other = model if reference is None else reference
     configs = config, _config(other, "reference")
-    chosen = _chosen(load_pictures(data, split), images, seed)
+    chosen = _chosen(load_pictures(data, split, others=True), images, seed)
     means = []
     for name, own, size in zip((model, other), configs, (asked, {})):
         try:
@@ -128,6 +129,7 @@ def _chosen(pictures: LabelledImages, images: int, seed: int) -> LabelledImages:
 
 
 def _config(name: str | Path, what: str = "model") -> PretrainedConfig:
+    check_holds_model(what, name, "a bundle or an encoder")
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

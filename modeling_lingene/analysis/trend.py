@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..folders import check_empty, complete_or_absent, write_json
+from ..found import check_holds_model
 from ..images.data import require
 from ..progress import progress_bar, quiet_loading
 from .figures import plot_trends
@@ -76,6 +77,7 @@ def analyse_trend(model: str | Path, out: str | Path) -> dict[str, Trend]:
         ImportError: scikit-learn or matplotlib is missing; the message says what to install.
     """
     check_empty(out)
+    check_holds_model("model", model, "a model of transformers")
     require("sklearn.decomposition", "scikit-learn"), require("matplotlib")
     try:
         with quiet_loading():

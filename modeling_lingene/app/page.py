@@ -1,6 +1,6 @@
 """The page to try bundles on, with Gradio: choose a size or a budget, see what it costs and what it says of a picture.
 
-    lingene app BUNDLE [BUNDLE ...] --images FOLDER
+    lingene app BUNDLE [BUNDLE ...] --data FOLDER
 
 Nothing here belongs to one visitor: what they chose is in their page and in `gr.State`, and events carry it along.
 """
@@ -36,12 +36,12 @@ NO_PROCESSOR = "This bundle has no preprocessor_config.json, so that it cannot b
 NO_PROCESSOR += "processor beside it."
 
 
-def serve(names: Sequence[str], images: str | None = None, host: str = HOST, port: int = PORT) -> None:
+def serve(names: Sequence[str], data: str | None = None, host: str = HOST, port: int = PORT) -> None:
     """Show bundles on a page until it is interrupted.
 
     Args:
         names: bundles, by folder or name on the Hub.
-        images: sample pictures, as for `load_pictures`.
+        data: sample pictures, as for `load_pictures`.
         host, port: where to listen.
 
     Raises:
@@ -49,7 +49,7 @@ def serve(names: Sequence[str], images: str | None = None, host: str = HOST, por
         ImportError: Gradio or matplotlib is missing; the message says what to install.
     """
     check_place(host, port)
-    page = Page(read_bundles(names), [] if images is None else samples(images))
+    page = Page(read_bundles(names), [] if data is None else samples(data))
     with quiet_loading():
         blocks = launched(page, host, port)
         print(f"http://{host}:{port}   Ctrl-C ends it", flush=True)
@@ -88,9 +88,9 @@ def check_place(host: str, port: int) -> None:
         raise ValueError(f"`host` {host}, `port` {port} cannot be listened to: {error.strerror}.") from None
 
 
-def samples(images: str, most: int = MOST_SAMPLES) -> list[tuple[Any, str]]:
+def samples(data: str, most: int = MOST_SAMPLES) -> list[tuple[Any, str]]:
     """Some pictures of a set, evenly over it, each with its name; those that do not decode are left out."""
-    pictures = load_pictures(images, "test")
+    pictures = load_pictures(data, "test", others=True)
     step = max(1, len(pictures) // most)
     found = []
     for place in range(0, len(pictures), step)[:most]:
@@ -99,7 +99,7 @@ def samples(images: str, most: int = MOST_SAMPLES) -> list[tuple[Any, str]]:
         if picture is not None:
             found.append((picture, Path(path).stem if path else f"sample {len(found) + 1}"))
     if not found:
-        raise ValueError(f"`images` {images}: none of its pictures decodes.")
+        raise ValueError(f"`data` {data}: none of its pictures decodes.")
     return found
 
 

@@ -5,7 +5,7 @@ Everything here is read only, or a `Cache`: whoever looks at the page shares it,
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -47,6 +47,7 @@ class ShownBundle:
         rows: its measured sizes, none where it was not measured.
         processor: of its pictures, None where the bundle has none.
         head: whether it has a classifier.
+        fetched: number of components -> bytes that are downloaded for them.
     """
 
     name: str
@@ -54,13 +55,14 @@ class ShownBundle:
     rows: Sequence[dict]
     processor: Any
     head: bool
+    fetched: Callable[[int], int]
 
     @classmethod
     def read(cls, name: str) -> "ShownBundle":
         """Raises ValueError where there is no bundle, or a damaged one; weights of the Hub are not fetched yet."""
         config = check_folder(name) if Path(name).is_dir() else read_config(name)
         held = Bundle(name, config)
-        return cls(name, config, held.measured(), processor_or_none(name), held.has_head)
+        return cls(name, config, held.measured(), processor_or_none(name), held.has_head, held.download_bytes)
 
     @property
     def title(self) -> str:

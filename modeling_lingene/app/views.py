@@ -10,7 +10,7 @@ from typing import Any
 from ..budget_lingene import METRICS
 from ..configuration_base_lingene import Size
 from ..measuring.plots import COSTS
-from ..measuring.tables import EXPLAINED, readable
+from ..measuring.tables import EXPLAINED, bytes_shown, readable
 from .looking import Answer, enlarged, overlay
 from .sizes import Materialised, ShownBundle
 
@@ -71,7 +71,7 @@ def facts(bundle: ShownBundle, size: Size, held: Materialised, full: Materialise
         "Width": [str(one.width_ratio) for one in sizes],
         "Components": [str(one.num_components) for one in sizes],
         "Parameters": [readable(one.params) for one in models],
-        "Parameters to download": [readable(bundle.config.stored_params(one, bundle.head)) for one in sizes],
+        "Download": [bytes_shown(bundle.fetched(one.num_components)) for one in sizes],
         "MACs of one image": [readable(one.macs) for one in models],
     }
     if bundle.rows:

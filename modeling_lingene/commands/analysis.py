@@ -5,16 +5,15 @@ from pathlib import Path
 from .asked import SIZE_FLAGS, given
 
 
-ANALYSIS_FLAGS = {"images": "components", "count": "components", "depths": "coefficients"}
-ANALYSIS_FLAGS |= {"data": "similarity", "reference": "similarity"}
+ANALYSIS_FLAGS = dict.fromkeys((*SIZE_FLAGS, "data"), ("components", "similarity"))
+ANALYSIS_FLAGS |= {"count": ("components",), "depths": ("coefficients",), "reference": ("similarity",)}
 
 
 def analyse(what: str, model: str, out: Path, **asked) -> None:
     asked = {name: value for name, value in given(asked).items() if value != ()}
     for name in asked:
-        whose = ("components", "similarity") if name in SIZE_FLAGS else (ANALYSIS_FLAGS[name],)
-        if what not in whose:
-            raise ValueError(f"`{name}` is of {' and '.join(whose)}, and {what} has no such choice.")
+        if what not in ANALYSIS_FLAGS[name]:
+            raise ValueError(f"`{name}` is of {' and '.join(ANALYSIS_FLAGS[name])}, and {what} has no such choice.")
     if what == "components":
         from ..analysis.components import PICTURES, RESULTS_FILE, analyse_components
 

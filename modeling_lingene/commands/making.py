@@ -7,17 +7,18 @@ from .asked import given
 
 def convert(source: str, out: Path, **options) -> None:
     from ..conversion.convert import convert as run
-    from ..conversion.report import count_table
+    from ..conversion.report import count_legend, count_table
+    from ..kept import fitted, kept
 
     report = run(source, out, **options)
     calibrated = report.get("calibration", {})
     if calibrated:
-        print(f"\n{count_table(calibrated['rows'])}\n")
+        print(f"\n{count_table(calibrated['rows'])}\n\n{count_legend(calibrated['rows'])}\n")
         for depth, rows in calibrated.get("depth_rows", {}).items():
             print(f"depth {depth}: layers {', '.join(map(str, rows))}")
-    print(f"{report['num_components']} components of {report['depth']} layers, fit: {report['fit']}")
-    print(f"condition number of the coefficients {report['condition']:.4g}")
-    print(f"relative {report['compared']} error on random images {report['relative_logit_error']:.2g}")
+    print(f"{report['num_components']} components of {report['depth']} layers; {fitted(report)}")
+    if not report["advice"]:  # which says it, too
+        print(kept(report))
     if report["left_out"]:
         print(f"left out: {len(report['left_out'])} tensors ({'; '.join(sorted(set(report['left_out'].values())))})")
     print(f"bundle   {out}\nnumbers  {out / 'conversion.json'}")
@@ -27,16 +28,19 @@ def convert(source: str, out: Path, **options) -> None:
         print(f"\n{report['advice']['statement']} Train it:\n\n    {report['advice']['command']}")
 
 
-def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | None, **asked) -> None:
+def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | None, data: str | None, **asked) -> None:
     from ..conversion.export import export as run
+    from ..conversion.export import load_code
 
-    report = run(bundle, out, to, weights=weights, tolerance=tolerance, **given(asked))
+    report = run(bundle, out, to, weights=weights, tolerance=tolerance, data=data, **given(asked))
     size = ", ".join(f"{name} {value}" for name, value in report["size"].items())
     print(f"{out}: {report['format']}, {report['weights']}, {size}")
     print(f"largest difference of logits {report['largest_difference']:.2g}, ", end="")
-    print(f"{report['relative_difference']:.1g} of the largest one (tolerance {report['tolerance']:g})")
-    if "load" in report:
-        print(f"load it  {report['load'].replace('FOLDER', str(out))}")
+    print(f"{report['relative_difference']:.1g} of the largest one (tolerance {report['tolerance']:g}), ", end="")
+    print(f"on {report['checked_on']}")
+    if "agreement" in report:
+        print(f"the same class as the bundle's for {100 * report['agreement']:.1f} % of the pictures")
+    print(f"load it  {load_code(report, out)}")
 
 
 def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:

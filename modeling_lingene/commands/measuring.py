@@ -18,22 +18,26 @@ def evaluate(
     out: Path | None,
     **size,
 ) -> None:
-    from ..folders import write_json
+    from ..folders import download_of, write_json
     from ..measuring.evaluation import evaluate_data
     from ..measuring.tables import size_table, told_error, told_timing
 
     how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, given(size), data, split, metric, **how)
-    print(size_table([row]))
+    if out:  # before the table, which perhaps nobody reads to its end
+        write_json(out, row)
+    if "file_bytes" in row:  # of an exported folder
+        print(size_table([row], fetched=lambda _: row["file_bytes"]))
+    else:
+        print(size_table([row], fetched=download_of(model) if row["num_components"] else None))
     if "reference" in row:
         print(f"cosine with {row['reference']}: mean over the images, in brackets the 5th percentile")
     print(f"{row['dataset']} ({row['split']}), {told_error([row])}")
     print(f"latency: median of one image on {told_timing([row])}, interquartile range {row['iqr_ms']:.2g} ms")
-    if out:
-        write_json(out, row)
 
 
 def sweep(resume: Path | None, **asked) -> None:
+    from ..folders import download_of
     from ..measuring.sweep import asked_of, sweep_data
 
     if resume is not None:
@@ -44,7 +48,7 @@ def sweep(resume: Path | None, **asked) -> None:
     rows = sweep_data(**asked)
     if rows:  # on the main process
         folder = asked["out"] or Path(asked["bundle"])
-        print(f"\n{sizes_shown(rows)}\n\nnumbers  {folder / 'sizes.json'}")
+        print(f"\n{sizes_shown(rows, download_of(asked['bundle']))}\n\nnumbers  {folder / 'sizes.json'}")
         print(f"plots    {folder / 'sizes.png'}, {folder / 'sizes_heat.png'}")
         _print_card(folder)
 
@@ -84,28 +88,29 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
-    from ..folders import describe, write_json
+    from ..folders import describe, download_of, write_json
     from ..measuring.tables import readable
 
-    facts, rows = describe(bundle, **given({"revision": revision}))
+    hub = given({"revision": revision})
+    facts, rows = describe(bundle, **hub)
+    if out:
+        write_json(out, {**facts, "sizes": rows})
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name:<{width}}  {readable(value) if name == 'stored_params' else shown}")
-    print(f"\n{sizes_shown(rows)}" if rows else "\nno measured sizes")
-    if out:
-        write_json(out, {**facts, "sizes": rows})
+    print(f"\n{sizes_shown(rows, download_of(bundle, **hub))}" if rows else "\nno measured sizes")
 
 
 def verify(bundle: str, revision: str | None) -> None:
     from ..bundle_lingene import Bundle
     from ..folders import read_config
-    from ..measuring.tables import readable
+    from ..measuring.tables import bytes_shown
 
     hub = given({"revision": revision})
     held = Bundle(bundle, read_config(bundle, **hub), hub)
     files = held.verify()
     held.measured()  # of these weights, or refused
     for file, size in files.items():
-        print(f"{file:<{max(map(len, files))}}  {readable(size)}B  as it was saved")
-    print(f"\n{len(files)} files, {readable(sum(files.values()))}B, weights_id {held.weights_id}")
+        print(f"{file:<{max(map(len, files))}}  {bytes_shown(size)}  as it was saved")
+    print(f"\n{len(files)} files, {bytes_shown(sum(files.values()))}, weights_id {held.weights_id}")

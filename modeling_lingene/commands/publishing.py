@@ -39,8 +39,8 @@ def zoo(out: Path | None) -> None:
     from ..zoo import released, where_to_load, zoo_table
 
     bundles = released()
-    print(f"{zoo_table(bundles)}\n\ndownload in parameters; best and smallest by the metric of each card. Load one:\n")
-    for facts in bundles:
-        print(f"    {where_to_load(facts)}")
     if out:
         write_json(out, {"bundles": bundles})
+    print(f"{zoo_table(bundles)}\n\nbest and smallest by the metric of each card. Load one:\n")
+    for facts in bundles:
+        print(f"    {where_to_load(facts)}")

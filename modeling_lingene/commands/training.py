@@ -30,6 +30,8 @@ def decompose(out: Path | None, resume: Path | bool, **flags) -> None:
         bundle = shlex.quote(str(out / "bundle"))
         _print_trained(rows, out)
         sweep = "" if asked.unlabelled else f"\n    lingene sweep {bundle} --data {shlex.quote(asked.data)}"
+        if sweep and rows[0]["split"] not in ("test", "validation"):
+            sweep += f" --split {rows[0]['split']}"
         print(f"\nMeasure other sizes, push:\n{sweep}" if sweep else "\nPush:\n")
         print(f"    lingene push {bundle} USER/NAME")
 
@@ -87,6 +89,7 @@ def _print_recipes(recipes: dict) -> None:
 def _print_trained(rows: list[dict], out: Path) -> None:
     """The table of a run, where its files are, and code that loads its best size."""
     from ..budget_lingene import metric_of
+    from ..folders import download_of
 
     if "feature_loss" in rows[0]:
         _print_encoder(rows, out)
@@ -96,7 +99,7 @@ def _print_trained(rows: list[dict], out: Path) -> None:
     size = {name: best[name] for name in ("depth", "num_components")}
     size |= {"width_ratio": best["width_ratio"]} if best["width_ratio"] != "1" else {}
     asked = ", ".join(f"{name}={value!r}" for name, value in size.items())
-    print(f"\n{sizes_shown(rows)}\n")
+    print(f"\n{sizes_shown(rows, download_of(out / 'bundle'))}\n")
     print(f"bundle   {out / 'bundle'}\nplot     {out / 'sizes.png'}\nnumbers  {out / 'results.json'}\n")
     print(
         "Load a size:\n\n    import modeling_lingene\n    from transformers import AutoModelForImageClassification\n"

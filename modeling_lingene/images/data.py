@@ -17,18 +17,22 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import CONFIG_NAME
 
+from ..found import wrong_kind
 from .class_folders import SPLIT_ALIASES, WHOLE, ImageFiles, class_files, split_folders
 from .decoding import upright_rgb
 
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+HELD_OUT, HELD_SHARE = "held-out", 0.2  # a part of a set that has none to measure on, drawn by seed; of its images
 STAND_INS = {"test": "validation", "validation": "test"}
 UNREADABLE_LIMIT = 0.01
 UNLABELLED = ["image"]  # the class of every picture without a label
@@ -122,6 +126,72 @@ def split_off(images: LabelledImages, share: float, seed: int = 0) -> tuple[Labe
     return rest, dataclasses.replace(part, split="validation")
 
 
+def held_out(images: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    """What a set without a test part is trained on, and what it is measured on: the same images wherever that runs.
+
+    Args:
+        images: of the training part, or of a set that is not divided.
+
+    Returns:
+        The rest (`split` train) and the part (`split` held-out, a fifth of every class).
+
+    Raises:
+        ValueError: too few images.
+    """
+    try:
+        rest, part = split_off(images, HELD_SHARE)
+    except ValueError:
+        raise ValueError(
+            f"`data` {images.name} has no test part and {len(images)} images, too few to hold some out: add images, "
+            "or a folder `test/` beside `train/`."
+        ) from None
+    return dataclasses.replace(rest, split="train"), dataclasses.replace(part, split=HELD_OUT)
+
+
+def open_parts(data: str, share: float, seed: int) -> tuple[LabelledImages, LabelledImages | None, LabelledImages]:
+    """The parts of a set that a classifier is trained with: what it learns from, what chooses its best state, what it
+    is measured on at the end.
+
+    Where the set has no part for the end, a fifth of it is held out (`held_out`), and a warning says so.
+
+    Args:
+        data: as for `load_images`.
+        share, seed: of the second part, as for `split_off`, where the set has none of its own; None with a share of 0.
+
+    Raises:
+        ValueError: as `load_images`; too few images; a single class.
+    """
+    train, test, validation = load_images(data, "train"), None, None
+    check_classes(train)
+    with suppress(NoSplit):
+        test, validation = load_images(data, "test"), load_images(data, "validation")
+    if test is None or test.split == WHOLE:
+        train, test, validation = *held_out(train), None
+        warnings.warn(
+            f"{train.name} has no test part: {len(test)} of its images, drawn by seed, are held out to measure on "
+            f"(`split` {HELD_OUT}), {len(train)} are trained on.",
+            stacklevel=2,
+        )
+    elif validation.split == test.split:  # one stands in for the other
+        validation = None
+    if validation is None and share:
+        train, validation = split_off(train, share, seed)
+    return train, validation, test
+
+
+def check_classes(images: LabelledImages) -> None:
+    """Refuse images of a single class, from which no classifier can learn, and of which none can be wrong.
+
+    Raises:
+        ValueError: says which class it is, and what a folder should look like.
+    """
+    if len(images.class_names) == 1:
+        raise ValueError(
+            f"`data` {images.name} has a single class, {images.class_names[0]!r}: a folder of images holds one "
+            "subfolder for each of two or more classes, directly or below `train/` and `test/`."
+        )
+
+
 def load_images(data: str, split: str = "test", labelled: bool = True) -> LabelledImages:
     """Finds the set that `data` names and opens one split of it.
 
@@ -136,7 +206,8 @@ def load_images(data: str, split: str = "test", labelled: bool = True) -> Labell
             split, and where none does, every split is the whole;
             anything else: the name of a dataset on the Hub.
         split: `train`, `test`, `validation`, or another split that the set has. `validation` stands in for `test`
-            where there is no `test`, and the reverse.
+            where there is no `test`, and the reverse. `held-out` is the fifth of the training part, or of a set that
+            is not divided, that training without a test part leaves out.
         labelled: False: files and datasets need no column of labels, and every label is 0.
 
     Returns:
@@ -146,6 +217,8 @@ def load_images(data: str, split: str = "test", labelled: bool = True) -> Labell
         ValueError: `data` cannot be found or read, has no images, no labels or no such split.
         ImportError: an optional package is missing; the message says what to install.
     """
+    if split == HELD_OUT:
+        return held_out(load_images(data, "train", labelled))[1]
     if data == "digits":
         return _digits(split)
     path = Path(data).expanduser()
@@ -166,8 +239,9 @@ def check_labels(images: LabelledImages, num_labels: int) -> None:
     """Checks that a classifier of `num_labels` classes can learn or predict every label.
 
     Raises:
-        ValueError: a label is outside 0..num_labels-1.
+        ValueError: a label is outside 0..num_labels-1; a single class.
     """
+    check_classes(images)
     outside = sorted({label for label in images.labels if not 0 <= label < num_labels})
     if outside:
         raise ValueError(
@@ -376,6 +450,8 @@ def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
     parts = {part: class_files(path, extensions) for part, path in split_folders(folder).items()}
     parts = {part: classes for part, classes in parts.items() if classes}
     if not parts:
+        if (folder / CONFIG_NAME).is_file():
+            raise wrong_kind("data", data, "a folder of images", way="")
         raise ValueError(
             f"`data` must be a folder with one subfolder of images per class, directly or below `train/` and `test/`; "
             f"found no image in a subfolder of {data!r}. Put the images of each class into a subfolder with its name."
@@ -437,6 +513,23 @@ def _from_hub(data: str, split: str, labelled: bool) -> LabelledImages:
     return _from_dataset(data, dataset, data, chosen, labelled)
 
 
+class NoSplit(ValueError):
+    """A set has no such split.
+
+    Args:
+        data, split: as for `load_images`.
+        available: the splits that it has.
+    """
+
+    def __init__(self, data: str, split: str, available: list[str]):
+        self.available = available
+        super().__init__(
+            f"`data` {data!r} has no {split!r} part, only {', '.join(available)}: give `split` {available[0]}, or "
+            f"{HELD_OUT}, a fifth of the training images that is drawn by seed. Parts are folders, or files whose "
+            f"names start with, one of {', '.join(SPLIT_ALIASES)}."
+        )
+
+
 def choose_split(data: str, split: str, available: list[str]) -> str:
     """The split to read: the one asked for, its stand-in, or the whole of a set that is not divided."""
     if available == [WHOLE]:
@@ -445,10 +538,7 @@ def choose_split(data: str, split: str, available: list[str]) -> str:
     for candidate in (split, asked, STAND_INS.get(asked)):
         if candidate in available:
             return candidate
-    raise ValueError(
-        f"`split` must be a split of {data!r}: one of {', '.join(available)}; got {split!r}. Held-out images lie in a "
-        f"folder, or files whose names start with, one of {', '.join(SPLIT_ALIASES)}."
-    )
+    raise NoSplit(data, split, available)
 
 
 def _from_dataset(data: str, dataset: Any, name: str, split: str, labelled: bool) -> LabelledImages:

@@ -9,16 +9,17 @@ import os
 from pathlib import Path
 
 from .class_folders import WHOLE, ImageFiles, picture_files, split_folders, warn_of_loose
-from .data import UNLABELLED, LabelledImages, choose_split, load_images, require
+from .data import HELD_OUT, UNLABELLED, LabelledImages, NoSplit, choose_split, held_out, load_images, require
 
 
-def load_pictures(data: str, split: str = "train") -> LabelledImages:
+def load_pictures(data: str, split: str = "train", others: bool = False) -> LabelledImages:
     """Opens the pictures of one split of the set that `data` names; labels are neither needed nor read.
 
     Args:
         data: a folder of pictures, in it or deeper, undivided (then every split is the whole) or below `train/` and
             `test/` as for `load_images`; or anything else that `load_images` takes, without its column of labels too.
         split: as for `load_images`.
+        others: where there is no such split take another one: for pictures that are only looked at.
 
     Returns:
         The pictures, not yet decoded, every label 0, the one class called `image`.
@@ -27,6 +28,13 @@ def load_pictures(data: str, split: str = "train") -> LabelledImages:
         ValueError: `data` cannot be found or read, has no pictures or no such split.
         ImportError: an optional package is missing; the message says what to install.
     """
+    if others:
+        try:
+            return load_pictures(data, split)
+        except NoSplit as error:
+            return load_pictures(data, error.available[0])
+    if split == HELD_OUT:
+        return held_out(load_pictures(data, "train"))[1]
     folder = Path(data).expanduser()
     if os.path.isdir(folder) and not any(folder.glob("*.parquet")):
         return _picture_folder(data, folder, split)

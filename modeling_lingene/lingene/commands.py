@@ -24,6 +24,7 @@ from .options import (
     SIZE,
     SPLIT,
     Options,
+    arguments,
     depths,
     grid,
     integers,
@@ -108,6 +109,12 @@ COMMANDS = {
             OUT,
             option("--weights", metavar="FILE", help="of timm:NAME: safetensors or a state dict"),
             option("--prefix", help="of the network's tensors in that file, where it holds several"),
+            option(
+                "--model-args",
+                type=arguments,
+                metavar="NAME=VALUE,...",
+                help="of timm:NAME, where the file's network has another shape: depth=6,embed_dim=192,num_heads=3",
+            ),
             option("--headless", action="store_true", help="leave the classifier out"),
             option("--num-components", type=int, help="default: as many as layers, which loses nothing"),
             option("--calibrate", metavar="DATA", help="unlabelled images for a better fit, and to measure it"),
@@ -144,6 +151,9 @@ COMMANDS = {
                 "--weights",
                 default="float32",
                 help="float32; onnx also float16, int8; openvino float16 (default: %(default)s)",
+            ),
+            option(
+                "--data", help="pictures that it is compared on too, as for the other commands; labels are not needed"
             ),
             option("--tolerance", type=float, help="largest difference accepted, as a share of the largest logit"),
             QUIET,
@@ -253,8 +263,8 @@ COMMANDS = {
             ),
             OUT,
             option(
-                "--images",
-                help="of components: pictures, a folder or another set as for --data; labels are not needed",
+                "--data",
+                help="of components and similarity: pictures, as for the other commands; labels are not needed",
             ),
             option("--count", type=int, help="of components: how many of the pictures (default: 2)"),
             option(
@@ -264,7 +274,6 @@ COMMANDS = {
                 metavar="N,N",
                 help="of coefficients (default: the trained ones)",
             ),
-            option("--data", help="of the similarity: pictures, as for the other commands; labels are not needed"),
             option(
                 "--reference", metavar="MODEL", help="of the similarity: an encoder (default: the bundle's full size)"
             ),
@@ -286,9 +295,7 @@ COMMANDS = {
         "show bundles on a page to try them on: sizes, budgets, your own pictures",
         (
             option("bundles", metavar="BUNDLE", nargs="+", help="folder or name on the Hub; several to choose from"),
-            option(
-                "--images", metavar="DATA", help="sample pictures: a folder, or what --data of other commands takes"
-            ),
+            option("--data", help="sample pictures, as for the other commands; labels are not needed"),
             option("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: %(default)s)"),
             option("--port", type=int, default=7860, help="default: %(default)s"),
         ),

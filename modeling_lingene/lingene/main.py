@@ -14,9 +14,12 @@ from pathlib import Path
 
 from .commands import COMMANDS
 from .options import named
+from .telling import flags_of, in_flags, silence, speak_in_flags, standard_streams, unread
 
 
 PACKAGE = "modeling_lingene"
+NAMES = {"bundle", "model", "source", "init", "reference"}  # options that may be names on the Hub
+UNREAD = 128 + 13  # SIGPIPE
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write, which does not say its file
 
 
@@ -38,15 +41,30 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=chosen.help, description=chosen.help[0].upper() + chosen.help[1:] + ".")
         for add in chosen.options if name == wanted else ():
             add(own)
+        speak_in_flags(own)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command: 0 on success, 2 for wrong input, 1 for what failed on the way, 130 when interrupted.
+    """Run one command: 0 on success, 2 for wrong input, 1 for what failed on the way, 130 when interrupted, 141 when
+    nobody reads on (`| head`), of which nothing is said: so shells report any program that a closed pipe ends.
 
     Whatever is wrong is one line on stderr that says what to do.
     """
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(argv)
+        finally:  # of `--help` too, which ends by an exit
+            for stream in standard_streams():
+                stream.flush()
+    except BrokenPipeError as error:
+        gone = unread(standard_streams())
+        silence(gone)
+        return UNREAD if gone else _fail(argv[0], error.strerror, 2)
+
+
+def _run(argv: list[str]) -> int:
     parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
     options = vars(parser.parse_args(argv))
     name, quiet = options.pop("command"), options.pop("quiet", False)
@@ -56,11 +74,11 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         with _bars(quiet):
+            _check_names(options)
             named(COMMANDS[name].run)(**options)
-            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        if isinstance(error, BrokenPipeError):  # `| head`; or Python would fail once more when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(name, _told(error, place), 2)
     except RuntimeError as error:
         return _fail(name, str(error), 1)
@@ -76,9 +94,25 @@ def _bars(quiet: bool) -> contextlib.AbstractContextManager:
     return named(f"{PACKAGE}.progress:no_bars")() if quiet else contextlib.nullcontext()
 
 
+def _check_names(options: dict[str, object]) -> None:
+    """Refuse names that are no folders while the Hub is out of reach, before anything waits for it."""
+    for argument in NAMES & options.keys():
+        if isinstance(options[argument], str):
+            named(f"{PACKAGE}.found:check_within_reach")(argument, options[argument])
+
+
 def _fail(name: str, message: str, status: int) -> int:
-    print(f"lingene {name}: {' '.join(message.split())}", file=sys.stderr)
+    told = in_flags(" ".join(message.split()), flags_of(options_of(name))) if name in COMMANDS else message
+    print(f"lingene {name}: {told}", file=sys.stderr)
     return status
+
+
+def options_of(name: str) -> argparse.ArgumentParser:
+    """The options of one command by themselves."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for add in COMMANDS[name].options:
+        add(parser)
+    return parser
 
 
 def _told(error: Exception, place: Path | str | None) -> str:

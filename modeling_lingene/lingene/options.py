@@ -4,6 +4,8 @@ The standard library alone: a help page, a version and a typo must not wait for 
 """
 
 import argparse
+import ast
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -55,14 +57,37 @@ def integers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def arguments(text: str) -> dict[str, Any]:
+    """`depth=6,qkv_bias=False` -> {"depth": 6, "qkv_bias": False}; what is no value of Python is a word."""
+    found = {}
+    for part in re.split(r",(?=\w+=)", text):
+        name, sign, value = part.partition("=")
+        if not (sign and name.isidentifier()):
+            raise argparse.ArgumentTypeError(f"must be NAME=VALUE with commas between, such as depth=6; got {part!r}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
 def depths(text: str) -> tuple[int | str, ...]:
     """`3,6` -> (3, 6); where several stages are decomposed, `2-4,2-6` -> ("2-4", "2-6")."""
-    return tuple(map(layers, words(text)))
+    try:
+        return tuple(map(layers, words(text)))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers of layers with commas between, such as 1,2,4, or 2-4,2-6 of several stages; got {text!r}"
+        ) from None
 
 
 def layers(text: str) -> int | str:
     """`6` -> 6; where several stages are decomposed, `2-6` -> "2-6"."""
-    return int(text) if text.isdecimal() else text
+    if re.fullmatch(r"-?\d+", text, re.ASCII):
+        return int(text)
+    if not re.fullmatch(r"\d+(-\d+)+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be a number of layers, of several stages as in 2-6; got {text!r}")
+    return text
 
 
 def grid(default: str) -> Options:
@@ -83,7 +108,9 @@ OUT = option("--out", type=Path, required=True, help="new or empty folder for th
 OUT_FILE = option("--out", type=Path, help="JSON file for the numbers")
 IMAGES = "digits, a folder of images, parquet files, a name on the Hub"
 DATA = option("--data", required=True, help=IMAGES)
-SPLIT = option("--split", default="test", help="default: %(default)s")
+SPLIT = option(
+    "--split", default="test", help="or held-out: what training on a set without one holds out (default: test)"
+)
 BATCH_SIZE = option("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
 DEVICE = option("--device", help="default: the GPU if there is one, else the CPU")
 METRIC = option(

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import layers_of
 from ..folders import read_processor
+from ..found import check_holds_model
 from ..images.data import LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .exported import evaluate_exported, exported_format, exported_head
@@ -109,6 +110,7 @@ def _measures(stick: Yardstick, model: nn.Module) -> dict:
 
 
 def _read_config(name: str | Path) -> PretrainedConfig:
+    check_holds_model("model", name, "a bundle or a plain ViT")
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

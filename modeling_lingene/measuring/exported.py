@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..budget_lingene import device_name
-from ..folders import EXPORT_FILE, read_processor
+from ..folders import read_processor
+from ..found import EXPORT_FILE
 from ..images.data import LabelledImages, batches, require
 from ..progress import progress_bar
 from ..reading_lingene import OBJECT, TEXT, check_fields, integer, map_of, number, one_of, read_json

@@ -15,10 +15,12 @@ from typing import Any
 from ..budget_lingene import METRICS, Metric, metric_of, standard_error
 
 
-COSTS = {"macs": "MACs of one image", "stored_params": "Parameters to download, components shared by the layers"}
+COSTS = {"macs": "MACs of one image", "stored_params": "Stored parameters, components shared by the layers"}
 MARKERS = "osD^vPX*"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 INK = "#222222"
+CURVES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"))  # Okabe and Ito's; told apart without colour, too
+HEAT_INCHES = 11.5  # across; of wider pictures nothing can be read on a card
 # Colour (Okabe and Ito's, apart for all kinds of sight), that of the words on it, name, what it does.
 LAYER_PARTS = {
     "attention": ("#0072b2", "white", "attention", "every token reads all others"),
@@ -27,6 +29,7 @@ LAYER_PARTS = {
     "none": ("white", INK, "nothing", "tokens are not mixed"),
 }
 SHADES = 10  # standard errors that the colours of a heat map span at least: what is one apart looks alike
+LABEL = 20.0  # what a label covers of another one weighs more than anything else it may cover
 RING = {
     "color": "#999999",
     "linestyle": "--",
@@ -43,9 +46,10 @@ def plot_sizes(
 ) -> None:
     """Draws accuracy, or another metric, against MACs and stored parameters, a point per measured size, as a PNG.
 
-    Colour is depth, the marker is the width, the number at a point is its components; lines join sizes of one depth
-    and width (upright against MACs, which the components do not change). Rings and the dashed line mark the sizes that
-    no other beats: none in the panel is at least as good for at most the cost and better in one of the two.
+    Colour is depth, the marker is the width; lines join sizes of one depth and width (upright against MACs, which the
+    components do not change). Rings and the dashed line mark the sizes that no other beats: none in the panel is at
+    least as good for at most the cost and better in one of the two. The number at a ring is its components; where
+    rings crowd some have none, and the table has them all. A cost that all sizes share has no panel.
 
     Args:
         rows: of `sizes.json`, measured on one split of one set.
@@ -68,8 +72,9 @@ def plot_sizes(
     colours = shades(sorted({row["depth"] for row in rows}))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
     markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
-    axes = figure.subplots(1, len(COSTS), sharey=True)
-    for panel, cost in zip(axes, COSTS, strict=True):
+    costs = [cost for cost in COSTS if len({row[cost] for row in rows}) > 1] or [*COSTS][-1:]
+    axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for panel, cost in zip(axes, costs, strict=True):
         _draw_panel(panel, rows, cost, colours, markers)
     dataset, split = sets.pop()
     bars = "; bars: one standard error" if any(row["error"] for row in rows) else ""
@@ -77,7 +82,7 @@ def plot_sizes(
     axes[0].set_ylabel(textwrap.fill(label, 45))
     figure.suptitle(title)
     _legend(figure, colours, markers)
-    _label_points(figure, axes, rows, colours)
+    _label_points(figure, dict(zip(costs, axes)), rows, colours)
     save_figure(figure, Path(path))
 
 
@@ -146,8 +151,8 @@ def plot_heat(
     error = max(row["error"] for row in rows if row["value"] == high)
     low, near = min(low, high - SHADES * error), high - error
     figure = blank_figure()
-    figure.set_size_inches(1.5 + len(widths) * (1.2 + 0.65 * len(counts)), 1.8 + 0.55 * len(depths))
-    for panel, width in zip(figure.subplots(1, len(widths), squeeze=False, sharey=True)[0], widths, strict=True):
+    panels = _heat_panels(figure, len(widths), len(counts), len(depths))
+    for panel, width in zip(panels, widths, strict=True):
         own = {(row["depth"], row["num_components"]): row["value"] for row in rows if _at(row, width)}
         table = [[own.get((depth, count), math.nan) for count in counts] for depth in depths]
         drawn = panel.imshow(
@@ -160,19 +165,31 @@ def plot_heat(
                     text = f"{value:.1f}" if shown.percent else f"{value:.3f}"
                     colour = "white" if dark else INK
                     weight = "bold" if error and value >= near else "normal"
-                    panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
+                    panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=9.5, fontweight=weight)
         panel.set_xticks(range(len(counts)), counts)
         panel.set_yticks(range(len(depths)), depths)
-        panel.set_title(f"width {width}", fontsize=10)
-        panel.set_xlabel("Components")
+        panel.set_title(f"width {width}", fontsize=11)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-    figure.axes[0].set_ylabel("Layers")
+    figure.supxlabel("Components", fontsize=10)
+    figure.supylabel("Layers", fontsize=10)
     label = f"{shown.axis}{reference}{', %' if shown.percent else ''}"
     label += f"\nbold: within one standard error ({error:.2g}) of the best" if error else ""
-    figure.colorbar(drawn, ax=figure.axes, label=label)
+    figure.colorbar(drawn, ax=panels, label=label)
     figure.suptitle(title)
     save_figure(figure, Path(path))
+
+
+def _heat_panels(figure: Any, panels: int, counts: int, depths: int) -> list[Any]:
+    """Panels side by side, in as many rows as keep the picture narrow enough to be read."""
+    across, up = 0.4 + 0.7 * counts, 0.5 + 0.55 * depths
+    lines = math.ceil(panels / max(1, int((HEAT_INCHES - 1.5) / across)))
+    columns = math.ceil(panels / lines)
+    figure.set_size_inches(1.5 + columns * across, 1.3 + lines * up)
+    made = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    for empty in made[panels:]:
+        empty.remove()
+    return list(made[:panels])
 
 
 def _valued(rows: Sequence[dict[str, Any]], metric: str | None) -> tuple[list[dict[str, Any]], Metric, str]:
@@ -219,7 +236,8 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
         panel.plot(
             *zip(*known, strict=True), color=INK, linewidth=1.5, marker="o", markersize=3 if len(known) < 50 else 0
         )
-        panel.set_xlim(0, len(history) + 1)
+        panel.set_xlim(0.5, len(history) + 0.5)
+        panel.set_xticks(_whole_ticks(len(history)))
         for start in starts[1:]:
             panel.axvline(start + 0.5, color="#999999", linestyle=":", linewidth=1.0)
         if len(starts) > 1:
@@ -232,6 +250,15 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     save_figure(figure, Path(path))
+
+
+def _whole_ticks(last: int) -> list[int]:
+    """Some of 1 to `last`, evenly spaced, which are epochs: there is no epoch 0, 2.5 or `last` + 1."""
+    from matplotlib.ticker import MaxNLocator
+
+    if last <= 10:
+        return list(range(1, last + 1))
+    return [int(tick) for tick in MaxNLocator(9, integer=True).tick_values(1, last) if 1 <= tick <= last]
 
 
 def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
@@ -261,9 +288,9 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
         labels.append("Cosine of the class token with the source's")
     counts = [row["num_components"] for row in rows]
     for panel, curves, label in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, labels, strict=True):
-        for (key, name), style in zip(curves.items(), ("-", "--")):
-            scale = 100 if key == "agreement" else 1
-            panel.plot(counts, [scale * row[key] for row in rows], style, color=INK, marker="o", label=name)
+        for (key, name), (colour, line, marker) in zip(curves.items(), CURVES):
+            scale, style = 100 if key == "agreement" else 1, {"color": colour, "linestyle": line, "marker": marker}
+            panel.plot(counts, [scale * row[key] for row in rows], label=name, **style)
         panel.set_xlabel("Components")
         panel.set_xticks(counts)
         panel.set_ylabel(label)
@@ -414,16 +441,21 @@ def _legend(figure: Any, colours: dict, markers: dict, counted: bool = True, col
         ]
     entries.append(Line2D([], [], label="beaten by no other size", **RING))
     if counted:
-        entries.append(Line2D([], [], marker="$4$", color=INK, linestyle="none", label="number of components"))
+        said = "components of ringed sizes"
+        entries.append(Line2D([], [], marker="$4$", color=INK, linestyle="none", label=said))
     columns = min(len(entries), columns)
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.4)
 
 
-def _label_points(figure: Any, axes: Iterable[Any], rows: Sequence[dict], colours: dict) -> None:
-    """Writes every point's number of components beside it, where it covers least; for the layout as it is then."""
+def _label_points(figure: Any, axes: dict[str, Any], rows: Sequence[dict], colours: dict) -> None:
+    """Writes the number of components beside every ring that leaves it room; for the layout as it is then.
+
+    Args:
+        axes: panels by their cost.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for panel, cost in zip(axes, COSTS, strict=True):
+    for cost, panel in axes.items():
         places = {
             key: [tuple(panel.transData.transform((row[cost], row["value"]))) for row in series]
             for key, series in _series(rows).items()
@@ -431,13 +463,30 @@ def _label_points(figure: Any, axes: Iterable[Any], rows: Sequence[dict], colour
         taken = [(x, y, 11.0, 11.0, 10.0) for points in places.values() for x, y in points]
         for points in places.values():
             taken += [(x, y, 2.0, 2.0, 1.0) for x, y in _along(points)]
-        for (depth, width), series in _series(rows).items():
-            for row, (x, y) in zip(series, places[depth, width], strict=True):
-                text = str(row["num_components"])
-                half_width, half_height = 6.0 * len(text), 9.0
-                x, y = _best_place(x, y, half_width, half_height, taken, panel.bbox)
-                taken.append((x, y, half_width, half_height, 10.0))
-                _write(panel, text, x, y, colours[depth])
+        for row, (x, y) in _ringed(rows, cost, places):
+            text = str(row["num_components"])
+            box = (7.0 * len(text) + 2, 11.0)
+            x, y = _best_place(x, y, *box, taken, panel.bbox)
+            if not any(weight == LABEL and _meet((x, y, *box), other) for *other, weight in taken):
+                taken.append((x, y, *box, LABEL))
+                _write(panel, text, x, y, colours[row["depth"]])
+
+
+def _ringed(rows: Sequence[dict], cost: str, places: dict) -> list[tuple[dict, tuple[float, float]]]:
+    """The sizes that no other beats, the best first, and where they are; of equal points one."""
+    unbeaten = pareto([row[cost] for row in rows], [row["value"] for row in rows])
+    kept = {id(row) for row, keep in zip(rows, unbeaten, strict=True) if keep}
+    found = {}
+    for key, series in _series(rows).items():
+        for row, place in zip(series, places[key], strict=True):
+            if id(row) in kept:
+                found.setdefault(place, (row, place))
+    return sorted(found.values(), key=lambda one: -one[0]["value"])
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes (centre x, centre y, half width, half height) share a point."""
+    return abs(one[0] - other[0]) < one[2] + other[2] and abs(one[1] - other[1]) < one[3] + other[3]
 
 
 def _along(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -461,9 +510,8 @@ def _best_place(
 
     def cost(candidate: tuple[float, float]) -> float:
         a, b = candidate
-        covered = sum(
-            weight for c, d, w, h, weight in taken if abs(a - c) < half_width + w and abs(b - d) < half_height + h
-        )
+        box = (a, b, half_width, half_height)
+        covered = sum(weight for *other, weight in taken if _meet(box, other))
         outside = not (inside.x0 < a - half_width and a + half_width < inside.x1 and inside.y0 < b - half_height)
         return covered + 20 * outside + 0.05 * math.hypot(a - x, b - y)
 
@@ -487,7 +535,7 @@ def _write(panel: Any, text: str, x: float, y: float, colour: Any) -> None:
         xycoords="figure pixels",
         ha="center",
         va="center",
-        fontsize=8.5,
+        fontsize=9.5,
         color=colour,
         fontweight="bold",
         zorder=5,

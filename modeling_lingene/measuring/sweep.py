@@ -27,7 +27,7 @@ from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
-from ..images.data import Batches, LabelledImages, batches
+from ..images.data import HELD_OUT, WHOLE, Batches, LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes
@@ -107,6 +107,7 @@ def sweep(
     if "accuracy" in sets.metrics:
         sets = sets.labelled_for(config.id2label, f"`bundle` {bundle}", relabel)
     way = _Way(bundle, held.has_head, sets, read_processor(bundle), batch_size, reference, device)
+    _check_unseen(held.measured(), images)
     process = (0, 1) if alone else (state.process_index, state.num_processes)
     about = way.about(held.weights_id, process[1])
     known = _progress(folder / PROGRESS_FILE, about, way.valid, main)
@@ -335,6 +336,15 @@ def _rows(
         }
         rows.append(row | {key: one[key] for key in TIMING if key in one})
     return rows
+
+
+def _check_unseen(rows: Sequence[dict], images: LabelledImages) -> None:
+    """Refuse a set as a whole of which, by the sizes that were measured, the bundle was trained on all but a part."""
+    if images.split == WHOLE and any((row["dataset"], row["split"]) == (images.name, HELD_OUT) for row in rows):
+        raise ValueError(
+            f"`split`: the sizes of this bundle were measured on a part of {images.name}, for it was trained on the "
+            f"others; give `split` {HELD_OUT}."
+        )
 
 
 def _opened(bundle: str | os.PathLike, out: str | Path | None) -> tuple[BundleConfig, Path]:

@@ -1,8 +1,8 @@
 """Numbers for people: tables in Markdown, which terminals, cards and the README show alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ..budget_lingene import METRICS, latest_run, metric_of, standard_error, told_when
+from ..budget_lingene import METRICS, latest_run, metric_of, readable, standard_error, told_when
 
 
 # A metric's columns: the heading, and the fields that stand in them, the second in brackets.
@@ -22,12 +22,13 @@ EXPLAINED = {
 }
 
 
-def size_table(rows: list[dict], metric: str | None = None) -> str:
+def size_table(rows: list[dict], metric: str | None = None, fetched: Callable[[int], int] | None = None) -> str:
     """Measured sizes as a Markdown table, the best first; `-` where a number was not measured.
 
     Args:
         rows: of `sizes.json`.
         metric: that decides, its columns come first; default the one that the rows name.
+        fetched: number of components -> bytes, as `Bundle.download_bytes`; without it there is no such column.
 
     Raises:
         ValueError: as `metric_of`.
@@ -36,13 +37,15 @@ def size_table(rows: list[dict], metric: str | None = None) -> str:
     measures = {heading: fields for name in metrics_in(rows, metric) for heading, fields in COLUMNS[name].items()}
     latencies = latency_cells(rows)
     timed = any(latencies)
-    lines = [["depth", "width", "components", *measures, "parameters", "download", "MACs"] + ["latency"] * timed]
+    lines = [["depth", "width", "components", *measures, "parameters", "MACs"]]
+    lines[0] += ["download"] * (fetched is not None) + ["latency"] * timed
     for row, latency in sorted(
         zip(rows, latencies), key=lambda pair: (-pair[0][metric], pair[0]["macs"], pair[0]["stored_params"])
     ):
         cells = [row["depth"], row["width_ratio"], row["num_components"] or "-"]
         cells += [_shown(row, fields) for fields in measures.values()]
-        cells += [readable(row["params"]), readable(row["stored_params"]), readable(row["macs"])]
+        cells += [readable(row["params"]), readable(row["macs"])]
+        cells += [bytes_shown(fetched(row["num_components"]))] if fetched is not None else []
         cells += [latency or "-"] * timed
         lines.append([str(cell) for cell in cells])
     return aligned_table(lines)
@@ -109,11 +112,7 @@ def aligned_table(lines: list[list[str]]) -> str:
     return "\n".join([drawn[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *drawn[1:]])
 
 
-def readable(count: float) -> str:
-    """1234567 -> `1.23 M`: three digits and a unit."""
-    for unit in ("", " k", " M", " G"):
-        rounded = float(f"{count:.3g}")
-        if rounded < 1000:
-            return f"{rounded:g}{unit}"
-        count /= 1000
-    return f"{count:.3g} T"
+def bytes_shown(count: float) -> str:
+    """1234567 -> `1.23 MB`; 512 -> `512 B`."""
+    shown = readable(count)
+    return f"{shown}B" if " " in shown else f"{shown} B"

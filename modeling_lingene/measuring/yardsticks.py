@@ -22,9 +22,10 @@ from ..budget_lingene import METRICS
 from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import read_processor
+from ..found import check_holds_model
 from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
-from ..images.data import Batches, LabelledImages, batches, load_images, split_off
+from ..images.data import HELD_OUT, Batches, LabelledImages, batches, held_out, load_images
 from ..images.pictures import load_pictures
 from .features import Kept, Reference, class_and_patches, load_encoder
 from .judging import agreement, cosines, knn_accuracy, mean_error, probe_accuracy
@@ -35,7 +36,6 @@ logger = logging.get_logger(__name__)
 
 JUDGES = {"knn": knn_accuracy, "probe": probe_accuracy}  # by labelled images in two parts
 LABELLED = {"accuracy", *JUDGES}
-HELD_SHARE = 0.2  # of a set that is not divided
 OWN = "the full size"  # of the bundle itself, as a reference
 
 
@@ -94,7 +94,7 @@ def open_sets(data: str, split: str, metric: str | None, classifier: bool) -> Se
         return Sets(names, load_pictures(data, split))
     if names == ("accuracy",):
         return Sets(names, load_images(data, split))
-    images, why = _labelled(data, split)
+    images, why = _labelled(data, "train" if split == HELD_OUT else split)
     if images is None and names:
         raise ValueError(f"`metric` {', '.join(names)} needs labels: {why} Without labels: --metric cosine.")
     if images is None:
@@ -102,8 +102,8 @@ def open_sets(data: str, split: str, metric: str | None, classifier: bool) -> Se
         logger.warning(f"{data} has no labels for k-NN: the cosine is measured.")
         return Sets(("cosine",), images)
     names = names or ("knn",)
-    if images.split == WHOLE:
-        train, images = split_off(images, HELD_SHARE)
+    if images.split == WHOLE or split == HELD_OUT:
+        train, images = held_out(images)
         return Sets(names, images, train)
     try:
         return Sets(names, images, load_images(data, "train"))
@@ -267,6 +267,7 @@ def yardstick(
 
 def _reference_model(name: str | os.PathLike, reference: str | None) -> nn.Module:
     chosen = name if reference is None else reference
+    check_holds_model("reference", chosen, "a bundle or an encoder")
     try:
         config = AutoConfig.from_pretrained(chosen)
     except (OSError, ValueError) as error:

@@ -24,9 +24,10 @@ from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
 from ..families_lingene import layers_of
 from ..folders import check_empty, complete_or_absent, publish_model, write_json
+from ..found import check_holds_model
 from ..images.augmentation import Augmentation
 from ..images.classes import as_the_model_has_them, names_of
-from ..images.data import WHOLE, LabelledImages, batches, load_images, split_off
+from ..images.data import LabelledImages, batches, open_parts
 from ..images.loaders import Layout, training_images
 from ..lingene_vit import LinGeneViTForImageClassification
 from ..measuring.metrics import count_parameters, device_name, measure
@@ -63,7 +64,7 @@ class PruneSettings:
     """What is asked for, and how it is found.
 
     Args:
-        data: as for `load_images`; searched and tuned on its split `train`, measured on `test`.
+        data: as for `load_images`; searched and tuned on its split `train`, measured on `test`, or a fifth held out.
         target_macs: share of the dense network's MACs that the result may have, such as 0.5.
         target_params: or of its parameters.
         search: `published`, gates trained with the weights (SPViT), about one and a half times the cost of a training
@@ -232,6 +233,7 @@ def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
 
 def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
     """What is pruned, as a stock model: the one named, or the size of a bundle, written out."""
+    check_holds_model("model", model, "a ViT or a bundle")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -264,17 +266,9 @@ def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
         raise ValueError(str(error).replace("`source`", "`model`")) from None
     network = dense_network(source)
     _target(settings, network)
-    test = load_images(settings.data, "test")
-    validation = load_images(settings.data, "validation")
-    if validation.split == test.split:  # one stands in for the other
-        validation = None
-    train = load_images(settings.data, "train")
-    if WHOLE in (train.split, test.split):
-        raise ValueError(f"`data` {settings.data} must be divided into train and test: a result is measured on test.")
-    if validation is None and settings.validation_share:
-        train, validation = split_off(train, settings.validation_share, settings.validation_seed)
     train, validation, test = (
-        part and _classes_of(source, part, settings.relabel) for part in (train, validation, test)
+        part and _classes_of(source, part, settings.relabel)
+        for part in open_parts(settings.data, settings.validation_share, settings.validation_seed)
     )
     processor = processor_of(dense, network)
     images = {"train": train, "validation": validation, "test": test}

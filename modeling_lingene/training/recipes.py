@@ -21,7 +21,7 @@ from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..images.classes import as_the_model_has_them
-from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, split_off
+from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, open_parts
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
 from ..kinds import model_class
@@ -337,7 +337,7 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
     train = source.images
     if WHOLE in (train.split, test.split):
         raise ValueError(
-            f"`data` {recipe.data} must be divided into train and test: a bundle is measured on images it never saw."
+            f"`data` {recipe.data} has no part to measure on; leave `streaming` out, and a fifth is held out."
         )
     check_labels(train, len(train.class_names))
     validation, test = (part and _named_as(train, part, recipe) for part in (validation, test))
@@ -358,10 +358,6 @@ def _named_as(train: LabelledImages, part: LabelledImages, recipe: Recipe) -> La
 
 def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | None) -> tuple:
     """The training images as a source of batches, those for validation (or None) and those for the end."""
-    test = load_images(recipe.data, "test")
-    validation = load_images(recipe.data, "validation")
-    if validation.split == test.split:  # one stands in for the other
-        validation = None
 
     def processor(height: int) -> Any:
         return (
@@ -369,11 +365,11 @@ def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | Non
         )
 
     if recipe.streaming:
+        test, validation = load_images(recipe.data, "test"), load_images(recipe.data, "validation")
+        validation = None if validation.split == test.split else validation  # one stands in for the other
         opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
         return opened, validation, test
-    train = load_images(recipe.data, "train")
-    if validation is None and recipe.validation_share and train.split != WHOLE:
-        train, validation = split_off(train, recipe.validation_share, recipe.validation_seed)
+    train, validation, test = open_parts(recipe.data, recipe.validation_share, recipe.validation_seed)
     made = processor(train.images[0].size[1])
     return training_images(train, made, recipe.augmentation, device, recipe.workers), validation, test
 

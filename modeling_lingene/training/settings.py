@@ -125,8 +125,9 @@ class Recipe:
     """Everything that makes a run: which images, which network, trained how.
 
     Args:
-        data: as for `load_images`; trained on its split `train`, measured on `test`. With the objective `features` any
-            folder of pictures, of which the validation part is held out.
+        data: as for `load_images`; trained on its split `train`, measured on `test`; where it has no test part a
+            fifth, drawn by seed, is held out for that. With the objective `features` any folder of pictures, of which
+            the validation part is held out.
         init: a bundle to go on from, by folder or name (a warm start); its shape, not that of the model settings, of
             which only the number of components and the dropout count then.
         teacher: a classifier by name (see `teachers.py`); empty for none. With the objective `features` an encoder

@@ -54,8 +54,8 @@ def test_a_curve_is_a_component_and_a_panel_is_a_depth(bundle, tmp_path, monkeyp
     "options, said",
     [
         (["coefficients", "{plain}"], "not a bundle"),
-        (["coefficients", "{bundle}", "--depths", "0"], "`depth`"),
-        (["trend", "{bundle}", "--depths", "3"], "`depths` is of coefficients"),
+        (["coefficients", "{bundle}", "--depths", "0"], "`--depth`"),
+        (["trend", "{bundle}", "--depths", "3"], "`--depths` is of coefficients"),
     ],
 )
 def test_what_has_no_such_coefficients_is_refused_in_one_line(bundle, tmp_path, capsys, options, said):

@@ -109,7 +109,7 @@ def test_a_command_writes_what_sizes_say_and_where_they_look(bundle, tmp_path, m
     """The first n are what a user loads with that many components."""
     seen, pictures = [], components._pictures
     monkeypatch.setattr(components, "_pictures", lambda *words: seen.append(pictures(*words)) or seen[-1])
-    words = ["analyse", "components", str(bundle), "--images", "digits", "--depth", "2", "--width-ratio", "1/2"]
+    words = ["analyse", "components", str(bundle), "--data", "digits", "--depth", "2", "--width-ratio", "1/2"]
     assert main([*words, "--out", str(tmp_path / "out"), "--quiet"]) == 0
     told, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "components.json").read_text())
     assert found["size"] == {"depth": 2, "width_ratio": "1/2"} and found["components"] == 3
@@ -190,16 +190,19 @@ def test_a_picture_has_a_row_per_component_and_two_columns_per_image(tmp_path, m
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["components", "{bundle}"], "`images` are what is explained, and none are given: give --images FOLDER"),
-        (["components", "{bundle}", "--images", "{nothing}"], "`images` must be `digits`, a folder"),
-        (["components", "{bundle}", "--images", "{broken}"], "`images` must be pictures that decode"),
-        (["components", "{bundle}", "--images", "digits", "--count", "13"], "`count` must be from 1 to 12"),
-        (["components", "{encoder}", "--images", "{one}"], "`images` must be at least two that differ"),
-        (["components", "{nothing}", "--images", "digits"], "nothing"),
-        (["components", "{bundle}", "--images", "digits", "--num-components", "4"], "`num_components`"),
-        (["components", "{bundle}", "--data", "digits"], "`data` is of similarity, and components has no"),
-        (["trend", "{bundle}", "--images", "digits"], "`images` is of components, and trend has no"),
-        (["coefficients", "{bundle}", "--depth", "2"], "`depth` is of components and similarity"),
+        (["components", "{bundle}"], "`--data` says which pictures are explained: give --data FOLDER"),
+        (["components", "{bundle}", "--data", "{nothing}"], "`--data` must be `digits`, a folder"),
+        (["components", "{bundle}", "--data", "{broken}"], "`--data` must be pictures that decode"),
+        (["components", "{bundle}", "--data", "digits", "--count", "13"], "`--count` must be from 1 to 12"),
+        (["components", "{encoder}", "--data", "{one}"], "`--data` must hold at least two pictures that differ"),
+        (["components", "{nothing}", "--data", "digits"], "nothing"),
+        (["components", "{bundle}", "--data", "digits", "--num-components", "4"], "`--num-components`"),
+        (
+            ["components", "{bundle}", "--reference", "{bundle}"],
+            "`--reference` is of similarity, and components has no",
+        ),
+        (["trend", "{bundle}", "--data", "digits"], "`--data` is of components and similarity, and trend has no"),
+        (["coefficients", "{bundle}", "--depth", "2"], "`--depth` is of components and similarity"),
     ],
 )
 def test_what_cannot_be_explained_is_refused_in_one_line(bundle, encoder, tmp_path, capsys, words, said):

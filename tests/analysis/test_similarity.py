@@ -102,12 +102,12 @@ def test_the_picture_holds_the_table(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["{bundle}"], "`data` says on which pictures"),
-        (["{plain}", "--data", "digits"], "`reference` is by default a bundle's, and"),
-        (["{plain}", "--data", "digits", "--depth", "2", "--reference", "{bundle}"], "`depth` chooses a size of a"),
-        (["{bundle}", "--data", "digits", "--reference", "{nothing}"], "`reference` "),
-        (["{bundle}", "--data", "{nothing}"], "`data`"),
-        (["{bundle}", "--data", "digits", "--depths", "3"], "`depths` is of coefficients"),
+        (["{bundle}"], "`--data` says on which pictures"),
+        (["{plain}", "--data", "digits"], "`--reference` is by default a bundle's, and"),
+        (["{plain}", "--data", "digits", "--depth", "2", "--reference", "{bundle}"], "`--depth` chooses a size of a"),
+        (["{bundle}", "--data", "digits", "--reference", "{nothing}"], "`--reference` "),
+        (["{bundle}", "--data", "{nothing}"], "`--data`"),
+        (["{bundle}", "--data", "digits", "--depths", "3"], "`--depths` is of coefficients"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(bundle, tmp_path, capsys, options, said):

@@ -348,19 +348,19 @@ def test_a_port_in_use_is_one_line_before_any_work(capfd, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         status, line = told(capfd, "/absent/bundle", "--port", port)
-    assert status == 2 and line.startswith("lingene app: `port`") and f"{port} is in use" in line
+    assert status == 2 and line.startswith("lingene app: `--port`") and f"{port} is in use" in line
 
 
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["B", "--port", "0"], "`port`"),
-        (["B", "--port", "70000"], "`port`"),
-        (["B", "--host", "no.such.host.invalid"], "`host`"),
-        (["B", "--host", "192.0.2.1"], "`host`"),
-        (["/absent/bundle"], "`bundle`"),
-        (["B", "/absent/bundle"], "`bundle`"),
-        (["B", "--images", "/absent/images"], "/absent/images"),
+        (["B", "--port", "0"], "`--port`"),
+        (["B", "--port", "70000"], "`--port`"),
+        (["B", "--host", "no.such.host.invalid"], "`--host`"),
+        (["B", "--host", "192.0.2.1"], "`--host`"),
+        (["/absent/bundle"], "`BUNDLE`"),
+        (["B", "/absent/bundle"], "`BUNDLE`"),
+        (["B", "--data", "/absent/images"], "/absent/images"),
     ],
 )
 def test_wrong_input_is_one_line_that_names_it(tried, capfd, arguments, named):
@@ -404,5 +404,5 @@ def test_the_space_is_complete_and_shows_what_it_says(monkeypatch):
     for bundles, names in ((None, said["models"]), ("a/b, c/d", ["a/b", "c/d"])):
         monkeypatch.setenv("BUNDLES", bundles) if bundles else monkeypatch.delenv("BUNDLES", raising=False)
         runpy.run_path("app.py", run_name="__main__")
-        assert served[-1] == (names, {"images": "samples", "host": "0.0.0.0"})
+        assert served[-1] == (names, {"data": "samples", "host": "0.0.0.0"})
     assert len(page.samples("samples")) == 8

@@ -14,7 +14,8 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from safetensors.numpy import load_file
 
 from modeling_lingene import LinGeneConfig
-from modeling_lingene.measuring.tables import readable
+from modeling_lingene.folders import download_of
+from modeling_lingene.measuring.tables import bytes_shown
 
 
 BUNDLE = Path(__file__).parents[2] / "hub_cards" / "lingene-fashion-mnist"
@@ -31,10 +32,10 @@ def measured() -> dict[tuple, dict]:
 
 def captions() -> list[str]:
     """What stands under each size."""
-    rows = [measured()[size] for size in SIZES]
+    rows, fetched = [measured()[size] for size in SIZES], download_of(BUNDLE)
     return [
         f"depth={depth}\nwidth {width}\n{count} of {SIZES[0][2]} components\n"
-        f"{100 * row['accuracy']:.1f} % correct\n{readable(row['stored_params'])} to fetch"
+        f"{100 * row['accuracy']:.1f} % correct\n{bytes_shown(fetched(count))} to fetch"
         for (depth, width, count), row in zip(SIZES, rows)
     ]
 

@@ -37,9 +37,10 @@ from transformers import (
 )
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli
 from modeling_lingene.conversion.closed_form import check_condition, condition, solve
 from modeling_lingene.conversion.convert import convert
+from modeling_lingene.conversion.export import export
 from modeling_lingene.folders import read_processor
 from modeling_lingene.images.data import LabelledImages, batches
 from modeling_lingene.loading_lingene import stock_model
@@ -283,6 +284,66 @@ def test_deep_models_lose_nothing(tmp_path, depth):
     with pytest.raises(ValueError, match="condition number.*preset stable"):
         convert(str(folder), tmp_path / "paper", preset="paper")
     assert not (tmp_path / "paper").exists()
+
+
+def other_shape(tmp_path, **arguments):
+    """A network of timm of another shape than its name says, changed, as a file."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, **arguments).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"depth": 6}, {"depth": 14}, {"embed_dim": 96}, {"depth": 3, "embed_dim": 128, "num_heads": 2}]
+)
+def test_weights_of_another_shape_than_timms_name_come_in_with_model_args(tmp_path, capsys, arguments):
+    """Our own export writes such files; the error says what to give, and with that it is the same function."""
+    model = other_shape(tmp_path, **arguments)
+    line = ["convert", "timm:vit_tiny_patch16_224", "--weights", str(tmp_path / "weights.safetensors")]
+    line += ["--out", str(tmp_path / "bundle"), "--quiet"]
+    assert cli.main(line) == 2 and not (tmp_path / "bundle").exists()
+    said = capsys.readouterr().err.splitlines()[-1]
+    asked = {name: value for name, value in arguments.items() if name != "num_heads"}
+    assert f"say so with --model-args {','.join(f'{name}={value}' for name, value in asked.items())}" in said
+    given = ",".join(f"{name}={value}" for name, value in arguments.items())
+    assert cli.main([*line, "--model-args", given]) == 0
+    found = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
+    values = helpers.images(3, 32)
+    with torch.no_grad():
+        assert torch.allclose(found(values).logits, model(values), atol=1e-4)
+
+
+def test_what_is_exported_to_timm_is_converted_again_by_the_arguments_that_the_export_writes(tmp_path):
+    """Round the circle, by `export.json` alone."""
+    pytest.importorskip("timm")
+    config = helpers.tiny_config(layer_norm_eps=1e-6)
+    bundle = helpers.bundle(tmp_path / "bundle", config)
+    report = export(bundle, tmp_path / "timm", "timm", depth=4, width_ratio="1/2")
+    text = ",".join(f"{name}={value}" for name, value in report["arguments"].items() if name != "num_classes")
+    convert(
+        f"timm:{report['name']}",
+        tmp_path / "again",
+        weights=str(tmp_path / "timm" / "model.safetensors"),
+        model_args=cli.arguments(text),
+    )
+    values = helpers.images(3)
+    with torch.no_grad():
+        found = AutoModelForImageClassification.from_pretrained(tmp_path / "again").eval()(values).logits
+        expected = helpers.reference_vit(helpers.tiny_model(config), 4, "1/2")(values).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_model_args_belong_to_the_weights_of_a_file(tmp_path):
+    """Of a name alone the weights are those of the name."""
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="`model_args` describes the network of a file"):
+        convert("timm:vit_tiny_patch16_224", tmp_path / "out", model_args={"depth": 6})
+    with pytest.raises(ValueError, match="`model_args` belong to timm:NAME"):
+        convert(str(tmp_path), tmp_path / "out", model_args={"depth": 6})
 
 
 def test_the_condition_number_is_numpys():

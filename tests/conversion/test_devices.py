@@ -24,7 +24,7 @@ import helpers
 from modeling_lingene import LinGeneModel, cli
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.devices import preprocessing
-from modeling_lingene.conversion.export import FORMATS, export
+from modeling_lingene.conversion.export import FORMATS, export, load_code
 from modeling_lingene.measuring.metrics import height_and_width
 from test_hub import read
 from test_writing import error_with_limit
@@ -50,13 +50,12 @@ def needed(to: str) -> None:
 def loaded(folder: Path):
     """Images to outputs as a stranger would, by what `export.json` says alone."""
     report = read(folder / "export.json")
-    code = report["load"].replace("FOLDER", str(folder))
+    names = {}
+    exec(load_code(report, folder), names)
     if report["format"] == "openvino":
-        compiled = eval(code, {"openvino": pytest.importorskip("openvino")})
+        compiled = names["model"]
         return lambda values: torch.from_numpy(compiled({"pixel_values": values.numpy()})[report["output"]].copy())
-    import executorch.runtime
-
-    method = eval(code, {"executorch": executorch})
+    method = names["model"]
     return lambda values: torch.cat([method.execute([image])[0].clone() for image in values.split(1)])
 
 

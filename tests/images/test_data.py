@@ -16,11 +16,14 @@ from modeling_lingene.images.data import (
     LabelledImages,
     batches,
     check_labels,
+    held_out,
     image_processor,
     load_images,
+    picked,
     split_off,
     to_tensors,
 )
+from modeling_lingene.images.pictures import load_pictures
 
 
 DATA = Path(os.environ.get("LINGENE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -139,6 +142,35 @@ def test_image_folder_counts_classes_over_all_splits(tmp_path, no_cache):
     assert load_images(str(tmp_path / "set"), "train").labels == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("divided", [False, True])
+def test_what_is_held_out_is_a_fifth_of_every_class_and_the_same_wherever_it_is_asked_for(tmp_path, no_cache, divided):
+    """Training leaves it out and measuring takes it, each by itself; pictures without labels likewise."""
+    class_folder(tmp_path / "set" / ("train" if divided else ""), ["ant", "bee", "cat"], count=10)
+    data = str(tmp_path / "set")
+    part, again, pictures = (
+        load_images(data, "held-out"),
+        load_images(data, "held-out"),
+        load_pictures(data, "held-out"),
+    )
+    paths = [[images.images.path(place) for place in range(len(images))] for images in (part, again)]
+    assert part.split == again.split == pictures.split == "held-out" and paths[0] == paths[1]
+    assert part.labels == [0, 0, 1, 1, 2, 2] and len(pictures) == 6
+    rest, held = held_out(load_images(data, "train"))
+    assert held.labels == part.labels and rest.split == "train" and len(rest) == 24
+    assert not {rest.images.path(place) for place in range(24)} & set(paths[0])
+    with pytest.raises(ValueError, match="`data` set has no test part and 2 images, too few"):
+        held_out(picked(rest, [0, 1]))
+
+
+def test_a_set_without_the_part_that_is_taken_by_default_says_what_it_has_and_what_to_give(tmp_path, no_cache):
+    """Nobody asked for `test` who left the split out."""
+    class_folder(tmp_path / "set" / "train", ["ant", "bee"])
+    for load in (load_images, load_pictures):
+        with pytest.raises(ValueError, match="has no 'test' part, only train: give `split` train, or held-out"):
+            load(str(tmp_path / "set"), "test")
+    assert len(load_pictures(str(tmp_path / "set"), "test", others=True)) == 4
+
+
 def test_image_folder_without_splits_is_the_whole_for_any_split(tmp_path, no_cache):
     """`whole` keeps a training set from passing for a test set; a class may be called `train`."""
     class_folder(tmp_path / "vehicles [2]", ["bus", "train"])
@@ -158,7 +190,7 @@ def test_parquet_files_belong_to_the_split_they_are_named_after(tmp_path, no_cac
         assert (train.name, train.split, train.labels, train.class_names) == ("set", "train", [0, 1, 1], ["a", "b"])
         assert [image.getpixel((0, 0))[0] for image in train.images] == [1, 2, 3]
         assert load_images(data, "test").labels == [0]
-    with pytest.raises(ValueError, match=r"`split` must be a split of .*: one of train; got 'test'"):
+    with pytest.raises(ValueError, match=r"has no 'test' part, only train: give `split` train, or held-out"):
         load_images(f"{first},{second}", "test")
 
 
@@ -184,7 +216,7 @@ def test_hub_names_go_to_datasets_with_a_split_that_exists(tmp_path, no_cache, m
     images = load_images("owner/name", "test")
     assert asked == [("owner/name", "validation")]
     assert (images.name, images.split, images.labels) == ("owner/name", "validation", [0, 1])
-    with pytest.raises(ValueError, match="one of train, validation; got 'extra'"):
+    with pytest.raises(ValueError, match="has no 'extra' part, only train, validation"):
         load_images("owner/name", "extra")
 
 

@@ -48,7 +48,7 @@ def test_of_a_divided_folder_one_split_is_opened(tmp_path, inside):
     found = {split: loaded(tmp_path, split)[0] for split in ("train", "test")}
     assert [greys(images) for images in found.values()] == [[1], [2]]
     assert [images.split for images in found.values()] == ["train", "test"]
-    with pytest.raises(ValueError, match="`split` must be a split"):
+    with pytest.raises(ValueError, match="has no 'elsewhere' part"):
         load_pictures(str(tmp_path), "elsewhere")
 
 

@@ -112,7 +112,7 @@ def test_a_table_has_a_column_for_every_measure_and_is_sorted_by_the_one_that_de
     rows = [*both("cosine"), row(1, "cosine", cosine=0.925, cosine_p5=-0.5)]
     shown = table(size_table(rows))
     measures = ["class cosine", "patch cosine", "k-NN", "probe"]
-    assert list(shown[0]) == ["depth", "width", "components", *measures, "parameters", "download", "MACs"]
+    assert list(shown[0]) == ["depth", "width", "components", *measures, "parameters", "MACs"]
     assert [line["class cosine"] for line in shown] == ["0.950 (0.700)", "0.925 (-0.500)", "0.900 (0.700)"]
     assert [line["patch cosine"] for line in shown] == ["0.800 (0.600)", "-", "0.800 (0.600)"]
     assert [line["k-NN"] for line in shown] == ["50.0 %", "-", "75.0 %"]
@@ -152,7 +152,7 @@ def test_a_card_shows_what_an_encoder_was_measured_by(encoder, metric, depth):
     rows = both(metric) if metric == "knn" else [{**one, "cosine": 0.5 + one["depth"] / 20} for one in both(metric)]
     folders.write_sizes(encoder, rows)
     card = hub.render_card(encoder)
-    assert table(card) == table(size_table(rows))
+    assert table(card) == table(size_table(rows, fetched=folders.download_of(encoder)))
     assert f"does not tell from {METRICS[metric].best} there" in " ".join(card.split())
     assert "agree with those of the \\[full\\] size" in card and "`k-NN` on made (test)" in card
     assert "Accuracy" not in card and f"depth={depth}" in card

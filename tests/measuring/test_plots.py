@@ -2,6 +2,7 @@
 
 import os
 import sys
+from fractions import Fraction
 
 import pytest
 
@@ -18,9 +19,9 @@ def rows(depths=(3, 4, 6), widths=("1/2", "1"), components=(1, 2, 4, 6)):
             "depth": depth,
             "width_ratio": width,
             "num_components": count,
-            "stored_params": 200_000 + 440_000 * count // (4 if width == "1/2" else 1),
-            "macs": 30_000_000 * depth // (3 if width == "1/2" else 1),
-            "accuracy": 0.6 - 0.3 / depth - 0.2 / count - 0.1 * (width == "1/2"),
+            "stored_params": 200_000 + int(440_000 * count * Fraction(width) ** 2),
+            "macs": int(30_000_000 * depth * Fraction(width) ** 2),
+            "accuracy": 0.6 - 0.3 / depth - 0.2 / count - 0.2 * float(1 - Fraction(width)),
             "split": "test",
             "dataset": "made up",
         }
@@ -96,16 +97,76 @@ def test_pareto_keeps_equal_points_and_drops_beaten_ones():
     assert pareto([1, 1, 2, 2, 3], [5, 5, 5, 7, 6]) == [True, True, False, True, False]
 
 
-def test_labels_give_the_components_and_do_not_overlap(figure, tmp_path):
-    """A label that covers another one is worse than none."""
-    plot_sizes(rows(), tmp_path / "x.png")
+@pytest.mark.parametrize("depths, widths", [((3, 4, 6), ("1/2", "1")), (range(3, 13), ("1/4", "1/2", "3/4", "1"))])
+def test_labels_give_the_components_of_ringed_sizes_and_do_not_overlap(figure, tmp_path, depths, widths):
+    """A label that covers another one is worse than none, and where sizes crowd every size had one."""
+    measured = rows(depths=depths, widths=widths, components=(1, 2, 4, 6, 12))
+    plot_sizes(measured, tmp_path / "x.png")
     figure[0].draw_without_rendering()
-    for panel in figure[0].axes:
-        assert sorted(text.get_text() for text in panel.texts) == sorted(list("1246") * 6)
+    for panel, cost in zip(figure[0].axes, ("macs", "stored_params"), strict=True):
+        ringed = pareto([row[cost] for row in measured], [row["accuracy"] for row in measured])
+        counts = sorted(str(row["num_components"]) for row, kept in zip(measured, ringed) if kept)
+        shown = sorted(text.get_text() for text in panel.texts)
+        assert shown and all(shown.count(count) <= counts.count(count) for count in shown)
         boxes = [text.get_window_extent() for text in panel.texts]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         edge = panel.get_window_extent()
         assert all(edge.x0 < box.x0 and box.x1 < edge.x1 and edge.y0 < box.y0 for box in boxes)
+
+
+@pytest.mark.parametrize(
+    "asked, costs",
+    [
+        ({"depths": (6,), "widths": ("1",)}, ["Stored parameters"]),
+        ({"components": (4,), "widths": ("1",)}, ["MACs"]),
+        ({"depths": (6,), "widths": ("1",), "components": (4,)}, ["Stored parameters"]),
+        ({}, ["MACs", "Stored parameters"]),
+    ],
+)
+def test_a_cost_that_all_sizes_share_has_no_panel(figure, tmp_path, asked, costs):
+    """All points would stand above each other in an empty one."""
+    plot_sizes(rows(**asked), tmp_path / "x.png")
+    labels = [panel.get_xlabel() for panel in figure[0].axes]
+    assert len(labels) == len(costs) and all(label.startswith(cost) for label, cost in zip(labels, costs))
+
+
+@pytest.mark.parametrize("widths", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("counts", [1, 4, 7, 12])
+def test_a_heat_map_can_be_read_on_a_card(figure, tmp_path, widths, counts):
+    """Four widths side by side were five times as wide as high: a card showed them as a thin line."""
+    shares = [f"{number}/8" for number in range(8 - widths + 1, 8)] + ["1"]
+    plots.plot_heat(rows(depths=(3, 4, 6, 12), widths=shares, components=range(1, counts + 1)), tmp_path / "x.png")
+    wide, high = figure[0].get_size_inches()
+    assert wide <= plots.HEAT_INCHES and wide / high < 3.2
+    panels = [panel for panel in figure[0].axes if panel.get_title()]
+    assert [panel.get_title() for panel in panels] == [f"width {Fraction(share)}" for share in shares]
+    for panel in panels:
+        assert len(panel.texts) == 4 * counts
+        assert [label.get_text() for label in panel.get_xticklabels()] == [str(n + 1) for n in range(counts)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 8, 10, 11, 37, 300])
+def test_a_history_has_ticks_at_its_epochs_and_nowhere_else(figure, tmp_path, epochs):
+    """There is no epoch 0, none after the last, and none and a half."""
+    plots.plot_history([{"phase": "a", "loss": 1 / (i + 1)} for i in range(epochs)], tmp_path / "x.png")
+    (panel,) = figure[0].axes
+    ticks = list(panel.get_xticks())
+    assert set(ticks) <= set(range(1, epochs + 1)) and len(ticks) <= 10
+    assert len(ticks) == epochs or len(ticks) >= 4
+    low, high = panel.get_xlim()
+    assert 0 < low < 1 and epochs < high < epochs + 1
+
+
+@pytest.mark.parametrize("second", ["agreement", "cosine"])
+def test_curves_of_a_conversion_are_told_apart_by_colour_and_by_marker(figure, tmp_path, second):
+    """Two black lines are one."""
+    made = {"activation_residual": 0.5, "relative_logit_error": 0.25, "agreement": 0.5}
+    made = made if second == "agreement" else {**made, "cosine": 0.9, "cosine_p5": 0.8}
+    plots.plot_conversion([{"num_components": n, **made} for n in range(1, 5)], tmp_path / "x.png")
+    for panel in figure[0].axes:
+        for style in ("get_color", "get_marker", "get_linestyle"):
+            shown = [getattr(line, style)() for line in panel.lines]
+            assert len(set(shown)) == len(shown)
 
 
 def test_legend_names_depths_and_only_several_widths(figure, tmp_path):

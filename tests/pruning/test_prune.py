@@ -282,7 +282,7 @@ def test_a_pruned_model_is_evaluated_profiled_and_exported(tmp_path, done, capsy
         assert report["relative_difference"] < 1e-4 and report["size"] == {"depth": 3}
     assert main(["export", model, "--to", "timm", "--out", str(tmp_path / "timm"), "--quiet"]) == 2
     assert main(["export", model, "--to", "program", "--depth", "2", "--out", str(tmp_path / "x"), "--quiet"]) == 2
-    assert "`depth` chooses a size of a bundle" in capsys.readouterr().err
+    assert "`--depth` chooses a size of a bundle" in capsys.readouterr().err
 
 
 def test_a_pruned_model_runs_in_onnxruntime(tmp_path, done):
@@ -420,7 +420,7 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
 def test_the_command_line_says_what_is_missing(capsys, vit, tmp_path):
     """One line, status 2."""
     assert main(["prune", str(vit), "--target-macs", "0.5", "--out", str(tmp_path / "out")]) == 2
-    assert "`data` says what to train and measure on" in capsys.readouterr().err
+    assert "`--data` says what to train and measure on" in capsys.readouterr().err
 
 
 @pytest.mark.slow

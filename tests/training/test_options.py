@@ -32,6 +32,8 @@ OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
         "image_size": ("40", 40),
         "patch_size": ("5", 5),
         "depth": ("9", 9),
+        "stages": ("2,4", (2, 4)),
+        "window_size": ("4", 4),
         "num_components": ("3", 3),
         "preset": ("other", "other"),
         "basis": ("taylor", "taylor"),
@@ -266,7 +268,7 @@ def test_help_after_a_recipe_shows_its_values_and_help_alone_the_defaults(capsys
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 text = f"{described(type(settings))[name]} ({recipe}: {shown})"
                 assert "".join(text.split()) in pages[0], name
-    assert f"({recipe}:" not in pages[1] and "channels.(default:192)" in pages[1]
+    assert f"({recipe}:" not in pages[1] and "tostage.(default:192)" in pages[1]
 
 
 def test_recipes_are_listed_with_what_they_train_and_each_as_a_command_that_is_it(capsys):
@@ -435,7 +437,7 @@ def test_neither_recipe_nor_data_is_refused_and_says_what_to_give(line, tmp_path
     monkeypatch.chdir(tmp_path)
     assert cli.main(["decompose", "--out", "out", *line.split()]) == 2
     printed, named = capsys.readouterr(), "resume" if "resume" in line else "data"
-    assert printed.out == "" and re.fullmatch(rf"lingene decompose: `{named}` [^\n]*\n", printed.err)
+    assert printed.out == "" and re.fullmatch(rf"lingene decompose: `--{named}` [^\n]*\n", printed.err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -557,7 +559,7 @@ def test_a_flag_that_cannot_be_parsed_is_status_2(capsys, line):
 def test_the_folder_must_be_named_and_be_one(capsys, line):
     """A run writes gigabytes: not into whatever folder one stands in."""
     assert cli.main(["decompose", *line.split()]) == 2
-    assert "`out`" in capsys.readouterr().err and not Path("a").exists()
+    assert "`--out`" in capsys.readouterr().err and not Path("a").exists()
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -195,5 +195,5 @@ def test_what_the_main_process_refuses_is_told_once_and_ends_all(tmp_path):
     command += "-m modeling_lingene.cli decompose --data digits --device cpu --out".split() + [str(tmp_path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.count("lingene decompose: `out`") == 1 and "is not empty" in done.stderr
+    assert done.stderr.count("lingene decompose: `--out`") == 1 and "is not empty" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

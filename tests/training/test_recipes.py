@@ -22,6 +22,9 @@ from transformers import AutoModelForImageClassification, pipeline
 
 import helpers
 from modeling_lingene.folders import bundle_weights_id, check_folder, write_training
+from modeling_lingene.images import data
+from modeling_lingene.images.data import load_images, open_parts
+from modeling_lingene.measuring.sweep import sweep_data
 from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
@@ -377,7 +380,7 @@ def parts_of_a_run(monkeypatch, tmp_path, **changes) -> tuple[dict, dict]:
         seen["test"] = batches.images
         return []
 
-    monkeypatch.setattr(recipes, "load_images", load)
+    monkeypatch.setattr(data, "load_images", load)
     monkeypatch.setattr(TrainingLoop, "fit", fit)
     monkeypatch.setattr(recipes, "measure_sizes", measure)
     for name in ("write_card", "plot_sizes", "plot_heat", "plot_history", "write_sizes"):
@@ -446,10 +449,38 @@ def test_a_run_is_resumed_only_when_asked_and_a_finished_one_is_read_back(folder
         recipes.decompose(dataclasses.replace(recipe, model=other), tmp_path / "out")
 
 
-def test_data_that_is_not_divided_is_refused(folders, tmp_path):
-    """The accuracy would be of images that were trained on."""
-    with pytest.raises(ValueError, match="`data` .* must be divided into train and test"):
-        recipes.decompose(tiny_recipe(folders / "train"), tmp_path / "out")
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_set_without_a_test_part_is_measured_on_a_fifth_that_was_never_trained_on(folders, tmp_path, divided):
+    """Most people have one folder of classes, or `train/` alone; sweeps find the same fifth, and no other images."""
+    data = str(folders / "train")
+    if divided:
+        shutil.copytree(data, tmp_path / "set" / "train")
+        data = str(tmp_path / "set")
+    with pytest.warns(UserWarning, match=r"has no test part: \d+ of its images, drawn by seed, are held out"):
+        rows = recipes.decompose(tiny_recipe(data), tmp_path / "out")
+    assert {row["split"] for row in rows} == {"held-out"}
+    with pytest.warns(UserWarning, match="has no test part"):
+        train, validation, test = open_parts(data, 0.1, 0)
+    whole = load_images(data, "train")
+    paths = [{images.images.path(place) for place in range(len(images))} for images in (train, validation, test)]
+    assert sum(map(len, paths)) == len(set().union(*paths)) == len(whole)
+    assert len(test) == round(len(whole) / 5) and test.class_names == whole.class_names
+    bundle = tmp_path / "out" / "bundle"
+    counts = sorted({row["num_components"] for row in rows})
+    swept = sweep_data(bundle, data, "held-out", components=counts, latency=False)
+    size = ("depth", "width_ratio", "num_components")
+    found = {tuple(row[key] for key in size): row["accuracy"] for row in swept}
+    assert found == {tuple(row[key] for key in size): row["accuracy"] for row in rows}
+    with pytest.raises(ValueError, match="held-out"):
+        sweep_data(bundle, data, "test", latency=False)
+
+
+def test_a_set_of_a_single_class_is_called_that(folders, tmp_path):
+    """A folder too deep, mostly; a classifier of one class would always be right."""
+    (name,) = sorted(path.name for path in (folders / "train").iterdir())[:1]
+    shutil.copytree(folders / "train" / name, tmp_path / "set" / name)
+    with pytest.raises(ValueError, match=f"`data` set has a single class, '{name}'.*two or more classes"):
+        recipes.decompose(tiny_recipe(tmp_path / "set"), tmp_path / "out")
     assert not (tmp_path / "out" / "bundle").exists()
 
 

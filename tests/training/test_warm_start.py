@@ -24,6 +24,7 @@ import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, cli
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import bundle_weights_id
+from modeling_lingene.images import data
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import sweep
@@ -59,7 +60,7 @@ def pictures(split: str, labels: list[int] | None = None) -> LabelledImages:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
-    monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split))
+    monkeypatch.setattr(data, "load_images", lambda _, split: pictures(split))
     monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
@@ -144,7 +145,7 @@ def test_a_run_that_changes_nothing_gives_the_bundle_back_in_every_schedule(tmp_
     """
     labels = {split: answers(init, split) for split in ("train", "validation", "test")}
     assert len(set(labels["test"])) > 2  # or any start would be right
-    monkeypatch.setattr(recipes, "load_images", lambda data, split: pictures(split, labels[split]))
+    monkeypatch.setattr(data, "load_images", lambda _, split: pictures(split, labels[split]))
     for schedule in SCHEDULES:
         out = tmp_path / schedule
         result = trained(out, init, schedule, learning_rate=NOTHING, totals=(2, 5), depths=(3,))
@@ -532,7 +533,8 @@ def test_a_shape_beside_init_is_refused_by_name(tmp_path, capsys, init, name):
         capsys, "decompose", "--init", init, "--data", "digits", *flags, "--out", tmp_path / "out"
     )
     assert (code, out) == (2, "") and not (tmp_path / "out").exists()
-    assert errors == [f"lingene decompose: `{name}` is the bundle's that `init` names; leave one of them out."]
+    told = f"lingene decompose: `{flags[0]}` is the bundle's that `--init` names; leave one of them out."
+    assert errors == [told]
 
 
 @pytest.mark.parametrize(

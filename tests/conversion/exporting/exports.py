@@ -1,6 +1,5 @@
 """Bundles to export, and every format's own loader: what the tests of export share."""
 
-import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
-import safetensors.torch
 import torch
 from transformers import (
     AutoModelForImageClassification,
@@ -17,6 +15,7 @@ from transformers import (
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification, cli
+from modeling_lingene.conversion.export import load_code
 from modeling_lingene.images.data import image_processor
 from test_hub import read
 
@@ -84,11 +83,8 @@ def loaded(folder: Path, head: bool = True) -> Callable[[torch.Tensor], torch.Te
     if report["format"] == "onnx":
         opened, given, got = session(folder)
         return lambda values: torch.from_numpy(opened.run([got.name], {given.name: values.numpy()})[0])
-    code = report["load"].replace("FOLDER", str(folder))
-    names = {"torch": torch, "safetensors": safetensors, "functools": functools, "arguments": report.get("arguments")}
-    if report["format"] == "timm":
-        names["timm"] = pytest.importorskip("timm")
-    exec(code if "model = " in code else f"model = {code}", names)
+    names = {}
+    exec(load_code(report, folder), names)
     if report["format"] == "program":
         return names["model"]
     timm_model = names["model"].eval()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from exports import FORMATS, FULL, LABELS, LEAST, SMALL, loaded, needed, session
+from exports import FORMATS, FULL, LABELS, LEAST, SMALL, lingene, loaded, needed, session
 from safetensors.torch import load_file
 from test_conversion import MLP, changed, pixels, relative, timm_source
 from test_conversion import source as stock_source
@@ -29,7 +29,9 @@ import helpers
 from modeling_lingene import LinGeneModel
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.conversion.export import export
+from modeling_lingene.conversion.export import _differences, export, load_code
+from modeling_lingene.conversion.graphs import Outputs
+from modeling_lingene.images.data import image_processor
 from test_hub import files, read
 
 
@@ -60,12 +62,42 @@ def test_timm_builds_the_model_from_the_folder_alone_where_it_knows_the_epsilon(
     """`local-dir:` with 1e-6; any other epsilon is a function, which timm's JSON cannot hold."""
     for size in (FULL, SMALL):
         folder = written(origin6, "timm", size=size)
-        assert read(folder / "export.json")["load"] == 'timm.create_model("local-dir:FOLDER", pretrained=True)'
+        expected = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
+        assert read(folder / "export.json")["load"] == expected
         values = helpers.images(5)
         assert (
             relative(loaded(folder)(values), helpers.reference_vit(origin6.model, *size.values())(values).logits)
             < 1e-5
         )
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_is_compared_on_pictures_where_they_are_given(tmp_path, capsys, to):
+    """Random images are unlike any that it will see; the share that keeps its class is counted again here."""
+    needed(to), pytest.importorskip("sklearn")
+    config = helpers.tiny_config(num_labels=10, image_size=8, layer_norm_eps=1e-6)
+    bundle = helpers.bundle(tmp_path / "bundle", config)
+    image_processor(8).save_pretrained(bundle)
+    code, printed, _ = lingene(capsys, "export", bundle, "--to", to, "--data", "digits", "--out", tmp_path / "out")
+    report = read(tmp_path / "out" / "export.json")
+    assert code == 0 and report["checked_on"] == "random images, 64 of digits (test)" and report["agreement"] == 1.0
+    assert "the same class as the bundle's for 100.0 % of the pictures\n" in printed
+    code, _, errors = lingene(capsys, "export", bundle, "--to", to, "--data", "./none", "--out", tmp_path / "other")
+    assert code == 2 and "`--data`" in errors[-1] and not (tmp_path / "other").exists()
+
+
+def test_what_differs_on_pictures_alone_is_found(origin):
+    """A format that is right on noise and wrong on pictures; half of them lose their class."""
+    model = AutoModelForImageClassification.from_pretrained(origin.folder).eval()
+    pictures = [helpers.images(4, seed=seed) + 3 for seed in (1, 2)]
+
+    def loaded(values):
+        logits = Outputs(model)(values)
+        return logits if values.mean() < 1 or torch.equal(values, pictures[0]) else logits.roll(1, -1)
+
+    found = _differences(model, loaded, 1e-4, False, pictures)
+    assert found["relative_difference"] > 0.01 and found["agreement"] == 0.5
+    assert _differences(model, loaded, 1e-4, False)["relative_difference"] == 0
 
 
 def test_the_report_says_what_was_written_and_how_far_it_is(origin, written):
@@ -82,24 +114,25 @@ def test_a_folder_needs_nothing_of_this_package(origin, written):
     needed("timm"), needed("onnx")
     folders = {to: str(written(origin, to, size=SMALL)) for to in FORMATS}
     reports = {to: read(Path(folder) / "export.json") for to, folder in folders.items()}
-    loads = {to: reports[to]["load"].replace("FOLDER", folders[to]) for to in ("timm", "program")}
+    loads = {to: load_code(reports[to], folders[to]) for to in FORMATS}
     values = "torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16)"
     code = f"""
-import functools, json, sys
+import json, sys
 sys.modules["modeling_lingene"] = None
-import onnxruntime, safetensors.torch, timm, torch, transformers
+models = {{}}
+for to, code in {loads!r}.items():  # each by itself, as it is pasted
+    names = {{}}
+    exec(code, names)
+    models[to] = names["model"]
+import torch
 torch.set_num_threads(1)
-values, arguments = {values}, {reports["timm"]["arguments"]!r}
-{loads["timm"]}
-program = {loads["program"]}
-vit = transformers.AutoModelForImageClassification.from_pretrained({folders["transformers"]!r})
-session = onnxruntime.InferenceSession({folders["onnx"]!r} + "/" + {reports["onnx"]["file"]!r})
+values = {values}
 with torch.no_grad():
     found = {{
-        "transformers": vit.eval()(values).logits,
-        "timm": model.eval()(values),
-        "onnx": torch.from_numpy(session.run(None, {{"pixel_values": values.numpy()}})[0]),
-        "program": program(values),
+        "transformers": models["transformers"].eval()(values).logits,
+        "timm": models["timm"].eval()(values),
+        "onnx": torch.from_numpy(models["onnx"].run(None, {{"pixel_values": values.numpy()}})[0]),
+        "program": models["program"](values),
     }}
 print(json.dumps({{to: logits.tolist() for to, logits in found.items()}}))
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exports import FORMATS, LABELS, LEAST, MEAN, SMALL, STD, lingene, loaded, made, needed, picture
+from exports import FORMATS, LABELS, LEAST, MEAN, SMALL, STD, lingene, made, needed, picture
 from test_conversion import MLP, relative
 from test_conversion import source as stock_source
 from transformers import (
@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
-from modeling_lingene import cli
+from modeling_lingene import cli, kept
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
 from modeling_lingene.training.options import asked_recipe
@@ -104,15 +104,16 @@ def test_the_command_says_what_it_wrote_how_far_it_is_and_how_to_load_it(origin6
     report = read(out / "export.json")
     head, differences, *rest = printed.splitlines()
     assert (code, head) == (0, f"{out}: {to}, float32, depth 1, width_ratio 1/2, num_components 2")
-    assert f"{report['largest_difference']:.2g}" in differences and "(tolerance 0.0001)" in differences
-    assert len(rest) == (to in ("timm", "program"))
-    expected = helpers.reference_vit(origin6.model, 1, "1/2", 2)(helpers.images()).logits
-    if rest:
-        names = {"torch": torch, "timm": pytest.importorskip("timm")}
-        model = eval(rest[0].removeprefix("load it  "), names)
-        assert relative((model.eval() if to == "timm" else model)(helpers.images()), expected) < 1e-5
+    assert f"{report['largest_difference']:.2g}" in differences
+    assert differences.endswith("(tolerance 0.0001), on random images")
+    (line,), names, values = rest, {}, helpers.images()
+    exec(line.removeprefix("load it  "), names)
+    model, expected = names["model"], helpers.reference_vit(origin6.model, 1, "1/2", 2)(values).logits
+    if to == "onnx":
+        found = torch.from_numpy(model.run(None, {"pixel_values": values.numpy()})[0])
     else:
-        assert relative(loaded(out)(helpers.images()), expected) < 1e-5
+        found = (model if to == "program" else model.eval())(values)
+    assert relative(getattr(found, "logits", found), expected) < 1e-5
 
 
 def test_the_command_fails_with_status_1_where_the_file_is_not_the_model(origin, tmp_path, capsys):
@@ -145,8 +146,9 @@ def test_convert_says_what_was_kept_and_what_was_left_out(stock, encoder, tmp_pa
         code, printed, errors = lingene(capsys, "convert", source, "--out", out)
         report = read(out / "conversion.json")
         assert (code, errors, report["advice"]) == (0, [], None)
-        assert "6 components of 6 layers, fit: exact\n" in printed
-        assert f"relative {what} error on random images {report['relative_logit_error']:.2g}\n" in printed
+        assert "6 components of 6 layers; exact: as many components as layers, nothing is lost\n" in printed
+        assert f"Relative error of its {what}s on random images: {report['relative_logit_error']:.2g}.\n" in printed
+        assert "condition" not in printed
         assert f"bundle   {out}\nnumbers  {out / 'conversion.json'}\n" in printed
         assert ("left out: 2 tensors" in printed) is (left_out == 2) and len(report["left_out"]) == left_out
         assert "lingene decompose" not in printed
@@ -164,7 +166,7 @@ def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
     """Half of the components by least squares on the weights; the command is meant to be pasted, DATA filled in."""
     code, printed, _ = lingene(capsys, "convert", stock, "--num-components", 3, "--out", tmp_path / "bundle")
     report = read(tmp_path / "bundle" / "conversion.json")
-    assert code == 0 and "3 components of 6 layers, fit: weights\n" in printed
+    assert code == 0 and "3 components of 6 layers; weights: least squares on the weights\n" in printed
     assert report["relative_logit_error"] > 0.05 and report["advice"]["statement"] in printed
     (line,) = [line.strip() for line in printed.splitlines() if "lingene decompose" in line]
     assert line == report["advice"]["command"]
@@ -178,16 +180,16 @@ def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
 @pytest.mark.parametrize(
     "line, named",
     [
-        ("convert /absent/model --out O", "`source`"),
-        ("convert B --out O", "`model_type`"),
-        ("convert S --out S", "`out`"),
-        ("convert S --out O --num-components 7", "`num_components`"),
-        ("convert S --out O --num-components 3 --fit best", "`fit`"),
-        ("convert S --out O --fit kronecker", "`fit`"),
-        ("convert S --out O --depths 3", "`depths`"),
-        ("convert S --out O --weights W", "`weights`"),
+        ("convert /absent/model --out O", "`SOURCE`"),
+        ("convert B --out O", "is a bundle, not"),
+        ("convert S --out S", "`--out`"),
+        ("convert S --out O --num-components 7", "`--num-components`"),
+        ("convert S --out O --num-components 3 --fit best", "`--fit`"),
+        ("convert S --out O --fit kronecker", "`--fit`"),
+        ("convert S --out O --depths 3", "`--depths`"),
+        ("convert S --out O --weights W", "`--weights`"),
         ("convert S --out O --basis fourier", "condition number"),
-        ("convert S --out O --device abacus", "`device`"),
+        ("convert S --out O --device abacus", "`--device`"),
     ],
 )
 def test_wrong_input_of_convert_is_one_line_that_names_it(origin, stock, tmp_path, capsys, line, named):
@@ -207,8 +209,8 @@ def test_the_card_of_a_converted_bundle_names_its_source_and_its_error(stock, en
     report = convert(str(source), tmp_path / "bundle", num_components=count)
     card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
     text = " ".join(card.split())
-    assert f"Converted from `source`: {count or 6} components of 6 layers (fit: {report['fit']})" in text
-    assert f"relative error of the outputs on random images {report['relative_logit_error']:.2g}." in text
+    assert f"Converted from `source`: {count or 6} components of 6 layers ({kept.fitted(report)})" in text
+    assert f"{kept.kept(report)}" in text
     assert (report["advice"] is not None) == ("is a start for training, not a model" in text) == (count == 3)
     call = example(card)[1]
     assert call.func.value.id == ("AutoModelForImageClassification" if headed else "AutoModel")

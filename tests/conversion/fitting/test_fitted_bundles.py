@@ -28,14 +28,14 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTForImage
 
 import helpers
 from helpers import STOCK_PARTS
-from modeling_lingene import cli
+from modeling_lingene import cli, kept
 from modeling_lingene.conversion.calibration import calibration_images, choose_rows
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.fitting import (
     FITS,
     fold_norms,
 )
-from modeling_lingene.conversion.report import GOOD, LEARNING_RATES, advice, count_table, learning_rate
+from modeling_lingene.conversion.report import LEARNING_RATES, advice, count_legend, count_table, learning_rate
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.training import options
 
@@ -217,6 +217,8 @@ def test_without_a_classifier_a_fit_is_measured_on_the_class_token(tmp_path, pho
     assert rows[0]["cosine"] < rows[-1]["cosine"] and report["compared"] == "class token"
     drawn = count_table(rows).splitlines()
     assert len(drawn) == 5 and all(word not in drawn[0] for word in ("agreement", "KL", "logits"))
+    said = {part.partition(":")[0] for part in count_legend(rows).split("; ")}
+    assert said == {"layers", "class token", "cosine"} and report["checked_on"] == "calibration images"
     assert "cosine" in drawn[0] and f"{rows[-1]['cosine']:.3g}" in drawn[-1]
     kept = report["calibration"]["depth_rows"][3]
     assert kept == sorted(set(kept)) and len(kept) == 3
@@ -334,20 +336,59 @@ def test_the_learning_rate_goes_from_that_of_a_good_start_to_that_of_a_bad_one()
     assert learning_rate((low + high) / 2) == pytest.approx((least * most) ** 0.5, rel=0.2)
 
 
+def told(compared: str = "logit", error: float = 0.3, **row) -> dict:
+    """A conversion's report, with a row of calibration images where one is given."""
+    report = {"compared": compared, "relative_logit_error": error, "fit": "matched"}
+    rows = [{"relative_logit_error": error, **row}]
+    return report | ({"calibration": {"rows": rows, "measured_images": 256}} if row else {})
+
+
+@pytest.mark.parametrize(
+    "report, model",
+    [
+        (told(error=0.05), True),
+        (told(error=0.06), False),
+        (told(error=0.06, agreement=0.977, divergence=0.004), True),  # 6 % of the logits, and nearly every class
+        (told(error=0.04, agreement=0.94, divergence=0.004), False),
+        (told(error=0.04, agreement=0.99, divergence=0.2), False),
+        (told("class token", error=0.2, cosine=0.985, cosine_p5=0.96), True),
+        (told("class token", error=0.2, cosine=0.985, cosine_p5=0.6), False),
+        (told("class token", error=0.04, cosine=0.9, cosine_p5=0.8), False),
+    ],
+)
+def test_a_bundle_is_judged_by_what_it_says_of_pictures(report, model):
+    """`not a model: its logits are off by 6 %` stood beside 97.7 % of the same classes; the sentence has the numbers
+    by which it was judged.
+    """
+    given = advice(report, "google/vit", "bundle")
+    assert (given is None) is kept.is_model(report) is model
+    row = kept.last_row(report)
+    numbers = [f"{100 * row['agreement']:.1f} %"] if row and "agreement" in row else []
+    numbers += [f"{row['cosine']:.3f}"] if row and "cosine" in row else []
+    numbers += ["0.05"] if row is None and model else []
+    assert all(number in kept.kept(report) for number in numbers)
+    assert given is None or given["statement"].endswith(kept.kept(report))
+
+
+@pytest.mark.parametrize("fit", [*FITS, "exact"])
+def test_every_fit_has_a_word_for_people(fit):
+    """`fit: matched` says nothing to who has not read the code."""
+    assert len(kept.FIT_WORDS[fit].split()) > 3 and kept.fitted({"fit": fit}) == f"{fit}: {kept.FIT_WORDS[fit]}"
+
+
 def test_advice_is_a_command_that_the_command_line_takes():
-    """For what is a start, not a model; a good bundle needs none."""
-    assert advice(0.0, "google/vit", "bundle") is None and advice(GOOD, "google/vit", "bundle") is None
-    given = advice(0.3, "google/vit", "bundle")
+    """For what is a start, not a model."""
+    given = advice(told(), "google/vit", "bundle")
     program, *words = shlex.split(given["command"])
     arguments = cli.build_parser("decompose").parse_args(words)
     assert program == "lingene" and arguments.command == "decompose"
     assert (str(arguments.init), arguments.teacher, arguments.data) == ("bundle", "google/vit", "DATA")
     assert arguments.learning_rate == given["learning_rate"] == learning_rate(0.3)
-    assert "30 %" in given["statement"] and "not a model" in given["statement"]
-    headless = advice(0.3, "facebook/dinov2-small", "bundle", "class token")
+    assert "not a model" in given["statement"]
+    headless = advice(told("class token"), "facebook/dinov2-small", "bundle")
     recipes = [
         options.asked_recipe(cli.build_parser("decompose").parse_args(shlex.split(one["command"])[1:]))
         for one in (given, headless)
     ]
     assert [recipe.objective.kind for recipe in recipes] == ["labels", "features"]
-    assert recipes[1].teacher == "facebook/dinov2-small" and "class tokens are off" in headless["statement"]
+    assert recipes[1].teacher == "facebook/dinov2-small"

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 
 import helpers
 from modeling_lingene import LinGeneForImageClassification, folders
-from modeling_lingene.budget_lingene import choose_size
+from modeling_lingene.budget_lingene import choose_size, readable
 from modeling_lingene.measuring import profiling
 from modeling_lingene.measuring.tables import size_table
 from test_hub import edit, table
@@ -40,8 +40,8 @@ def test_a_latency_budget_takes_the_latencies_of_one_device(loader, timed, caplo
     (told,) = messages(caplog, "the most accurate")
     assert told == (
         f"{timed}: depth {best[0]}, width ratio {best[1]}, {best[2]} components: the most accurate "
-        f"({90 - 10 * SIZES.index(best)}.0 %) of {len(within)} measured sizes within `max_latency_ms` {limit:g}, "
-        f"with latency_ms {TIMES[device or HERE][best]:g} on {device or HERE} (when is not recorded)."
+        f"({90 - 10 * SIZES.index(best)}.0 %) of {len(within)} measured sizes within `max_latency_ms` "
+        f"{readable(limit)}, with {TIMES[device or HERE][best]:g} ms on {device or HERE} (when is not recorded)."
     )
 
 
@@ -104,16 +104,16 @@ REFUSED = {
         [
             "`max_latency_ms` 2: no measured size in `sizes.json` fits",
             "depth 3, width ratio 1/2, 5 components",
-            "latency_ms 3",
+            "with 3 ms",
         ],
     ),
     "nothing fits on the other": (
         {"max_latency_ms": 0.01, "latency_device": OTHER},
-        ["no measured size in `sizes.json` fits", "depth 2, width ratio 1, 5 components", "latency_ms 0.1"],
+        ["no measured size in `sizes.json` fits", "depth 2, width ratio 1, 5 components", "with 0.1 ms"],
     ),
     "of two budgets one": (
         {"max_latency_ms": 100, "max_macs": 1},
-        ["`max_macs` 1 and `max_latency_ms` 100", "no measured size in `sizes.json` fits", "macs 9"],
+        ["`max_macs` 1 and `max_latency_ms` 100", "no measured size in `sizes.json` fits", "9 MACs"],
     ),
     "a device unheard of": (
         {"max_latency_ms": 5, "latency_device": "Abacus"},

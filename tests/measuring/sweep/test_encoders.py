@@ -229,7 +229,7 @@ def test_of_an_undivided_set_a_fifth_is_held_out(tmp_path):
         (tmp_path / TRAIN.class_names[label]).mkdir(exist_ok=True)
         picture.save(tmp_path / TRAIN.class_names[label] / f"{index}.png")
     sets = yardsticks.open_sets(str(tmp_path), "test", None, classifier=False)
-    assert (sets.metrics, sets.images.split, len(sets.images), len(sets.train)) == (("knn",), "validation", 5, 19)
+    assert (sets.metrics, sets.images.split, len(sets.images), len(sets.train)) == (("knn",), "held-out", 5, 19)
     assert yardsticks.open_sets(str(tmp_path), "test", None, classifier=True).metrics == ("accuracy",)
     sets = yardsticks.open_sets(str(tmp_path), "test", "cosine", classifier=False)
     assert (sets.metrics, len(sets.images), sets.train, sets.images.class_names) == (("cosine",), 24, None, ["image"])
@@ -280,7 +280,7 @@ def test_a_metric_of_labels_on_a_folder_without_is_refused_on_the_command_line(l
         PICTURES.images[0].save(tmp_path / "set" / "test" / name / "1.png")
     if metric == "knn":
         told = lingene("evaluate", bundle, "--data", tmp_path / "set", "--quiet")
-        assert told.code == 2 and "`metric` knn needs a train part" in told.errors[-1]
+        assert told.code == 2 and "`--metric` knn needs a train part" in told.errors[-1]
 
 
 @pytest.fixture(scope="module")

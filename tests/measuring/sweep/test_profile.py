@@ -8,6 +8,8 @@ import torch
 from sweeping import HERE, MEASURED, PROFILES, RUN, load, made_up_time, messages, options, size_of, weights_id
 from transformers import AutoModelForImageClassification
 
+from lingene import telling
+from lingene.main import options_of
 from modeling_lingene import folders
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.measuring import profiling
@@ -117,7 +119,8 @@ def test_a_profile_that_cannot_be_taken_is_refused_before_a_model_is_loaded(meas
     with pytest.raises(ValueError) as caught:
         profiling.profile(measured, out=tmp_path / "out.json", **asked)
     told = lingene("profile", measured, "--out", tmp_path / "out.json", *options(asked))
-    assert told.code == 2 and told.errors == [f"lingene profile: {caught.value}"]
+    said = telling.in_flags(str(caught.value), telling.flags_of(options_of("profile")))
+    assert told.code == 2 and told.errors == [f"lingene profile: {said}"]
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
     assert work.loads == [] and files(tmp_path) == before
 

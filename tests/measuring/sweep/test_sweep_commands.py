@@ -30,6 +30,8 @@ from sweeping import (
 )
 
 import helpers
+from lingene import telling
+from lingene.main import options_of
 from modeling_lingene import LinGeneConfig, LinGeneModel, folders, hub
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
@@ -123,8 +125,9 @@ def test_wrong_input_of_a_sweep_is_told_in_one_line_before_anything_is_written(
         sweep.sweep(folder, pictures(12), **asked)
     told = lingene("sweep", folder, "--data", "made", *options(asked))
     assert (told.code, told.out) == (2, "")
-    assert told.errors == [f"lingene sweep: {' '.join(str(caught.value).split())}"]
-    assert [fragment for fragment in fragments if fragment not in told.errors[0]] == []
+    said = " ".join(str(caught.value).split())
+    assert told.errors == [f"lingene sweep: {telling.in_flags(said, telling.flags_of(options_of('sweep')))}"]
+    assert [fragment for fragment in fragments if fragment not in said] == []
     assert work.loads == [] and files(tmp_path) == before
 
 
@@ -170,7 +173,7 @@ def test_a_name_on_the_hub_needs_a_place_for_the_results(lingene, tmp_path, monk
     with pytest.raises(ValueError, match="`out`.*org/name is a name on the Hub"):
         sweep.sweep("org/name", pictures(12))
     told = lingene("sweep", "org/name", "--data", "made")
-    assert told.code == 2 and len(told.errors) == 1 and "`out`" in told.errors[0]
+    assert told.code == 2 and len(told.errors) == 1 and "`--out`" in told.errors[0]
     assert files(tmp_path) == {}
 
 
@@ -304,7 +307,7 @@ def test_materialise_takes_a_latency_budget_and_whose_it_is(lingene, timed, tmp_
 def test_a_wrong_budget_on_the_command_line_is_one_line(lingene, timed, tmp_path, words):
     """Status 2, and no model."""
     told = lingene("materialise", timed, *words, "--out", tmp_path / "vit")
-    assert told.code == 2 and len(told.errors) == 1 and "`max_" in told.errors[0]
+    assert told.code == 2 and len(told.errors) == 1 and "`--max-" in told.errors[0]
     assert list(tmp_path.iterdir()) == []
 
 

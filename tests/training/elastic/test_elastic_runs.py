@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification
 import helpers
 from modeling_lingene import LinGeneConfig
 from modeling_lingene.folders import bundle_weights_id
+from modeling_lingene.images import data
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import Layout
@@ -48,7 +49,7 @@ def coloured(split: str) -> LabelledImages:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures from memory; latency and plots are left out."""
-    monkeypatch.setattr(recipes, "load_images", lambda data, split: coloured(split))
+    monkeypatch.setattr(data, "load_images", lambda _, split: coloured(split))
     monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
@@ -173,7 +174,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_, **__):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(recipes, "load_images", forbidden)
+    monkeypatch.setattr(data, "load_images", forbidden)
 
 
 CONTRADICTIONS = [

@@ -1,0 +1,63 @@
+"""What a conversion kept, in words, by its report alone: how it was fitted, how close it is, whether it is a model.
+
+A bundle is judged by what it says of pictures: by the class and the probabilities where there is a classifier, by the
+direction of the class token where there is none. The relative error of logits ranks fits, and 6 % of it may be 98 % of
+the classes. Without pictures it is all there is.
+"""
+
+from typing import Any
+
+
+FIT_WORDS = {
+    "exact": "as many components as layers, nothing is lost",
+    "weights": "least squares on the weights",
+    "activations": "least squares on what the layers give for the calibration images",
+    "weighted": "least squares on what the layers give, each weighted by how much the answer depends on it",
+    "kronecker": "components and coefficients in turn, by what goes into every layer and what depends on it",
+    "aligned": "heads and units of all layers put in one order, then components and coefficients in turn",
+    "matched": "layers put in one order and fitted, then corrected for what arrives at each",
+}
+GOOD = 0.05  # relative error on random images up to which a bundle is a model, not a start
+AGREES, DIVERGES = 0.95, 0.05  # share of the images with the source's class; KL, nats
+ALIKE, LEAST_ALIKE = 0.98, 0.95  # cosine of the class token with the source's: mean over images, 5th percentile
+
+
+def last_row(report: dict[str, Any]) -> dict[str, Any] | None:
+    """What was measured on calibration images of all components together; None where there were none."""
+    rows = (report.get("calibration") or {}).get("rows") or [None]
+    return rows[-1]
+
+
+def is_model(report: dict[str, Any]) -> bool:
+    """Whether a converted bundle can be used as it is; otherwise it is a start for training."""
+    row = last_row(report)
+    if row is None:
+        return report["relative_logit_error"] <= GOOD
+    if "agreement" in row:
+        return row["agreement"] >= AGREES and row["divergence"] <= DIVERGES
+    return row["cosine"] >= ALIKE and row["cosine_p5"] >= LEAST_ALIKE
+
+
+def kept(report: dict[str, Any]) -> str:
+    """How close the bundle is to what it was made of, in one sentence of numbers."""
+    row = last_row(report)
+    if row is None:
+        what = report.get("compared", "logit")
+        on = report.get("checked_on", "random images")
+        return f"Relative error of its {what}s on {on}: {report['relative_logit_error']:.2g}."
+    count = report["calibration"]["measured_images"]
+    if "agreement" in row:
+        return (
+            f"On {count} calibration images it says the source's class for {100 * row['agreement']:.1f} %, with a "
+            f"divergence (KL) of {max(row['divergence'], 0):.2g} nats."
+        )
+    return (
+        f"On {count} calibration images its class token has a cosine of {row['cosine']:.3f} with the source's, "
+        f"{row['cosine_p5']:.3f} at the 5th percentile."
+    )
+
+
+def fitted(report: dict[str, Any]) -> str:
+    """`matched: layers put in one order ...`."""
+    name = report["fit"]
+    return f"{name}: {FIT_WORDS[name]}" if name in FIT_WORDS else name
