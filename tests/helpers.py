@@ -14,7 +14,13 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_lingene
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGenePreTrainedModel
+from modeling_lingene import (
+    LinGeneConfig,
+    LinGeneForImageClassification,
+    LinGenePreTrainedModel,
+    LinGeneSwinConfig,
+    LinGeneSwinForImageClassification,
+)
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import MemoryImages
@@ -49,6 +55,24 @@ def code_of(module: str = "modeling_lingene") -> dict[str, Path]:
     """The files that travel with a bundle whose models are in a module, by name, as transformers finds them."""
     models = Path(modeling_lingene.__file__).parent / f"{module}.py"
     return {path.name: path for path in (models, *map(Path, get_relative_import_files(models)))}
+
+
+TINY_SWIN = dict(embed_dim=12, depths=[2, 4, 2], num_heads=[3, 6, 12], window_size=2, image_size=16, patch_size=2)
+TINY_SWIN |= {"num_labels": 5, "reference_components": 3, "trained_width_ratios": ["1/3", "2/3", "1"]}
+
+
+def tiny_swin(**fields) -> LinGeneSwinForImageClassification:
+    """Three stages of 12, 24 and 48 channels, the second of four layers from 3 components, drawn anew."""
+    return drawn(LinGeneSwinForImageClassification(LinGeneSwinConfig(**{**TINY_SWIN, **fields})))
+
+
+def drawn(model, seed: int = 0):
+    """The same model with every parameter drawn anew, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.dim() == 1) * 0.5)
+    return model.eval()
 
 
 def tiny_config(**fields) -> LinGeneConfig:

@@ -82,6 +82,11 @@ def first_use(sizes: list[dict], small: dict, work: str, moving: list[str]) -> d
     found["maps"] = [one.tolist() for one in backbone(pixels[..., :12]).feature_maps]
     held = AutoModel.from_pretrained("org/dinov2", **trusted, constrained=True).eval()
     found["pooled"] = held(pixels[..., :12], depth=2).pooler_output.tolist()
+    swin = {"depth": 2, "width_ratio": "1/3", **trusted}
+    stages = AutoModelForImageClassification.from_pretrained("org/swin", **swin).eval()
+    found["swin"] = [type(stages).__name__, stages(pixels).logits.tolist()]
+    held = AutoModelForImageClassification.from_pretrained("org/swin", constrained=True, **swin).eval()
+    found["swin"] += [type(held).__name__, held(pixels).logits.tolist()]
     try:
         AutoBackbone.from_pretrained("org/bundle", **trusted)
     except ValueError as error:
@@ -180,6 +185,8 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     environment = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1", "PIXELS": str(folder / "image.png")}
     dinov2 = helpers.tiny_config(family="dinov2_with_registers", num_register_tokens=2)
     bundles["dinov2"] = helpers.bundle(folder / "dinov2", dinov2)
+    bundles["swin"] = folder / "swin"
+    helpers.tiny_swin().save_pretrained(bundles["swin"])
     image_processor(16).save_pretrained(bundles["A"])
     pixels = (PIXELS[0].permute(1, 2, 0) * 127.5 + 127.5).round().byte().numpy()
     pytest.importorskip("PIL.Image").fromarray(pixels).save(folder / "image.png")
@@ -193,6 +200,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         publish(hub, "org/bundle", bundles["A"], others={"sizes.json": sizes})
         publish(hub, "org/bundle", bundles["B"], branch="other")
         publish(hub, "org/dinov2", bundles["dinov2"])
+        publish(hub, "org/swin", bundles["swin"])
         publish(hub, "org/several", bundles["B"], subfolder="few/")
         for name in ("org/few", "org/few-headless", "org/cached-elsewhere"):
             publish(hub, name, bundles["A"])
@@ -243,6 +251,17 @@ def test_another_family_comes_with_its_backbone(trip):
         assert torch.allclose(torch.tensor(found), expected, atol=1e-5)
     assert torch.allclose(torch.tensor(trip.first["pooled"]), output.pooler_output, atol=1e-5)
     assert "`family` vit of org/bundle has no backbone" in trip.first["no backbone"]
+
+
+def test_a_network_of_stages_comes_with_its_own_code(trip):
+    """Another kind of bundle: stock Swins and constrained ones, by code of its own and none of a ViT's models."""
+    stock, found, ours, again = trip.first["swin"]
+    assert (stock, ours) == ("SwinForImageClassification", "LinGeneSwinForImageClassification")
+    expected = helpers.tiny_swin()(PIXELS, depth=2, width_ratio="1/3").logits
+    assert torch.allclose(torch.tensor(found), expected, atol=1e-5)
+    assert torch.allclose(torch.tensor(again), expected, atol=1e-5)
+    code = {file for file in trip.downloads["org/swin"] if file.endswith(".py")}
+    assert "modeling_swin_lingene.py" in code and "modeling_lingene.py" not in code
 
 
 def test_code_from_the_hub_is_refused_without_trust(trip):

@@ -18,7 +18,8 @@ from transformers import (
     SwinModel,
 )
 
-from helpers import code_of
+from helpers import TINY_SWIN, code_of, drawn
+from helpers import tiny_swin as constrained
 from modeling_lingene import (
     LinGeneConfig,
     LinGeneForImageClassification,
@@ -37,25 +38,10 @@ from modeling_lingene.swin_lingene import relative_places, shifted_mask
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
 
-SHAPE = dict(embed_dim=12, depths=[2, 4, 2], num_heads=[3, 6, 12], window_size=2, image_size=16, patch_size=2)
-SHAPE |= {"num_labels": 5}
+SHAPE = {key: value for key, value in TINY_SWIN.items() if key not in ("reference_components", "trained_width_ratios")}
 WIDTHS = ["1/3", "2/3", "1"]
 TABLE = "relative_position_bias_table"
 IMAGES = [(16, 16), (20, 16), (17, 27)]  # native; larger, not square; no multiple of a patch or a window
-
-
-def drawn(model, seed=0):
-    """The same model with every parameter drawn anew."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.dim() == 1) * 0.5)
-    return model.eval()
-
-
-def constrained(**fields) -> LinGeneSwinForImageClassification:
-    fields = {"trained_width_ratios": WIDTHS, "reference_components": 3, **SHAPE, **fields}
-    return drawn(LinGeneSwinForImageClassification(LinGeneSwinConfig(**fields)))
 
 
 def stock(**fields) -> SwinForImageClassification:

@@ -167,12 +167,16 @@ def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], to
         head.linear.bias.copy_(found[:, -1])
 
 
-def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int) -> None:
-    """Refuse terms that a student and a teacher cannot have."""
-    if not has_class_token(encoder.config):
+def check_tokens(config: BundleConfig) -> None:
+    """Refuse networks without the class token that the objective compares."""
+    if not has_class_token(config):
         raise ValueError(
             "`objective` features compares class tokens, and a network of stages has none; train it with labels."
         )
+
+
+def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int) -> None:
+    """Refuse terms that a student and a teacher cannot have."""
     if objective.mask_share and MASK_TOKEN not in dict(encoder.named_parameters()):
         raise ValueError(
             "`mask_share` puts a mask token in place of patches, and this bundle's family has none; leave it at 0."

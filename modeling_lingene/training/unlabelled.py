@@ -18,7 +18,7 @@ from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_base_lingene import RecomposingModel
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
-from .features import FEATURE_LOSS, FeatureStudent, feature_metric, fit_heads
+from .features import FEATURE_LOSS, FeatureStudent, check_tokens, feature_metric, fit_heads
 from .loop import TrainingLoop
 from .settings import Recipe
 from .token_cache import CachedTokens, check_cache, open_cache
@@ -75,11 +75,13 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     """
     encoder = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout, head=False)
     if encoder is not None:
+        check_tokens(encoder.config)
         recipe.decomposition.check(encoder.config)
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
     torch.manual_seed(recipe.training.seed)
     if encoder is None:
         config = recipe.model.config(pictures, recipe.decomposition, labelled=False)
+        check_tokens(config)
         encoder = model_class(config, head=False)(config)
         recipe.decomposition.check(encoder.config)
         processor = image_processor(encoder.config.image_size)
