@@ -36,7 +36,7 @@ import helpers
 import modeling_lingene
 from lingene import telling
 from lingene.options import named
-from modeling_lingene import cli, folders, found, hub, progress, readme, saving_lingene
+from modeling_lingene import cli, folders, hub, progress, readme, saving_lingene
 from modeling_lingene.images.data import image_processor, load_images, to_tensors
 from modeling_lingene.measuring import sweep
 from modeling_lingene.measuring.metrics import count_macs
@@ -73,12 +73,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     helpers.tiny_model(config).materialise(3).save_pretrained(plain)
     image_processor(8).save_pretrained(plain)
     return SimpleNamespace(bundle=bundle, plain=plain, model=helpers.tiny_model(config))
-
-
-@pytest.fixture(autouse=True)
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names stand for models here, wherever tests run; what the Hub is asked about them is for test_found.py."""
-    monkeypatch.setattr(found, "check_within_reach", lambda *_: None)
 
 
 @pytest.fixture

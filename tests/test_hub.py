@@ -113,6 +113,12 @@ def assert_table_shows(rows: list[dict], shown: list[dict[str, str]]) -> None:
             assert cells["latency"] == "-"
 
 
+def told_by(page: str) -> tuple[dict, str]:
+    """What a card's header says, in whatever order, and its text without the marks around it."""
+    card = ModelCard(page)
+    return card.data.to_dict(), re.sub(r"<!-- /?lingene card.*? -->\n?", "", card.text).strip()
+
+
 def examples(card: str) -> list[tuple[str, ast.Call]]:
     """The Python blocks of a card, and the one call of `from_pretrained` in each."""
     found = []
@@ -297,7 +303,7 @@ def flip_a_bit(path: Path) -> None:
 DAMAGES = {
     "no config": (lambda f: (f / CONFIG).unlink(), rf"`bundle`.*{CONFIG}"),
     "no index": (lambda f: (f / INDEX).unlink(), rf"`bundle`.*{INDEX}"),
-    "no folder": (lambda f: shutil.rmtree(f), "`bundle`.*must be a folder"),
+    "no folder": (lambda f: shutil.rmtree(f), "`bundle`.*is not there, not the folder of a bundle"),
     "no component": (
         lambda f: (f / "component-03.safetensors").unlink(),
         r"`bundle`.*lacks component-03\.safetensors",
@@ -336,7 +342,7 @@ DAMAGES = {
             shutil.rmtree(f),
             os.replace(f.parent / "vit", f),
         ],
-        "`bundle`.*'vit' model by `config.json`, not a bundle",
+        "`bundle`.*is a plain vit model, not a bundle",
     ),
 }
 

@@ -62,7 +62,7 @@ def test_one_run_on_a_device_decides_at_a_time_and_what_was_timed_earlier_does_n
     best = min((size_of(row) for row in rows[1:3]), key=SIZES.index)
     assert (loaded.source_size.depth, str(loaded.source_size.width_ratio)) == best[:2]
     (told,) = messages(caplog, "the most accurate")
-    assert f"of 2 measured sizes within `max_latency_ms` 16, with latency_ms 10 on {HERE} (2026-01-05 " in told
+    assert f"of 2 measured sizes within `max_latency_ms` 16, with 10 ms on {HERE} (2026-01-05 " in told
     assert told.endswith("; 3 sizes were timed earlier and do not count).")
     latencies = {line["depth"] + line["width"]: line["latency"] for line in table(size_table(rows))}
     assert sum(cell.endswith(" (older)") for cell in latencies.values()) == 3

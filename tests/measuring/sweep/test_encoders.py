@@ -99,6 +99,12 @@ def cosines(found: numpy.ndarray, expected: numpy.ndarray) -> dict[str, float]:
     return fields
 
 
+def without(row: dict, metric: str) -> dict:
+    """A row that was not measured by a metric."""
+    errors = {name: error for name, error in row["standard_errors"].items() if name != metric}
+    return {key: value for key, value in row.items() if key != metric} | {"standard_errors": errors}
+
+
 def close(rows: list[dict]) -> list:
     """Rows to compare with: how floats add up depends on where in memory they lie, which the last digit may show."""
     return [
@@ -352,7 +358,7 @@ def test_a_classifier_may_be_measured_by_more_than_accuracy(source, tmp_path):
     train = dataclasses.replace(TRAIN, class_names=images.class_names)
     alone = sweep.sweep(source, images, out=tmp_path / "alone", **grid)
     both = sweep.sweep(source, images, out=tmp_path / "both", metric="accuracy,knn", train=train, **grid)
-    assert [{key: value for key, value in row.items() if key != "knn"} for row in both] == alone
+    assert [without(row, "knn") for row in both] == alone
     assert [row["knn"] for row in both] == [round(knn(source, *size_of(row)), 6) for row in both]
     first = sweep.sweep(source, images, out=tmp_path / "knn", metric="knn,accuracy", train=train, **grid)
     assert [row["metric"] for row in first] == ["knn", "knn"]
@@ -394,7 +400,7 @@ def test_an_interrupted_sweep_goes_on_with_the_sizes_that_are_missing(bundle, wh
     assert (bundle / PROGRESS).exists() and not (bundle / "sizes.json").exists()
     rows = sweep.sweep(bundle, TEST, **HOW)
     assert stopping.loads == ORDER[3:] and "3 sizes were begun" in messages(caplog, PROGRESS)[0]
-    assert rows == close([{key: value for key, value in row.items() if key != "probe"} for row in whole.rows])
+    assert rows == close([without(row, "probe") for row in whole.rows])
     assert not (bundle / PROGRESS).exists()
 
 
@@ -455,7 +461,10 @@ def test_another_metric_on_the_same_images_is_added_and_decides(bundle, caplog):
     caplog.clear()
     rows = sweep.sweep(bundle, TEST, **HOW | {"metric": "cosine", "depths": (6,)})
     after = read(bundle / "sizes.json")["sizes"]
-    assert [row | {"knn": before[size_of(row)]["knn"]} for row in rows] == after
+    assert rows == [without(row, "knn") for row in after]
+    for row in after:
+        known = before[size_of(row)]
+        assert (row["knn"], row["standard_errors"]["knn"]) == (known["knn"], known["standard_errors"]["knn"])
     (told,) = messages(caplog, "are replaced")
     assert told.startswith("4 sizes") and "not by cosine" in told
     caplog.clear()

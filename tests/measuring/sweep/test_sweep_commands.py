@@ -37,7 +37,7 @@ from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.measuring import metrics, plots, profiling, sweep
 from modeling_lingene.measuring.evaluation import evaluate_model
-from test_hub import files, number, read, table
+from test_hub import files, number, read, table, told_by
 
 
 def change_weights(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_sweep_and_profile_render_the_card_of_the_folder_again_where_it_has_one(
         told = lingene(*words)
         assert told.code == 0 and f"card     {folder / 'README.md'}\n" in told.out
         pages.append((folder / "README.md").read_text())
-        assert pages[-1] == hub.render_card(folder, "org/name") + "\n"
+        assert told_by(pages[-1]) == told_by(hub.render_card(folder, "org/name"))
     assert "All 4 measured sizes" not in pages[0] and "measured sizes</summary>" in pages[1]
     told = lingene(*command, "--out", tmp_path / "results")
     assert told.code == 0 and "card " not in told.out and (folder / "README.md").read_text() == pages[-1]
@@ -254,7 +254,7 @@ def test_a_sweep_that_is_gone_on_with_refuses_other_flags_and_a_folder_without_o
     work.stop_at = 1
     assert lingene("sweep", folder, "--data", "made", *options(GRID)).code == 130
     forget(work)
-    for words, named in ((["--depths", "2"], "`depths`"), (["--data", "other"], "`data`")):
+    for words, named in ((["--depths", "2"], "`--depths`"), (["--data", "other"], "`--data`")):
         told = lingene("sweep", "--resume", folder, *words)
         assert told.code == 2 and len(told.errors) == 1 and named in told.errors[0]
     assert lingene("sweep").code == 2 and lingene("sweep", folder).code == 2
