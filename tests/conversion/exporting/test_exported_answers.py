@@ -104,7 +104,7 @@ def test_the_report_says_what_was_written_and_how_far_it_is(origin, written):
     """Differences measured on a folder that is there: within the tolerance, and of this size."""
     for to in FORMATS:
         report = read(written(origin, to, size=SMALL) / "export.json")
-        assert report["bundle"] == str(origin.folder) and report["size"] == SMALL
+        assert report["bundle"] == origin.folder.name and report["size"] == SMALL
         assert (report["format"], report["weights"], report["tolerance"]) == (to, "float32", 1e-4)
         assert 0 <= report["relative_difference"] < 1e-5 and 0 <= report["largest_difference"] < 1e-5
 
