@@ -3,7 +3,8 @@
 import torch
 from torch.nn import functional
 
-from modeling_lingene.lingene_vit import Attention, LinGeneViTConfig, LinGeneViTForImageClassification
+from modeling_lingene.lingene_pruned import Attention
+from modeling_lingene.lingene_vit import LinGeneViTConfig, LinGeneViTForImageClassification
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, image_size=16, patch_size=4, num_labels=7, layer_norm_eps=1e-6)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from modeling_lingene.lingene_vit import MIXERS, LinGeneViTConfig
+from modeling_lingene.lingene_pruned import MIXERS
+from modeling_lingene.lingene_vit import LinGeneViTConfig
 from modeling_lingene.measuring.metrics import count_macs, count_parameters
 from modeling_lingene.pruning.choose import Worths, check_target, choose
-from modeling_lingene.pruning.costs import KINDS, Costs, costs_of
+from modeling_lingene.pruning.costs import KINDS, LayerCosts, costs_of
 from modeling_lingene.pruning.importance import efficiencies
 
 
@@ -132,7 +133,7 @@ def test_too_few_heads_are_refused():
 
 def test_a_mixer_that_is_no_bargain_is_passed_over():
     """By hand: the upper hull of what is saved over what it costs."""
-    costs = Costs(0, {"none": 0, "conv1": 1, "conv3": 2, "attention": 4}, 1)
+    costs = LayerCosts({"none": 0, "conv1": 1, "conv3": 2, "attention": 4}, 1)
     assert efficiencies([6.0, 3.0, 1.0, 0.0], costs) == [3.0, 2.0, 0.5]  # each worth less than the one before
     assert efficiencies([6.0, 7.0, 1.0, 0.0], costs) == [2.5, 2.5, 0.5]  # conv1 harms
     assert efficiencies([4.0, 9.0, 5.0, 0.0], costs) == [1.0, 1.0, 1.0]  # no convolution is any good

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 import helpers
-from modeling_lingene.lingene_vit import MIXERS, on_grid
+from modeling_lingene.lingene_pruned import MIXERS, on_grid
 from modeling_lingene.pruning.choose import Choice, choose
 from modeling_lingene.pruning.costs import costs_of
 from modeling_lingene.pruning.importance import fitted_bottlenecks, importance, mixer_losses, unit_losses

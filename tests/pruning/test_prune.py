@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("frozen_heap")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+SHARED = ("families", "reading", "recompose")
 RUNS = ("search", "tune", "compare")
 NAMES = {index: str(index) for index in range(10)}
 LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
@@ -288,8 +289,8 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
         files = set(hub.snapshot("org/pruned")[1])
         card = hub.read("org/pruned", "README.md").decode()
-    code = {f"{name}_lingene.py" for name in ("vit", "configuration", "families", "reading", "recompose")}
-    code |= {"lingene_vit.py"}
+    code = {f"{name}_lingene.py" for name in ("vit", "configuration_base", "configuration", *SHARED)}
+    code |= {"lingene_vit.py", "lingene_pruned.py"}
     others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
     assert files - {".gitattributes"} == code | others
     assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
@@ -311,7 +312,7 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         ({"target_macs": float("nan")}, "`target_macs` must be from 0 to 1, got nan"),
         ({"target_macs": -0.5}, "`target_macs` must be from 0 to 1, got -0.5"),
         ({"search": "evolution"}, "`search` must be one of published, none, random, got 'evolution'"),
-        ({"mixing_temperature": 0.0}, "`mixing_temperature` must be a positive number"),
+        ({"mixing_temperature": -1.0}, "`mixing_temperature` must be from 0 to 1e"),
         ({"calibration_images": 0}, "`calibration_images` must be an integer of at least 1"),
         ({"validation_share": 1.0}, "`validation_share` must be from 0 to below 1"),
     ],
@@ -329,8 +330,8 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("too little", "`target_macs` 0.01 of the dense network's cost cannot be met: give a share below 1, and from"),
         ("size", "`depth` chooses a size of a bundle, and .* is a vit model"),
         ("nothing", "`model` .* cannot be read"),
-        ("swin", "`model_type` 'swin' of .* is not one that converts: stages of several widths"),
-        ("registers", "is no plain ViT, whose parts alone are pruned: .*`embeddings.register_tokens`"),
+        ("swin", "`use_absolute_embeddings` True of .*: positions that are learned for one image size"),
+        ("registers", "`model` .* is a dinov2_with_registers model; those that can be pruned: vit, swin"),
         ("headless", "`model` .* has no classifier; fine-tune it"),
         ("classes", "`data` digits has 10 classes, and `model` .* has 7; fine-tune it on these images first"),
         ("order", "`model` .* has the classes of digits in another order"),
@@ -351,8 +352,8 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
 
     model, settings, size, out = tmp_path / "model", SETTINGS, {}, tmp_path / "out"
     if case == "swin":
-        config = SwinConfig(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
-        SwinForImageClassification(config).save_pretrained(model)
+        shape = dict(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
+        SwinForImageClassification(SwinConfig(**shape, use_absolute_embeddings=True)).save_pretrained(model)
     elif case == "registers":
         config = Dinov2WithRegistersConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
         Dinov2WithRegistersForImageClassification(config).save_pretrained(model)

@@ -9,7 +9,7 @@ import pruning_helpers as made
 import pytest
 import torch
 
-from modeling_lingene.lingene_vit import on_grid
+from modeling_lingene.lingene_pruned import on_grid
 from modeling_lingene.pruning.costs import costs_of
 from modeling_lingene.pruning.gates import decided, drawn, expected, shares
 from modeling_lingene.pruning.search import expected_cost, make_searched, search_phase, take_search
@@ -167,7 +167,7 @@ def test_the_expected_cost_is_that_of_the_decided_gates_with_gradients_towards_f
         assert (layer.mixer.gates.grad > 0).all() and (layer.mlp.gates.grad > 0).all()
     slope = torch.sigmoid(torch.sigmoid(torch.tensor(1.0)) - 0.5)
     slope = slope * (1 - slope) * torch.sigmoid(torch.tensor(1.0)) * (1 - torch.sigmoid(torch.tensor(1.0)))
-    assert float(network.layers[0].mlp.gates.grad[0]) == pytest.approx(float(slope) * costs.unit, rel=1e-5)
+    assert float(network.layers[0].mlp.gates.grad[0]) == pytest.approx(float(slope) * costs.layers[0].unit, rel=1e-5)
     assert expected(torch.tensor([-1.0, 1.0, 1.0]), ordered=True).tolist() == [0.0, 0.0, 0.0]
 
 
