@@ -26,7 +26,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
-from ..families_lingene import layers_of
+from ..families_lingene import has_class_token, layers_of
 from ..folders import (
     check_empty,
     complete_or_absent,
@@ -307,6 +307,8 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     path = folder / ONNX_FILE
     name = output_name(model)
     example, dynamic = example_images(model)
+    if not has_class_token(model.config):
+        model.set_attn_implementation("eager")  # fused attention with the masks of windows has no form in ONNX
     with any_size(model):
         torch.onnx.export(
             Outputs(model).eval(),

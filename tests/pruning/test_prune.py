@@ -15,10 +15,21 @@ import pruning_helpers as made
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import helpers
 from hub_server import HubServer
+from modeling_lingene import (
+    LinGenePrunedSwinForImageClassification,
+    LinGeneSwinConfig,
+    LinGeneSwinForImageClassification,
+)
 from modeling_lingene.citations import PAPERS
 from modeling_lingene.cli import main
 from modeling_lingene.images.data import image_processor
@@ -204,6 +215,73 @@ def test_a_size_of_a_bundle_is_pruned_to_a_share_of_its_parameters(tmp_path, cap
     assert results["rows"][0]["params"] == dense.num_parameters()
 
 
+SWIN = dict(image_size=8, patch_size=1, embed_dim=24, depths=[2, 4], num_heads=[3, 6], window_size=4, mlp_ratio=2.0)
+
+
+def small_swin(folder):
+    """Two and four layers, 64 and 16 tokens, ten classes, weights changed; with its preprocessing."""
+    torch.manual_seed(0)
+    model = SwinForImageClassification(SwinConfig(**SWIN, **LABELS))
+    made.shake(model)
+    model.save_pretrained(folder)
+    image_processor(8).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("search", ["none", pytest.param("published", marks=pytest.mark.slow)])
+def test_a_swin_is_pruned_to_a_share_of_its_cost(tmp_path, search):
+    """Within one step of MLP sizes of the target; the folder is of its own class, and commands take it."""
+    folder = small_swin(tmp_path / "swin")
+    results = prune(folder, tmp_path / "out", replace(SETTINGS, search=search, fold=search == "published"), TRAINING)
+    dense, _, pruned = results["rows"]
+    assert dense["depth"] == pruned["depth"] == "2-4"
+    quantum = 8 * 2 * 64 * 24 / dense["macs"]
+    assert 0.5 - quantum <= results["share"]["macs"] == pruned["macs"] / dense["macs"] <= 0.5
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "model")
+    assert type(model) is LinGenePrunedSwinForImageClassification
+    assert model.num_parameters() == pruned["params"] < dense["params"]
+    assert [layer["of"] for layer in results["layers"]] == [48] * 2 + [96] * 4
+    assert [layer["units"] for layer in results["layers"]] == model.config.intermediate_sizes
+    assert [layer["mixer"] for layer in results["layers"]] == model.config.mixers != ["attention"] * 6
+    assert model.config.folded == (search == "published")
+    assert "A Swin Transformer pruned to" in (tmp_path / "out" / "model" / "README.md").read_text()
+    if search == "none":
+        return
+    name, row = str(tmp_path / "out" / "model"), tmp_path / "row.json"
+    assert main(["evaluate", name, "--data", "digits", "--out", str(row), "--quiet"]) == 0
+    assert json.loads(row.read_text())["accuracy"] == pruned["accuracy"]
+    assert main(["profile", name, "--out", str(tmp_path / "p.json"), "--batch-size", "2", "--quiet"]) == 0
+    assert main(["export", name, "--to", "program", "--out", str(tmp_path / "program"), "--quiet"]) == 0
+
+
+@pytest.mark.slow
+def test_a_pruned_swin_runs_in_onnxruntime(tmp_path):
+    """Shifted windows and their masks, convolutions over the whole map, at any batch size."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    config = made.swin_config(mixers=["conv3", "attention", "conv1", "attention"])
+    made.network(config).save_pretrained(tmp_path / "model")
+    asked = ["--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]
+    assert main(["export", str(tmp_path / "model"), *asked]) == 0
+
+
+def test_a_size_of_a_swin_bundle_is_pruned(tmp_path):
+    """Its decomposed stage with fewer layers; written out as a stock Swin, and where it comes from is kept."""
+    torch.manual_seed(0)
+    config = LinGeneSwinConfig(**SWIN, decomposed_stages=[2], **LABELS, trained_depths=[2, 4])
+    bundle = LinGeneSwinForImageClassification(config)
+    made.shake(bundle)
+    bundle.save_pretrained(tmp_path / "bundle")
+    image_processor(8).save_pretrained(tmp_path / "bundle")
+    settings = replace(SETTINGS, target_macs=0.0, target_params=0.6, calibration_images=16, tune=False)
+    results = prune(tmp_path / "bundle", tmp_path / "out", settings, TRAINING, size={"depth": 2})
+    assert 0.57 <= results["share"]["params"] <= 0.6 and len(results["layers"]) == 4
+    dense = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "dense")
+    assert type(dense) is SwinForImageClassification and list(dense.config.depths) == [2, 2]
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.depths == [2, 2] and model.config.pruned_from["size"] == {"depth": 2}
+
+
 @pytest.mark.slow
 def test_the_bundles_own_size_of_that_cost_is_trained_alike_and_measured_beside_the_result(tmp_path):
     """Five sizes are smaller; the one nearest to half of the MACs has three layers. It sees as many pictures."""
@@ -345,8 +423,6 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
     from transformers import (
         Dinov2WithRegistersConfig,
         Dinov2WithRegistersForImageClassification,
-        SwinConfig,
-        SwinForImageClassification,
         ViTModel,
     )
 
