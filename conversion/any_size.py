@@ -56,15 +56,25 @@ def positions_at(
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a stock model; a pruned one is a ViT in what families differ in."""
-    return FAMILIES.get(model.config.model_type, FAMILIES["vit"])
+    """The family of a stock model, or of one that was pruned."""
+    return FAMILIES[getattr(model.config, "family", model.config.model_type)]
 
 
 @contextmanager
 def any_size(model: nn.Module) -> Iterator[None]:
-    """Inside, a stock model whose family interpolates does so by products."""
+    """Inside, a stock model whose family interpolates does so by products; and windows attend by plain products, since
+    exporters take the number of windows for a constant in fused attention.
+    """
     family = family_of(model)
-    if not family.interpolates:
+    if family.stages:
+        before = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
+        return
+    if not family.traces_any_size:
         yield
         return
     embeddings = next(module for module in model.modules() if hasattr(module, "interpolate_pos_encoding"))

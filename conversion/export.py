@@ -26,7 +26,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
-from ..families_lingene import has_class_token, layers_of
+from ..families_lingene import layers_of
 from ..folders import (
     check_empty,
     complete_or_absent,
@@ -41,10 +41,11 @@ from ..kinds import model_class
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
-from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
+from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES, load_all
 from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
 from .sources import Source
+from .timm_swin import swin_arguments, swin_state
 
 
 WEIGHTS = ("float32", "float16", "int8")
@@ -57,8 +58,10 @@ TIMM_NAMES = {
     "vit": "vit_base_patch16_224",
     "dinov2": "vit_base_patch14_dinov2",
     "dinov2_with_registers": "vit_base_patch14_reg4_dinov2",
+    "swin": "swin_base_patch4_window7_224",
 }
-TIMM_EPS = 1e-6
+TIMM_EPS = {"swin": 1e-5}  # of the norms that a name stands for, where it is not:
+VIT_EPS = 1e-6
 TIMM_LOAD = (
     "norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
     "model = timm.create_model({name!r}, **arguments, norm_layer=norm); "
@@ -141,8 +144,8 @@ def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:
         raise ValueError(f"`{sizes[0]}` chooses a size of a bundle, and {name} is a model by itself; leave it out.")
     with quiet_loading():
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
-    if to == "timm" and model.config.model_type != "vit":
-        raise ValueError(f"`to` timm: {name} has layers that timm's ViT has not; export to another format.")
+    if to == "timm" and model.config.model_type not in TIMM_NAMES:
+        raise ValueError(f"`to` timm: {name} has layers that timm has not; export to another format.")
     return model
 
 
@@ -196,7 +199,7 @@ def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Pat
     options = {} if hasattr(model, "classifier") else dict(family.options)
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return {"loaded": Outputs(again), "any_shape": family.interpolates}
+    return {"loaded": Outputs(again), "any_shape": family.traces_any_size}
 
 
 def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
@@ -204,13 +207,14 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     plain = folder / "plain"
     publish_model(model, bundle, plain, **hub)
     source = read_transformers(str(plain))
-    arguments = _timm_arguments(source)
-    state = timm_state(source)
+    staged = source.config.stands_for.stages
+    arguments = swin_arguments(source) if staged else _timm_arguments(source)
+    state = swin_state(source) if staged else timm_state(source)
     shutil.rmtree(plain)
     eps = source.config.layer_norm_eps
-    if eps == TIMM_EPS:
+    if eps == TIMM_EPS.get(source.config.family, VIT_EPS):
         built = timm.create_model(name, **arguments)
-        built.load_state_dict(state, strict=True)
+        load_all(built, state)
         _say_preprocessing(built, _keep_processor(bundle, folder, hub))
         if source.head:
             names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -223,7 +227,7 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         norm = functools.partial(timm.layers.LayerNorm, eps=eps)
         again = timm.create_model(name, **arguments, norm_layer=norm)
-        again.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=True)
+        load_all(again, load_file(folder / SAFE_WEIGHTS_NAME))
         load = TIMM_LOAD.format(name=name, eps=eps)
     again = again.eval()
     facts = {"name": name, "arguments": arguments, "load": load}
@@ -307,8 +311,6 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     path = folder / ONNX_FILE
     name = output_name(model)
     example, dynamic = example_images(model)
-    if not has_class_token(model.config):
-        model.set_attn_implementation("eager")  # fused attention with the masks of windows has no form in ONNX
     with any_size(model):
         torch.onnx.export(
             Outputs(model).eval(),

@@ -41,7 +41,7 @@ def example_images(model: PreTrainedModel) -> tuple[torch.Tensor, dict]:
     interpolates height and width, from two patches on.
     """
     batch = {0: torch.export.Dim("batch")}
-    if not family_of(model).interpolates:
+    if not family_of(model).traces_any_size:
         return random_images(model, 2), batch
     least = 2 * model.config.patch_size
     sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}

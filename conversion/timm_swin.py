@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..configuration_swin_lingene import LinGeneSwinConfig
+from .sources import Source
 
 
 SWIN = "SwinTransformer"
@@ -160,7 +161,7 @@ def _from_zero(stage: str) -> int:
     return int(stage.removeprefix("stage")) - 1
 
 
-def swin_state(source) -> dict[str, torch.Tensor]:
+def swin_state(source: Source) -> dict[str, torch.Tensor]:
     """A source's tensors in timm's names."""
     config, state = source.config, {}
     for key, tensor in source.outside.items():
@@ -182,9 +183,15 @@ def swin_state(source) -> dict[str, torch.Tensor]:
     return {key: tensor.clone() for key, tensor in state.items()}
 
 
-def swin_arguments(source, activation: str) -> dict[str, Any]:
-    """What `timm.create_model` needs to build the network."""
+def swin_arguments(source: Source) -> dict[str, Any]:
+    """What `timm.create_model` needs to build the network.
+
+    Raises:
+        ValueError: another activation than the one that timm's Swins have.
+    """
     config = source.config
+    if config.hidden_act != "gelu":
+        raise ValueError(f"`hidden_act` {config.hidden_act} is none of timm's Swins; export to another format.")
     return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
@@ -196,5 +203,4 @@ def swin_arguments(source, activation: str) -> dict[str, Any]:
         "window_size": config.window_size,
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
-        "act_layer": activation,
     }

@@ -61,6 +61,11 @@ class Family:
     registers: bool = False
     reads_patches: bool = False
 
+    @property
+    def traces_any_size(self) -> bool:
+        """Whether one exported graph takes images of every size; windows are laid out for one."""
+        return self.interpolates and not self.stages
+
 
 # The names that checkpoints have always had: transformers maps them to its modules' names of the day and back.
 ATTENTION = {

@@ -35,7 +35,7 @@ OWN = {
 }
 # The native one; smaller; larger, not square and no multiple of the patch; as many patches in another arrangement.
 IMAGE_SIZES = [(42, 42), (28, 28), (52, 66), (63, 28)]
-DINOV2 = [name for name in FAMILIES if name != "vit"]
+DINOV2 = [name for name, row in FAMILIES.items() if name != "vit" and not row.stages]
 CLASSES = {"encoder": (AutoModel, LinGeneModel)}
 CLASSES["classifier"] = (AutoModelForImageClassification, LinGeneForImageClassification)
 

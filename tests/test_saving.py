@@ -19,8 +19,7 @@ from transformers import AutoModelForImageClassification
 
 import helpers
 import modeling_lingene
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, loading_lingene
-from modeling_lingene import folders
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, folders, loading_lingene
 from modeling_lingene import saving_lingene as saving
 
 
