@@ -203,8 +203,10 @@ def pruning(parser: argparse.ArgumentParser) -> None:
 
 
 @command(
-    "prune a ViT, or a size of a bundle, to a share of its cost: attention into convolution",
-    option("model", metavar="MODEL", help="a ViT with a classifier, or a bundle, by folder or name on the Hub"),
+    "prune a ViT or Swin, or a size of a bundle, to a share of its cost: attention into convolution",
+    option(
+        "model", metavar="MODEL", help="a ViT or Swin with a classifier, or a bundle, by folder or name on the Hub"
+    ),
     OUT,
     pruning,
     QUIET,

@@ -2,9 +2,14 @@
 
     prune("vit", "out", PruneSettings(data="cifar10", target_macs=0.5))
 
-SPViT, He et al., TPAMI 2024, arXiv 2111.11802. OUT/dense is what is pruned, where it comes out of a bundle; OUT/search
-and OUT/tune hold the checkpoints of the two runs; OUT/chosen the network between them; OUT/model the result. With a
-bundle OUT/unpruned is its own size of that cost, trained alike (OUT/compare): what the result has to beat.
+SPViT, He et al., TPAMI 2024, arXiv 2111.11802. In a ViT at least one layer keeps its attention, through which the
+class token reads the patches. A Swin has no such token, its answer is the mean of all: any of its layers may become
+anything. Its convolutions see the whole map of a stage, not a window, in the search and in what is written alike; the
+released code differs between the two.
+
+OUT/dense is what is pruned, where it comes out of a bundle; OUT/search and OUT/tune hold the checkpoints of the two
+runs; OUT/chosen the network between them; OUT/model the result. With a bundle OUT/unpruned is its own size of that
+cost, trained alike (OUT/compare): what the result has to beat.
 """
 
 import json
