@@ -37,7 +37,7 @@ def stock_twin(model) -> SwinForImageClassification:
     shape = {name: getattr(config, name) for name in ("image_size", "patch_size", "embed_dim", "depths", "num_heads")}
     shape |= {"layer_norm_eps": config.layer_norm_eps, "num_labels": config.num_labels, "window_size": 4}
     swin, state = SwinForImageClassification(SwinConfig(**shape, mlp_ratio=2.0)).eval(), {}
-    parts = {theirs.replace("attention.", "attention."): ours for ours, theirs in helpers.STOCK_PARTS.items()}
+    parts = {theirs: ours for ours, theirs in helpers.STOCK_PARTS.items()}
     for key in swin.state_dict():
         name = key.removeprefix("swin.").removeprefix("encoder.")
         words = name.split(".")
