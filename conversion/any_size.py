@@ -56,8 +56,8 @@ def positions_at(
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a stock model; a pruned one is a ViT in what families differ in."""
-    return FAMILIES.get(model.config.model_type, FAMILIES["vit"])
+    """The family of a stock model, or of one that was pruned."""
+    return FAMILIES[getattr(model.config, "family", model.config.model_type)]
 
 
 @contextmanager

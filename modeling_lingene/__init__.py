@@ -9,6 +9,7 @@ from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageC
 from .configuration_base_lingene import Size
 from .configuration_lingene import LinGeneConfig
 from .configuration_swin_lingene import LinGeneSwinConfig
+from .lingene_swin import LinGenePrunedSwinConfig, LinGenePrunedSwinForImageClassification, LinGenePrunedSwinModel
 from .lingene_vit import LinGeneViTConfig, LinGeneViTForImageClassification, LinGeneViTModel
 from .modeling_base_lingene import RecomposingModel
 from .modeling_lingene import LinGeneBackbone, LinGeneForImageClassification, LinGeneModel, LinGenePreTrainedModel
@@ -23,6 +24,9 @@ __all__ = [
     "LinGeneForImageClassification",
     "LinGeneModel",
     "LinGenePreTrainedModel",
+    "LinGenePrunedSwinConfig",
+    "LinGenePrunedSwinForImageClassification",
+    "LinGenePrunedSwinModel",
     "LinGeneSwinConfig",
     "LinGeneSwinForImageClassification",
     "LinGeneSwinModel",
@@ -38,6 +42,7 @@ for _config, _model, _classifier in (
     (LinGeneConfig, LinGeneModel, LinGeneForImageClassification),
     (LinGeneSwinConfig, LinGeneSwinModel, LinGeneSwinForImageClassification),
     (LinGeneViTConfig, LinGeneViTModel, LinGeneViTForImageClassification),
+    (LinGenePrunedSwinConfig, LinGenePrunedSwinModel, LinGenePrunedSwinForImageClassification),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

@@ -55,7 +55,62 @@ FIELDS = {
 FREE = ("hidden_act", "layer_norm_eps", "image_size", *FREE_SETTINGS)
 
 
-class LinGeneSwinConfig(BundleConfig):
+class SwinShape:
+    """What follows from `embed_dim`, `depths`, `num_heads`, `window_size`, `image_size` and `patch_size` of a Swin."""
+
+    def check_lists(self):
+        """Sets the lists of numbers of the stages; refuses what is none, or is not one number a stage."""
+        stages = len(self.depths)
+        for name in ("depths", "num_heads"):
+            values = [check_count(name, value) for value in getattr(self, name)]
+            setattr(self, name, values)
+            if not values or len(values) != stages:
+                raise ValueError(f"`{name}` must be {stages} numbers, one a stage as in `depths`, got {values}.")
+
+    def check_shape(self):
+        """Refuses heads that do not divide the channels or differ in size, and windows larger than the last stage."""
+        check_count("window_size", self.window_size)
+        for stage, heads in enumerate(self.num_heads, start=1):
+            width = self.stage_width(stage)
+            if width % heads:
+                raise ValueError(f"`num_heads` {heads} of stage {stage} do not divide its {width} channels.")
+        if len({self.stage_width(stage) // heads for stage, heads in enumerate(self.num_heads, start=1)}) > 1:
+            raise ValueError(f"`num_heads` {self.num_heads} must double with the channels: a width keeps whole heads.")
+        if self.smallest_grid < self.window_size:
+            raise ValueError(
+                f"`image_size` {self.image_size} leaves the last of {len(self.depths)} stages {self.smallest_grid} "
+                f"patches on a side, fewer than a window of {self.window_size}: use larger images, smaller patches, a "
+                "smaller `window_size` or fewer stages."
+            )
+
+    def stage_width(self, stage: int) -> int:
+        """Channels of a stage, from 1, at full width."""
+        return self.embed_dim << (stage - 1)
+
+    def stage_grid(self, stage: int) -> tuple[int, int]:
+        """Patches of a stage, from 1, down and across: every stage halves them, and all is rounded up."""
+        step = 1 << (stage - 1)
+        height, width = (
+            -(-pixels // (side * step)) for pixels, side in zip(sides(self.image_size), sides(self.patch_size))
+        )
+        return height, width
+
+    @property
+    def smallest_grid(self) -> int:
+        """Patches on the shorter side of the last stage."""
+        return min(self.stage_grid(len(self.depths)))
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage, which the classifier reads."""
+        return self.stage_width(len(self.depths))
+
+    @property
+    def head_size(self) -> int:
+        return self.embed_dim // self.num_heads[0]
+
+
+class LinGeneSwinConfig(SwinShape, BundleConfig):
     """Configuration of a bundle of Swin Transformers and of the size taken from it.
 
     A depth is the number of layers of the decomposed stage; where several are decomposed, one number for each, as a
@@ -108,13 +163,8 @@ class LinGeneSwinConfig(BundleConfig):
         self.depth = None if self.depth is None else self.read_depth(self.depth)
 
     def _check_stages(self):
-        """Sets the lists of numbers of the stages; refuses what is none, or is not one number a stage."""
+        self.check_lists()
         stages = len(self.depths)
-        for name in ("depths", "num_heads"):
-            values = [check_count(name, value) for value in getattr(self, name)]
-            setattr(self, name, values)
-            if not values or len(values) != stages:
-                raise ValueError(f"`{name}` must be {stages} numbers, one a stage as in `depths`, got {values}.")
         if self.decomposed_stages is None:
             self.decomposed_stages = [1 + self.depths.index(max(self.depths))]
         chosen = [check_count("decomposed_stages", stage) for stage in self.decomposed_stages]
@@ -123,21 +173,10 @@ class LinGeneSwinConfig(BundleConfig):
         self.decomposed_stages = chosen
 
     def _check_network(self):
-        check_count("window_size", self.window_size)
-        for stage, heads in enumerate(self.num_heads):
-            width = self.stage_width(stage + 1)
-            if width % heads:
-                raise ValueError(f"`num_heads` {heads} of stage {stage + 1} do not divide its {width} channels.")
+        self.check_shape()
+        for width in map(self.stage_width, range(1, 1 + len(self.depths))):
             if self.mlp_ratio * width != int(self.mlp_ratio * width):
                 raise ValueError(f"`mlp_ratio` {self.mlp_ratio} of {width} channels leaves no whole MLP units.")
-        if len({self.stage_width(stage + 1) // heads for stage, heads in enumerate(self.num_heads)}) > 1:
-            raise ValueError(f"`num_heads` {self.num_heads} must double with the channels: a width keeps whole heads.")
-        if self.smallest_grid < self.window_size:
-            raise ValueError(
-                f"`image_size` {self.image_size} leaves the last of {len(self.depths)} stages {self.smallest_grid} "
-                f"patches on a side, fewer than a window of {self.window_size}: use larger images, smaller patches, a "
-                "smaller `window_size` or fewer stages."
-            )
         known = self._joined([self.depths[stage - 1] for stage in self.decomposed_stages])
         if self.reference_depth != known:
             raise ValueError(f"`reference_depth` {self.reference_depth} contradicts `depths` {self.depths}: {known}.")
@@ -185,25 +224,6 @@ class LinGeneSwinConfig(BundleConfig):
         for stage in self.decomposed_stages:
             depths[stage - 1] = self.stack_depth(size.depth, f"stage{stage}.")
         return depths
-
-    def stage_width(self, stage: int) -> int:
-        """Channels of a stage, from 1, at full width."""
-        return self.embed_dim << (stage - 1)
-
-    @property
-    def smallest_grid(self) -> int:
-        """Patches on the shorter side of the last stage; every stage halves them, rounded up."""
-        side = min(-(-pixels // step) for pixels, step in zip(sides(self.image_size), sides(self.patch_size)))
-        return -(-side // (1 << (len(self.depths) - 1)))
-
-    @property
-    def hidden_size(self) -> int:
-        """Channels of the last stage, which the classifier reads."""
-        return self.stage_width(len(self.depths))
-
-    @property
-    def head_size(self) -> int:
-        return self.embed_dim // self.num_heads[0]
 
     @property
     def head_unit(self) -> int:

@@ -17,8 +17,7 @@ from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
 from .found import is_known, wrong_kind
 from .identity_lingene import file_sha256, settings_of, weights_id_of
-from .kinds import KINDS
-from .lingene_vit import LinGeneViTConfig
+from .kinds import KINDS, PRUNED, PRUNED_TYPES
 from .reading_lingene import (
     AGAIN,
     FLAG,
@@ -40,7 +39,7 @@ from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writin
 
 
 BUNDLE = "a bundle of shared components"
-PLAIN = ("vit", "swin", LinGeneViTConfig.model_type)
+PLAIN = (*PRUNED, *PRUNED_TYPES)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them

@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME
 
 from .configuration_base_lingene import BUNDLE_TYPES
-from .lingene_vit import LinGeneViTConfig
+from .kinds import PRUNED_TYPES
 
 
 EXPORT_FILE = "export.json"  # of an exported size: what its files are, and how they were verified
@@ -35,7 +35,7 @@ def what_is(name: str | os.PathLike) -> tuple[str, str]:
     kind = _model_type(folder / CONFIG_NAME)
     if kind in BUNDLE_TYPES:
         return "a bundle", BUNDLE_WAY.format(name)
-    if kind == LinGeneViTConfig.model_type:
+    if kind in PRUNED_TYPES:
         return "a pruned model", PRUNED_WAY
     if kind is not None and not (folder / EXPORT_FILE).is_file():
         return f"a plain {kind} model", PLAIN_WAY.format(name)
@@ -56,7 +56,7 @@ def _model_type(config: Path) -> str | None:
 
 def is_known(folder: str | os.PathLike) -> bool:
     """Whether transformers knows the kind of model that config.json names."""
-    return _model_type(Path(folder) / CONFIG_NAME) in (*CONFIG_MAPPING_NAMES, LinGeneViTConfig.model_type)
+    return _model_type(Path(folder) / CONFIG_NAME) in (*CONFIG_MAPPING_NAMES, *PRUNED_TYPES)
 
 
 def wrong_kind(argument: str, name: str | os.PathLike, wanted: str, way: str | None = None) -> ValueError:

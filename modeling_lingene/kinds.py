@@ -1,10 +1,13 @@
-"""The kinds of network that a bundle may be of, and their classes: one row each."""
+"""The kinds of network that a bundle may be of, and those that pruning writes, and their classes: one row each."""
 
 from typing import NamedTuple
 
 from .configuration_base_lingene import BundleConfig
 from .configuration_lingene import LinGeneConfig
 from .configuration_swin_lingene import LinGeneSwinConfig
+from .lingene_pruned import PrunedConfig, PrunedModel
+from .lingene_swin import LinGenePrunedSwinConfig, LinGenePrunedSwinForImageClassification, LinGenePrunedSwinModel
+from .lingene_vit import LinGeneViTConfig, LinGeneViTForImageClassification, LinGeneViTModel
 from .modeling_base_lingene import RecomposingModel
 from .modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from .modeling_swin_lingene import LinGeneSwinForImageClassification, LinGeneSwinModel
@@ -18,6 +21,14 @@ class Kind(NamedTuple):
     classifier: type[RecomposingModel]
 
 
+class PrunedKind(NamedTuple):
+    """Its configuration, and its models without and with a head."""
+
+    config: type[PrunedConfig]
+    encoder: type[PrunedModel]
+    classifier: type[PrunedModel]
+
+
 KINDS = {
     kind.config.model_type: kind
     for kind in (
@@ -25,6 +36,15 @@ KINDS = {
         Kind(LinGeneSwinConfig, LinGeneSwinModel, LinGeneSwinForImageClassification),
     )
 }
+# By the family that it is of where nothing is pruned; the other families are not pruned.
+PRUNED = {
+    kind.config.family: kind
+    for kind in (
+        PrunedKind(LinGeneViTConfig, LinGeneViTModel, LinGeneViTForImageClassification),
+        PrunedKind(LinGenePrunedSwinConfig, LinGenePrunedSwinModel, LinGenePrunedSwinForImageClassification),
+    )
+}
+PRUNED_TYPES = tuple(kind.config.model_type for kind in PRUNED.values())
 
 
 def model_class(config: BundleConfig, head: bool) -> type[RecomposingModel]:

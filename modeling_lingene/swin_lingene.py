@@ -5,7 +5,8 @@ Weights come in as a dictionary of tensors named as in a bundle. The network is 
 between two patches. Tokens lie row by row, and there is no class token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -58,23 +59,39 @@ def swin_block(
         (b, t, d), and the attention weights (b * windows, h, window^2, window^2) where the attention function returns
         them, else None.
     """
-    batch, _, size = hidden.shape
-    normed = layer_norm(hidden, weights, "norm1", settings.layer_norm_eps).view(batch, *grid, size)
+    normed = layer_norm(hidden, weights, "norm1", settings.layer_norm_eps)
+    table = weights[f"{POSITION_BIAS}.weight"]
+    own = partial(attention, weights=weights, settings=settings)
+    mixed, probabilities = within_windows(normed, grid, window, shift, table, own)
+    return with_mlp(hidden + branch(mixed, settings), weights, settings), probabilities
+
+
+def within_windows(
+    normed: torch.Tensor, grid: tuple[int, int], window: int, shift: int, table: torch.Tensor, attend: Callable
+):
+    """Attention within windows, (b, t, d) -> (b, t, d), and what `attend` returns beside.
+
+    Args:
+        grid, window, shift: as for `swin_block`.
+        table: of relative positions, ((2 window - 1)^2, h).
+        attend: (tokens (b * windows, window^2, d), bias=(b * windows or 1, h, window^2, window^2)) -> tokens and more.
+    """
+    batch, _, size = normed.shape
+    normed = normed.view(batch, *grid, size)
     below, beside = -grid[0] % window, -grid[1] % window
     if below or beside:
         normed = functional.pad(normed, (0, 0, 0, beside, 0, below))
     rows, columns = grid[0] + below, grid[1] + beside
-    bias = position_bias(weights[f"{POSITION_BIAS}.weight"], window)
+    bias = position_bias(table, window)
     if shift:
         normed = normed.roll((-shift, -shift), dims=(1, 2))
         apart = shifted_mask(rows, columns, window, shift, normed.device).to(normed.dtype)
         bias = (bias + apart.unsqueeze(1)).repeat(batch, 1, 1, 1)
-    mixed, probabilities = attention(in_windows(normed, window), weights, settings, bias)
+    mixed, probabilities = attend(in_windows(normed, window), bias=bias)
     mixed = from_windows(mixed, window, rows, columns)
     if shift:
         mixed = mixed.roll((shift, shift), dims=(1, 2))
-    mixed = mixed[:, : grid[0], : grid[1]].reshape(batch, -1, size)
-    return with_mlp(hidden + branch(mixed, settings), weights, settings), probabilities
+    return mixed[:, : grid[0], : grid[1]].reshape(batch, -1, size), probabilities
 
 
 def in_windows(tokens: torch.Tensor, window: int) -> torch.Tensor:

@@ -28,14 +28,19 @@ MODULES = {
     if path.stem != "__init__" and path.parent != PROGRAM and (folder == PACKAGE or path.parent == CONVERSION)
 }
 TRAVELLING = [name for name in MODULES if name.endswith("_lingene")]  # with every bundle
-PRUNED = "lingene_vit"  # travels with what `lingene prune` writes, and takes some of them along
+PRUNED = (
+    "lingene_pruned",
+    "lingene_vit",
+    "lingene_swin",
+)  # travel with what `lingene prune` writes, some of them along
 # From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
 FLOORS = """
 writing_lingene recompose_lingene reading_lingene families_lingene  configuration_base_lingene
     configuration_lingene configuration_swin_lingene vit_lingene budget_lingene identity_lingene
     bundle_lingene components_lingene swin_lingene  saving_lingene
-    loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_vit
-kinds found  folders progress
+    loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_pruned
+    lingene_vit lingene_swin
+kinds  found  folders progress
 images.decoding images.class_folders  images.data  images.augmentation images.classes images.pictures  images.loaders
     images.streams
 measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
@@ -148,7 +153,7 @@ def test_an_import_is_found_in_every_form():
         imported_modules(ast.parse("from .metrics import accuracy").body)
 
 
-@pytest.mark.parametrize("name", [*TRAVELLING, PRUNED])
+@pytest.mark.parametrize("name", [*TRAVELLING, *PRUNED])
 def test_travelling_files_import_little(name):
     """Each import anywhere in them is demanded of whoever loads a bundle with `trust_remote_code`."""
     path = MODULES[name]
@@ -158,12 +163,12 @@ def test_travelling_files_import_little(name):
     assert "modeling_lingene" not in found
 
 
-@pytest.mark.parametrize("name", [*TRAVELLING, PRUNED])
+@pytest.mark.parametrize("name", [*TRAVELLING, *PRUNED])
 def test_travelling_files_import_each_other_in_the_form_that_is_found(name):
     """Only `from .name import X` is copied; an example of it in a docstring counts as an import."""
     relative = [node for node in ast.walk(tree(MODULES[name])) if isinstance(node, ast.ImportFrom) and node.level]
     for node in relative:
-        assert node.level == 1 and node.module in TRAVELLING, f"line {node.lineno}: {ast.unparse(node)}"
+        assert node.level == 1 and node.module in (*TRAVELLING, *PRUNED), f"line {node.lineno}: {ast.unparse(node)}"
     assert set(get_relative_imports(MODULES[name])) == {node.module for node in relative}
 
 
@@ -173,7 +178,9 @@ def test_the_travelling_files_are_those_that_get_copied():
     reached = {name: {Path(path).stem for path in get_relative_import_files(MODULES[name])} for name in kinds}
     assert set.union(*reached.values()) | set(kinds) == set(TRAVELLING)
     assert not any("swin" in name for name in reached["modeling_lingene"])  # a plain ViT takes no other network along
-    assert {Path(path).stem for path in get_relative_import_files(MODULES[PRUNED])} < set(TRAVELLING)
+    pruned = {name: {Path(path).stem for path in get_relative_import_files(MODULES[name])} for name in PRUNED}
+    assert all(names < {*TRAVELLING, PRUNED[0]} for names in pruned.values())
+    assert not any("swin" in name for name in pruned["lingene_vit"])
 
 
 def test_the_command_line_imports_the_standard_library_alone():

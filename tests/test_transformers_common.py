@@ -42,7 +42,12 @@ def source() -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind, least", [("LinGeneCommonTest", 100), pytest.param("PrunedCommonTest", 90, marks=pytest.mark.slow)]
+    "kind, least",
+    [
+        ("LinGeneCommonTest", 100),
+        pytest.param("PrunedCommonTest", 90, marks=pytest.mark.slow),
+        pytest.param("PrunedSwinCommonTest", 90, marks=pytest.mark.slow),
+    ],
 )
 def test_transformers_own_common_tests_pass(source, record_property, kind, least):
     """What people expect of any of its models: saving, initialisation, gradients, exporting, attention back ends."""

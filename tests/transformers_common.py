@@ -19,6 +19,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
+from modeling_lingene.lingene_swin import (
+    LinGenePrunedSwinConfig,
+    LinGenePrunedSwinForImageClassification,
+    LinGenePrunedSwinModel,
+)
 from modeling_lingene.lingene_vit import LinGeneViTConfig, LinGeneViTForImageClassification, LinGeneViTModel
 
 
@@ -50,6 +55,10 @@ def constrained(model_class: type) -> type:
 MODEL_MAPPING_NAMES["lingene"] = "LinGeneModel"  # the tests look class names up there: no head, no loss
 MODEL_MAPPING_NAMES[LinGeneViTConfig.model_type] = "LinGeneViTModel"
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[LinGeneViTConfig.model_type] = "LinGeneViTForImageClassification"
+MODEL_MAPPING_NAMES[LinGenePrunedSwinConfig.model_type] = "LinGenePrunedSwinModel"
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[LinGenePrunedSwinConfig.model_type] = (
+    "LinGenePrunedSwinForImageClassification"
+)
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["lingene"] = "LinGeneForImageClassification"
 
 
@@ -134,4 +143,26 @@ class PrunedCommonTest(common.ModelTesterMixin, unittest.TestCase):
 
     @unittest.skip("expects attentions of every layer, and those that became convolutions have none")
     def test_attention_outputs(self):
+        pass
+
+
+class PrunedSwinTester(Tester):
+    """Two stages, shifted windows, all kinds of mixer and none."""
+
+    num_hidden_layers, patch_size = 4, 2
+
+    def get_config(self):
+        stages = {"embed_dim": 24, "depths": [2, 2], "num_heads": [3, 6], "window_size": 4}
+        layers = {"mixers": ["conv3", "attention", "none", "conv1"], "intermediate_sizes": [48, 24, 8, 16]}
+        return LinGenePrunedSwinConfig(image_size=self.image_size, patch_size=self.patch_size, **stages, **layers)
+
+
+class PrunedSwinCommonTest(PrunedCommonTest):
+    all_model_classes = (LinGenePrunedSwinModel, LinGenePrunedSwinForImageClassification)
+
+    def setUp(self):
+        self.model_tester = PrunedSwinTester(self)
+
+    @unittest.skip("expects hidden states of every layer; as of transformers' Swin there is one of each stage")
+    def test_hidden_states_output(self):
         pass

@@ -21,9 +21,9 @@ def app(bundles: list[str], **options) -> None:
 def push(bundle: Path, repo: str, **options) -> None:
     from ..folders import model_type_of
     from ..hub import push as run
-    from ..lingene_vit import LinGeneViTConfig
+    from ..kinds import PRUNED_TYPES
 
-    if bundle.is_dir() and model_type_of(bundle) == LinGeneViTConfig.model_type:
+    if bundle.is_dir() and model_type_of(bundle) in PRUNED_TYPES:
         from ..pruning.card import push_pruned
 
         if options.pop("subfolder"):

@@ -86,13 +86,13 @@ COMMANDS = {
     ),
     "prune": Command(
         f"{WORK}.training:prune",
-        "prune a ViT, or a size of a bundle, to a share of its cost: attention into convolution",
+        "prune a ViT or Swin, or a size of a bundle, to a share of its cost: attention into convolution",
         (
             option(
                 "model",
                 metavar="MODEL",
                 nargs="?",
-                help="a ViT with a classifier, or a bundle, by folder or name on the Hub",
+                help="a ViT or Swin with a classifier, or a bundle, by folder or name on the Hub",
             ),
             option("--out", type=Path, help="new or empty folder for the result"),
             made_by("modeling_lingene.pruning.options:add_prune_options"),

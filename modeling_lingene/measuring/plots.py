@@ -23,7 +23,7 @@ CURVES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"))  # Okabe and Ito's; tol
 HEAT_INCHES = 11.5  # across; of wider pictures nothing can be read on a card
 # Colour (Okabe and Ito's, apart for all kinds of sight), that of the words on it, name, what it does.
 LAYER_PARTS = {
-    "attention": ("#0072b2", "white", "attention", "every token reads all others"),
+    "attention": ("#0072b2", "white", "attention", "tokens read each other"),
     "conv3": ("#e69f00", INK, "3x3 convolution", "every patch reads its neighbours"),
     "conv1": ("#f0e442", INK, "1x1 convolution", "every patch by itself"),
     "none": ("white", INK, "nothing", "tokens are not mixed"),

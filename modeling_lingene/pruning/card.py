@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..card import license_of, names_on_the_hub
 from ..citations import bibtex
+from ..folders import model_type_of
 from ..hub import check_repo_id, page_on_the_hub, verify_loads
-from ..lingene_vit import LinGeneViTConfig
+from ..kinds import PRUNED, PRUNED_TYPES
 from ..markdown import code, text
 from ..measuring.plots import LAYER_PARTS
 from ..measuring.tables import aligned_table, readable
@@ -19,6 +21,7 @@ from ..saving_lingene import TRAINING_FILE, ensure_repo
 
 
 PICTURE = "layers.png"
+NETWORKS = {"vit": "Vision Transformer", "swin": "Swin Transformer"}
 SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_FILE, CARD_FILE, PICTURE, "LICENSE", "model*.safetensors*", "*.py")
 PAGE = """---
 {header}
@@ -26,7 +29,7 @@ PAGE = """---
 
 # {name}
 
-A Vision Transformer pruned to {share} of its multiply-accumulates: in some layers attention has become a small
+A {network} pruned to {share} of its multiply-accumulates: in some layers attention has become a small
 convolution, or nothing, and MLPs have lost units (SPViT, He et al., TPAMI 2024, arXiv 2111.11802). Plain modules, no
 masks. Pruned from {origin} with `lingene prune`.
 
@@ -55,11 +58,11 @@ def prune_table(rows: Sequence[dict]) -> str:
     return aligned_table(lines)
 
 
-def write_pruned_card(folder: Path, results: dict, picture: Path, stock: bool) -> None:
+def write_pruned_card(folder: Path, results: dict, picture: Path, config: PretrainedConfig) -> None:
     """The card and its picture, into the folder of the model that the results are of.
 
     Args:
-        stock: whether it loads without code of its own.
+        config: of the model, a pruned network's or the family's own.
     """
     row, source = results["rows"][-1], results["identity"]["model"]
     base = [] if Path(source).exists() else names_on_the_hub(source)
@@ -90,7 +93,8 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, stock: bool) -
         name=text(folder.resolve().parent.name),
         share=f"{100 * results['share']['macs']:.3g} %",
         origin=code(Path(source).name),
-        trust="" if stock else ", trust_remote_code=True",
+        network=NETWORKS[getattr(config, "family", config.model_type)],
+        trust="" if config.model_type in PRUNED else ", trust_remote_code=True",
         table=prune_table(results["rows"]),
         images=text(f"{row['dataset']} ({row['split']})"),
         device=text(row["device"]),
@@ -125,7 +129,9 @@ def push_pruned(
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     check_repo_id(repo_id)
-    LinGeneViTConfig.from_pretrained(folder)
+    if model_type_of(folder) not in PRUNED_TYPES:
+        raise ValueError(f"`folder` {folder} must hold a pruned model.")
+    AutoConfig.from_pretrained(folder)
     folder = Path(folder)
     license_of(folder, license)
     own = read_page(folder) or Page({}, "")

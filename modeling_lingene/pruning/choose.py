@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..lingene_vit import MIXERS
+from ..lingene_pruned import MIXERS
 from .costs import Costs
 
 
@@ -53,9 +53,10 @@ class Choice:
 def choose(worths: Worths, costs: Costs, target: float) -> Choice:
     """The network of the highest cost that is at most the target's, by one threshold on the worth of gates.
 
-    MLP sizes are multiples of 8, or all units; one layer at least has attention, or no image would reach the class
-    token; a convolution after the last attention would change no logit and is left out. Where the target lies between
-    two mixers, MLP units alone make up the difference.
+    MLP sizes are multiples of 8, or all units. Where answers come from a class token, one layer at least has
+    attention, or no image would reach it, and a convolution after the last attention, which would change no logit, is
+    left out; a Swin answers from the mean of all tokens, and any of its layers may become anything. Where the target
+    lies between two mixers, MLP units alone make up the difference.
 
     Raises:
         ValueError: see `check_target`.
@@ -63,15 +64,15 @@ def choose(worths: Worths, costs: Costs, target: float) -> Choice:
     check_target(costs, [len(units) for units in worths.units], target)
     ranked = _ranked(worths)
     gates = ranked.mixers.numel() + sum(map(len, ranked.units))
-    both = _lowest(lambda threshold: _cost(costs, _network(ranked, threshold, threshold)) <= target, gates)
+    both = _lowest(lambda threshold: _fits(ranked, costs, target, threshold, threshold), gates)
     for mixers in (both, both - 1):  # the rank below opens one gate more, and may be too much
-        if mixers < 0 or _cost(costs, _network(ranked, mixers, gates)) > target:
+        if mixers < 0 or not _fits(ranked, costs, target, mixers, gates):
             continue
         units = _lowest(partial(_fits, ranked, costs, target, mixers), gates)
-        chosen = _network(ranked, mixers, units)
+        chosen = _network(costs, ranked, mixers, units)
         if _cost(costs, chosen) >= 0.99 * target:
             return Choice(*chosen, _cost(costs, chosen))
-    chosen = _network(ranked, both, _lowest(partial(_fits, ranked, costs, target, both), gates))
+    chosen = _network(costs, ranked, both, _lowest(partial(_fits, ranked, costs, target, both), gates))
     return Choice(*chosen, _cost(costs, chosen))
 
 
@@ -86,21 +87,24 @@ def check_target(costs: Costs, sizes: Sequence[int], target: float) -> None:
             too few heads.
     """
     dense = costs.total(["attention"] * len(sizes), sizes)
-    if min(costs.increments) <= 0:
+    if min(increment for layer in costs.layers for increment in layer.increments) <= 0:
         raise ValueError(
             "`model` has so few heads that a 3x3 convolution to the size of one costs as much as attention; "
             "prune a model of three heads or more."
         )
-    least = costs.total(["attention"] + ["none"] * (len(sizes) - 1), [min(STEP, size) for size in sizes])
+    least = costs.total(["none"] * len(sizes), [min(STEP, size) for size in sizes])
+    if costs.class_token:
+        least += min(layer.mixers["attention"] - layer.mixers["none"] for layer in costs.layers)
     if not least <= target < dense:
         raise ValueError(
             f"`target` {target / dense:.4g} of the dense network's cost cannot be met: give a share below 1, and from "
-            f"{math.ceil(1e4 * least / dense) / 1e4:g} on, with attention in one layer and {STEP} MLP units in each."
+            f"{math.ceil(1e4 * least / dense) / 1e4:g} on, with attention in {'one' if costs.class_token else 'no'} "
+            f"layer and {STEP} MLP units in each."
         )
 
 
 def _fits(ranked: Worths, costs: Costs, target: float, mixers: int, units: int) -> bool:
-    return _cost(costs, _network(ranked, mixers, units)) <= target
+    return _cost(costs, _network(costs, ranked, mixers, units)) <= target
 
 
 def _lowest(fits: Callable[[int], bool], high: int) -> int:
@@ -121,13 +125,16 @@ def _ranked(worths: Worths) -> Worths:
     return Worths(mixers.view_as(worths.mixers).cummin(1).values, units)
 
 
-def _network(ranked: Worths, mixers: int, units: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+def _network(
+    costs: Costs, ranked: Worths, mixers: int, units: int
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """Mixers and units of a rank that is at least the threshold's."""
     opened = (ranked.mixers >= mixers).sum(1)
-    if not bool((opened == 3).any()):
-        opened[ranked.mixers[:, 2].argmax()] = 3
-    last = max(layer for layer, count in enumerate(opened.tolist()) if count == 3)
-    opened[last + 1 :] = 0
+    if costs.class_token:
+        if not bool((opened == 3).any()):
+            opened[ranked.mixers[:, 2].argmax()] = 3
+        last = max(layer for layer, count in enumerate(opened.tolist()) if count == 3)
+        opened[last + 1 :] = 0
     return tuple(MIXERS[count] for count in opened.tolist()), tuple(_kept(layer, units) for layer in ranked.units)
 
 

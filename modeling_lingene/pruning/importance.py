@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..lingene_vit import MIXERS, Bottleneck, LinGeneViTForImageClassification, on_grid
+from ..lingene_pruned import MIXERS, Bottleneck, PrunedClassifier, on_grid
 from ..progress import progress_bar
 from ..training.losses import divergence
 from .choose import Worths
-from .costs import Costs
+from .costs import Costs, LayerCosts
 from .mixing import POSITIONS, written_bottleneck
 
 
@@ -24,7 +24,7 @@ RIDGE = 1e-3  # of the mean diagonal
 
 
 def importance(
-    dense: LinGeneViTForImageClassification, batches: Sequence[torch.Tensor], costs: Costs, seed: int = 0
+    dense: PrunedClassifier, batches: Sequence[torch.Tensor], costs: Costs, seed: int = 0
 ) -> tuple[Worths, list[dict[str, Bottleneck]]]:
     """Worths per cost, and per layer the bottlenecks that would replace its attention.
 
@@ -36,22 +36,21 @@ def importance(
     """
     bottlenecks = fitted_bottlenecks(dense, batches)
     moved = mixer_losses(dense, bottlenecks, batches)
-    mixers = torch.tensor([efficiencies(losses, costs) for losses in moved], dtype=torch.float64)
-    units = [worth / costs.unit for worth in unit_losses(dense, batches, seed)]
-    return Worths(mixers, units), bottlenecks
+    mixers = [efficiencies(losses, one) for losses, one in zip(moved, costs.layers)]
+    units = [worth / one.unit for worth, one in zip(unit_losses(dense, batches, seed), costs.layers)]
+    return Worths(torch.tensor(mixers, dtype=torch.float64), units), bottlenecks
 
 
 @torch.no_grad()
-def fitted_bottlenecks(
-    dense: LinGeneViTForImageClassification, batches: Sequence[torch.Tensor]
-) -> list[dict[str, Bottleneck]]:
+def fitted_bottlenecks(dense: PrunedClassifier, batches: Sequence[torch.Tensor]) -> list[dict[str, Bottleneck]]:
     """Per layer both bottlenecks: BatchNorm's statistics, then the second convolution, from what the layers see."""
-    config, made = dense.config, []
+    size, made = dense.config.head_size, []
     for layer in dense.layers:
         weight = layer.mixer.value.weight
-        shares = weight.new_full((config.num_attention_heads, POSITIONS), 1 / config.num_attention_heads)
-        norm = nn.BatchNorm2d(config.head_size, momentum=None).to(weight)  # the mean over all batches
-        made.append({mixer: written_bottleneck(layer.mixer, shares, norm, config, mixer) for mixer in MIXERS[1:3]})
+        heads = len(weight) // size
+        shares = weight.new_full((heads, POSITIONS), 1 / heads)
+        norm = nn.BatchNorm2d(size, momentum=None).to(weight)  # the mean over all batches
+        made.append({mixer: written_bottleneck(layer.mixer, shares, norm, mixer) for mixer in MIXERS[1:3]})
     for one in (one for both in made for one in both.values()):
         one.norm.momentum = None
     _watch(dense, batches, lambda layer, patches, target: [_normed(one, patches) for one in made[layer].values()])
@@ -82,11 +81,15 @@ def _normed(one: Bottleneck, patches: torch.Tensor) -> None:
     one.norm.train()(one.reduce(patches))
 
 
-def _watch(dense: LinGeneViTForImageClassification, batches: Sequence[torch.Tensor], see) -> None:
+def _watch(dense: PrunedClassifier, batches: Sequence[torch.Tensor], see) -> None:
     """Calls `see` with every layer's number, its normed patches (b, d, h, w) and attention's output for them."""
 
     def hook(layer: int):
-        return lambda module, given, output: see(layer, on_grid(given[0], given[2]), output[0][:, 1:]) and None
+        def watched(module: nn.Module, given: tuple, output: tuple) -> None:
+            patches = on_grid(given[0], given[2])
+            see(layer, patches, on_grid(output[0], given[2]).flatten(2).transpose(1, 2))
+
+        return watched
 
     handles = [layer.mixer.register_forward_hook(hook(index)) for index, layer in enumerate(dense.layers)]
     try:
@@ -99,33 +102,39 @@ def _watch(dense: LinGeneViTForImageClassification, batches: Sequence[torch.Tens
 
 @torch.no_grad()
 def mixer_losses(
-    dense: LinGeneViTForImageClassification,
+    dense: PrunedClassifier,
     bottlenecks: Sequence[Mapping[str, Bottleneck]],
     batches: Sequence[torch.Tensor],
 ) -> list[list[float]]:
     """Per layer KL(dense || changed) with each of `MIXERS` in place of its attention; 0 for attention itself."""
     moved = [[0.0] * len(MIXERS) for _ in dense.layers]
-    grid, settings, images = dense.config.patch_grid, dense.settings(), sum(map(len, batches))
+    settings, images = dense.settings(), sum(map(len, batches))
     for batch in progress_bar(batches, desc="mixers", unit="batch"):
-        answer = dense(batch, output_hidden_states=True)
+        answer, (before, grid) = dense(batch).logits, dense.embed(batch)
         for index, layer in enumerate(dense.layers):
-            before = answer.hidden_states[index]
+            before, grid = dense.entered(index, before, grid)
             normed = layer.norm1(before)
             for place, mixer in enumerate(MIXERS[:-1]):
                 hidden = before
                 if mixer != "none":
                     hidden = before + bottlenecks[index][mixer](normed, settings, grid)[0]
                 hidden = hidden + layer.mlp(layer.norm2(hidden), settings)
-                for later in dense.layers[index + 1 :]:
-                    hidden, _ = later(hidden, settings, grid)
-                logits = dense.classifier(dense.layernorm(hidden)[:, 0])
-                moved[index][place] += float(divergence(logits, answer.logits)) * len(batch) / images
+                logits = _answered(dense, index + 1, hidden, grid)
+                moved[index][place] += float(divergence(logits, answer)) * len(batch) / images
+            before, _ = layer(before, settings, grid)
     return moved
 
 
-def unit_losses(
-    dense: LinGeneViTForImageClassification, batches: Sequence[torch.Tensor], seed: int = 0
-) -> list[torch.Tensor]:
+def _answered(dense: PrunedClassifier, start: int, hidden: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Logits (b, classes) from what the layer before `start` gives, (b, t, d)."""
+    settings = dense.settings()
+    for index in range(start, len(dense.layers)):
+        hidden, grid = dense.entered(index, hidden, grid)
+        hidden, _ = dense.layers[index](hidden, settings, grid)
+    return dense.classifier(dense.head_input(dense.layernorm(hidden)))
+
+
+def unit_losses(dense: PrunedClassifier, batches: Sequence[torch.Tensor], seed: int = 0) -> list[torch.Tensor]:
     """Per layer and MLP unit (m,) half the mean squared derivative of the loss by a gate on the unit."""
     found = [torch.zeros(size, dtype=torch.float64) for size in dense.config.intermediate_sizes]
     generator, images = torch.Generator().manual_seed(seed), sum(map(len, batches))
@@ -151,13 +160,14 @@ def unit_losses(
     return found
 
 
-def efficiencies(losses: Sequence[float], costs: Costs) -> list[float]:
+def efficiencies(losses: Sequence[float], costs: LayerCosts) -> list[float]:
     """What each gate of a layer saves per cost, never rising: steps that pay only together are taken together.
 
     The upper hull of what the mixers save over their costs; a mixer below it shares the slope that passes over it.
 
     Args:
         losses: of none, conv1, conv3, attention.
+        costs: of the layer.
     """
     places, slopes, start = list(costs.mixers.values()), [], 0
     while start < len(losses) - 1:

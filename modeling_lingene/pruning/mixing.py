@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from ..lingene_vit import KERNELS, Attention, Bottleneck, LinGeneViTConfig
+from ..lingene_pruned import KERNELS, Attention, Bottleneck
 
 
 POSITIONS, CENTRE = 9, 4
@@ -42,9 +42,7 @@ def mixed_kernel(
 
 
 @torch.no_grad()
-def written_bottleneck(
-    attention: Attention, mixing: torch.Tensor, norm: nn.BatchNorm2d, config: LinGeneViTConfig, mixer: str
-) -> Bottleneck:
+def written_bottleneck(attention: Attention, mixing: torch.Tensor, norm: nn.BatchNorm2d, mixer: str) -> Bottleneck:
     """The convolution as a module of its own, equal to the one of the search in evaluation mode; mixed in float64.
 
     Args:
@@ -53,8 +51,8 @@ def written_bottleneck(
         mixer: conv1 or conv3.
     """
     kernel, weight = KERNELS[mixer], attention.value.weight
-    module = Bottleneck(config, kernel).to(weight)
     down, bias, up = mixed_kernel(copy.deepcopy(attention).double(), mixing.double(), kernel)
+    module = Bottleneck(up.shape[0], up.shape[1], kernel, bias is not None).to(weight)
     module.reduce.weight.copy_(down)
     if bias is not None:
         module.reduce.bias.copy_(bias)

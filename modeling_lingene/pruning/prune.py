@@ -1,10 +1,15 @@
-"""`lingene prune`: a trained ViT, or a size of a bundle, to a share of its cost; searched, written, tuned, measured.
+"""`lingene prune`: a trained ViT or Swin, or a size of a bundle, to a share of its cost; searched, tuned, measured.
 
     prune("vit", "out", PruneSettings(data="cifar10", target_macs=0.5))
 
-SPViT, He et al., TPAMI 2024, arXiv 2111.11802. OUT/dense is what is pruned, where it comes out of a bundle; OUT/search
-and OUT/tune hold the checkpoints of the two runs; OUT/chosen the network between them; OUT/model the result. With a
-bundle OUT/unpruned is its own size of that cost, trained alike (OUT/compare): what the result has to beat.
+SPViT, He et al., TPAMI 2024, arXiv 2111.11802. In a ViT at least one layer keeps its attention, through which the
+class token reads the patches. A Swin has no such token, its answer is the mean of all: any of its layers may become
+anything. Its convolutions see the whole map of a stage, not a window, in the search and in what is written alike; the
+released code differs between the two.
+
+OUT/dense is what is pruned, where it comes out of a bundle; OUT/search and OUT/tune hold the checkpoints of the two
+runs; OUT/chosen the network between them; OUT/model the result. With a bundle OUT/unpruned is its own size of that
+cost, trained alike (OUT/compare): what the result has to beat.
 """
 
 import json
@@ -23,17 +28,17 @@ from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
 from ..families_lingene import layers_of
-from ..folders import check_empty, complete_or_absent, publish_model, write_json
+from ..folders import check_empty, complete_or_absent, publish_model, read_config, write_json
 from ..found import check_holds_model
 from ..images.augmentation import Augmentation
 from ..images.classes import as_the_model_has_them, names_of
 from ..images.data import LabelledImages, batches, open_parts
 from ..images.loaders import Layout, training_images
-from ..lingene_vit import LinGeneViTForImageClassification
+from ..kinds import model_class
+from ..lingene_pruned import PrunedClassifier
 from ..measuring.metrics import count_parameters, device_name, measure
 from ..measuring.plots import plot_layers
 from ..measuring.tables import readable
-from ..modeling_lingene import LinGeneForImageClassification
 from ..progress import quiet_loading, tell
 from ..training.asked import RUN_FILE, check_asked, keep_asked
 from ..training.checkpoints import contents
@@ -57,6 +62,7 @@ DENSE = "dense"  # as a teacher
 NAMES = {"macs": "MACs", "params": "parameters"}
 RESULTS_FILE = "results.json"
 RANGES = {"target_macs": 1, "target_params": 1, "cost_weight": 1e6, "gate_learning_rate": 1e3}
+RANGES |= {"mixing_temperature": 1e6}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class PruneSettings:
         search_epochs: of the search; 0 is as many as of the tuning.
         cost_weight: of the squared difference from the target, in shares of the dense cost; in the paper 25 to 63.
         gate_learning_rate: peak, of the gates.
-        mixing_temperature: alpha of the shares that heads have in a convolution (DeiT: 0.01).
+        mixing_temperature: alpha of the shares that heads have in a convolution; 0 is the published one, 0.01 for a
+            ViT and 100 for a Swin.
         calibration_images: of the search `none`.
         teacher: whom search and tuning learn from beside the labels: `dense`, the network itself; another classifier,
             by name; or empty for none.
@@ -97,7 +104,7 @@ class PruneSettings:
     search_epochs: int = 0
     cost_weight: float = 30.0
     gate_learning_rate: float = 1e-3
-    mixing_temperature: float = 0.01
+    mixing_temperature: float = 0.0
     calibration_images: int = 256
     teacher: str = DENSE
     tune: bool = True
@@ -119,8 +126,6 @@ class PruneSettings:
                 raise ValueError(f"`{name}` must be an integer of at least {low}, got {getattr(self, name)!r}.")
         if self.search not in SEARCHES:
             raise ValueError(f"`search` must be one of {', '.join(SEARCHES)}, got {self.search!r}.")
-        if not self.mixing_temperature > 0:
-            raise ValueError(f"`mixing_temperature` must be a positive number, got {self.mixing_temperature!r}.")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` must be from 0 to below 1, got {self.validation_share!r}.")
 
@@ -171,7 +176,7 @@ def prune(
     On several processes all call it alike; the main one writes.
 
     Args:
-        model: a ViT with a classifier for the classes of the data, or a bundle; by folder or name on the Hub.
+        model: a ViT or Swin with a classifier for the classes of the data, or a bundle; by folder or name on the Hub.
         out: folder: `model/` (the result), `best/` (the best state of the tuning so far), `results.json`,
             `layers.png`, and the states to go on from.
         settings: target and search.
@@ -246,7 +251,7 @@ def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
         return str(model)
     if not (out / "dense").is_dir():
         with quiet_loading():
-            materialised = LinGeneForImageClassification.from_pretrained(model, **size)
+            materialised = model_class(config, True).from_pretrained(model, **size)
         publish_model(materialised, model, out / "dense")
     return str(out / "dense")
 
@@ -288,7 +293,7 @@ def _classes_of(source: Source, images: LabelledImages, relabel: bool) -> Labell
     return as_the_model_has_them(images, names, f"`model` {source.name}", relabel)
 
 
-def _target(settings: PruneSettings, network: LinGeneViTForImageClassification) -> tuple[Costs, float]:
+def _target(settings: PruneSettings, network: PrunedClassifier) -> tuple[Costs, float]:
     """Costs of the kind that is asked about, and what the result may cost."""
     costs, sizes = costs_of(network.config, settings.kind), network.config.intermediate_sizes
     target = settings.target * costs.total(network.config.mixers, sizes)
@@ -328,7 +333,7 @@ def _choose(run: _Run, accelerator: Accelerator) -> None:
 
 
 def _untrained(
-    run: _Run, network: LinGeneViTForImageClassification, costs: Costs, accelerator: Accelerator
+    run: _Run, network: PrunedClassifier, costs: Costs, accelerator: Accelerator
 ) -> tuple[Worths, Bottlenecks]:
     """Worths from some images; or at random, with the same bottlenecks."""
     network.to(accelerator.device)
@@ -354,7 +359,7 @@ def _untrained(
 
 def _publish_chosen(
     run: _Run,
-    network: LinGeneViTForImageClassification,
+    network: PrunedClassifier,
     worths: Worths,
     bottlenecks: Bottlenecks,
     costs: Costs,
@@ -430,7 +435,7 @@ def _compare(run: _Run, bundle: str | Path, accelerator: Accelerator) -> None:
     """The unpruned size, trained as long as search and tuning, as a folder."""
     asked = {"depth": run.smaller.depth, "width_ratio": str(run.smaller.width_ratio)}
     with quiet_loading():
-        network = LinGeneForImageClassification.from_pretrained(
+        network = model_class(read_config(bundle), True).from_pretrained(
             bundle, **asked, num_components=run.smaller.num_components, dtype=torch.float32
         )
     epochs = run.training.epochs
@@ -449,7 +454,7 @@ def _tuned(run: _Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     network = _load(run.out / "chosen")
 
     def keep(state: dict, history: list[dict]) -> None:
-        best = LinGeneViTForImageClassification(network.config)
+        best = type(network)(network.config)
         best.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
         shutil.rmtree(run.out / "best", ignore_errors=True)
         _publish(run, best, "best", _facts(run, accelerator, history))
@@ -494,7 +499,7 @@ def _reported(run: _Run, state: dict | None, accelerator: Accelerator) -> dict:
     }
     title = f"Pruned to {100 * run.settings.target:g} % of its {NAMES[run.settings.kind]}"
     plot_layers(layers, run.out / PICTURE, title)
-    write_pruned_card(run.out / "model", results, run.out / PICTURE, stock=result.config.model_type == "vit")
+    write_pruned_card(run.out / "model", results, run.out / PICTURE, result.config)
     write_json(run.out / RESULTS_FILE, results)
     return results
 

@@ -12,16 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..lingene_vit import (
-    KERNELS,
-    MLP,
-    Attention,
-    Bottleneck,
-    LinGeneViTConfig,
-    LinGeneViTForImageClassification,
-    off_grid,
-    on_grid,
-)
+from ..lingene_pruned import KERNELS, MLP, Attention, Bottleneck, PrunedClassifier, off_grid, on_grid
 from ..training.loop import Phase
 from ..training.losses import Objective
 from ..vit_lingene import BlockSettings
@@ -32,6 +23,7 @@ from .mixing import POSITIONS, mixed_kernel, written_bottleneck
 
 
 GATES = ".gates"  # how the names of their parameters end
+TEMPERATURES = {"vit": 0.01, "swin": 100.0}  # alpha of P = softmax over the heads of mixing / alpha, as published
 
 
 class SearchedMixer(nn.Module):
@@ -39,16 +31,17 @@ class SearchedMixer(nn.Module):
 
     Args:
         attention: of the dense network; becomes part of this.
-        temperature: alpha of P = softmax over the heads of mixing / alpha (DeiT: 0.01).
+        head_size: channels of one of its heads.
+        temperature: alpha of P = softmax over the heads of mixing / alpha.
     """
 
-    def __init__(self, attention: Attention, config: LinGeneViTConfig, temperature: float):
+    def __init__(self, attention: Attention, head_size: int, temperature: float):
         super().__init__()
         weight, self.temperature = attention.value.weight, temperature
         self.attention = attention
-        self.mixing = nn.Parameter(weight.new_ones(config.num_attention_heads, POSITIONS))
+        self.mixing = nn.Parameter(weight.new_ones(len(weight) // head_size, POSITIONS))
         self.gates = nn.Parameter(weight.new_full((len(KERNELS) + 1,), START))
-        self.norms = nn.ModuleDict({mixer: nn.BatchNorm2d(config.head_size).to(weight) for mixer in KERNELS})
+        self.norms = nn.ModuleDict({mixer: nn.BatchNorm2d(head_size).to(weight) for mixer in KERNELS})
 
     @property
     def head_shares(self) -> torch.Tensor:
@@ -63,7 +56,7 @@ class SearchedMixer(nn.Module):
         patches, head_shares = on_grid(hidden, grid), self.head_shares
         convolved = conv1 * self.convolved(patches, head_shares, "conv1")
         convolved = convolved + conv3 * self.convolved(patches, head_shares, "conv3")
-        return attention * mixed + off_grid(convolved), probabilities
+        return attention * mixed + off_grid(convolved, hidden), probabilities
 
     def convolved(self, patches: torch.Tensor, head_shares: torch.Tensor, mixer: str) -> torch.Tensor:
         """Patches (b, d, height, width) through one of the bottlenecks."""
@@ -87,22 +80,27 @@ class SearchedMLP(nn.Module):
         return self.fc2(settings.activation(self.fc1(hidden)) * gates)
 
 
-def make_searched(network: LinGeneViTForImageClassification, temperature: float = 0.01) -> None:
-    """Give every layer of a dense network gates; in place. All open, which they are, its function is what it was."""
+def make_searched(network: PrunedClassifier, temperature: float = 0.0) -> None:
+    """Give every layer of a dense network gates; in place. All open, which they are, its function is what it was.
+
+    Args:
+        temperature: see `SearchedMixer`; 0 is the published one of `TEMPERATURES`.
+    """
+    temperature = temperature or TEMPERATURES[network.config.family]
     for layer in network.layers:
-        layer.mixer = SearchedMixer(layer.mixer, network.config, temperature)
+        layer.mixer = SearchedMixer(layer.mixer, network.config.head_size, temperature)
         layer.mlp = SearchedMLP(layer.mlp)
 
 
-def take_search(network: LinGeneViTForImageClassification) -> tuple[Worths, list[dict[str, Bottleneck]]]:
+def take_search(network: PrunedClassifier) -> tuple[Worths, list[dict[str, Bottleneck]]]:
     """Take the gates out again: what they found, and per layer the bottlenecks that would replace its attention."""
     mixers = torch.stack([layer.mixer.gates.detach().float().cpu() for layer in network.layers])
     worths = Worths(mixers, [layer.mlp.gates.detach().float().cpu() for layer in network.layers])
     bottlenecks = []
     for layer in network.layers:
-        searched, mlp = layer.mixer, MLP(network.config, len(layer.mlp.gates))
+        searched, mlp = layer.mixer, MLP(layer.mlp.fc1.in_features, len(layer.mlp.gates))
         made = {
-            mixer: written_bottleneck(searched.attention, searched.head_shares, norm, network.config, mixer)
+            mixer: written_bottleneck(searched.attention, searched.head_shares, norm, mixer)
             for mixer, norm in searched.norms.items()
         }
         bottlenecks.append(made)
@@ -111,16 +109,16 @@ def take_search(network: LinGeneViTForImageClassification) -> tuple[Worths, list
     return worths, bottlenecks
 
 
-def expected_cost(network: LinGeneViTForImageClassification, costs: Costs) -> torch.Tensor:
+def expected_cost(network: PrunedClassifier, costs: Costs) -> torch.Tensor:
     """What the gates as they are decide the network to cost, with gradients to them (SPViT)."""
     mixers = expected(torch.stack([layer.mixer.gates for layer in network.layers]), ordered=True)
-    units = sum(expected(layer.mlp.gates).sum() for layer in network.layers)
-    increments = mixers.new_tensor(costs.increments)
-    return costs.fixed + (mixers @ increments).sum() + costs.unit * units
+    units = sum(one.unit * expected(layer.mlp.gates).sum() for one, layer in zip(costs.layers, network.layers))
+    increments = mixers.new_tensor([one.increments for one in costs.layers])
+    return costs.fixed + (mixers * increments).sum() + units
 
 
 def search_phase(
-    network: LinGeneViTForImageClassification,
+    network: PrunedClassifier,
     costs: Costs,
     target: float,
     objective: Objective,

@@ -1,69 +1,68 @@
-"""Networks written out: a trained ViT as one whose layers may change, what was chosen of it, BatchNorms folded.
+"""Networks written out: a trained one as one whose layers may change, what was chosen of it, BatchNorms folded.
 
 No masks, no gates: modules of the size that they have. Where every layer kept its attention and MLPs are of one size
-the result is a stock ViT.
+(in a Swin: one multiple of their stage's channels) the result is a stock model of its family.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ViTConfig
+from transformers import PreTrainedModel
 
-from ..conversion.sources import Source, shown
-from ..lingene_vit import (
-    FIELDS,
-    SHAPE_FIELDS,
-    Bottleneck,
-    LinGeneViTConfig,
-    LinGeneViTForImageClassification,
-)
+from ..conversion.sources import Source
+from ..families_lingene import own_shapes, stock_config
+from ..kinds import PRUNED
+from ..lingene_pruned import LABEL_FIELDS, Bottleneck, PrunedClassifier, PrunedConfig
 from ..loading_lingene import stock_model
-from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
+from ..recompose_lingene import POSITION_BIAS
 from .choose import Choice
 
 
 Bottlenecks = Sequence[Mapping[str, Bottleneck]]  # per layer, by mixer
 
 
-def dense_network(source: Source) -> LinGeneViTForImageClassification:
-    """A trained ViT with its own weights, in float32, as the network that pruning starts from.
+def dense_network(source: Source) -> PrunedClassifier:
+    """A trained network with its own weights, in float32, as what pruning starts from.
 
     Raises:
-        ValueError: it has no classifier, or parts that a ViT has not.
+        ValueError: it has no classifier, or is of a family that is not pruned.
     """
     if not source.head:
         raise ValueError(f"`model` {source.name} has no classifier; fine-tune it on images with labels first.")
-    own, depth = source.config, source.depth
-    config = LinGeneViTConfig(
-        **{field: getattr(own, field) for field in (*SHAPE_FIELDS, "id2label", "label2id", "problem_type")},
-        mixers=["attention"] * depth,
-        intermediate_sizes=[own.intermediate_size] * depth,
-    )
-    network, state = LinGeneViTForImageClassification(config), dict(source.outside)
+    own = source.config
+    if own.family not in PRUNED:
+        raise ValueError(
+            f"`model` {source.name} is a {own.family} model; those that can be pruned: {', '.join(PRUNED)}."
+        )
+    kind, tensors = PRUNED[own.family], dict(source.outside)
     for name in own.component_shapes():
-        state |= {f"layers.{layer}.{_ours(name)}": tensor for layer, tensor in enumerate(source.layers(name))}
-    foreign = sorted(state.keys() ^ network.state_dict().keys())
-    if foreign:
-        raise ValueError(f"`model` {source.name} is no plain ViT, whose parts alone are pruned: {shown(foreign)}.")
-    network.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+        stack = next(stack for stack in own.stacks if name.startswith(stack))
+        inner = name.removeprefix(stack)
+        tensors |= {f"{stack}layers.{place}.{inner}": tensor for place, tensor in enumerate(source.layers(name))}
+    network = kind.classifier(kind.config.unpruned(own))
+    names, expected = bundle_names(network), network.state_dict()
+    network.load_state_dict({key: tensors[names[key]].float().view_as(expected[key]) for key in expected})
     return network.eval()
 
 
-def changed(config: LinGeneViTConfig, **fields) -> LinGeneViTConfig:
-    """A configuration with other values of some fields."""
-    return LinGeneViTConfig(**{field: getattr(config, field) for field in FIELDS} | fields)
-
-
-def _ours(name: str) -> str:
-    """A bundle's name of a block tensor as it is here."""
-    return name.replace("attention.", "mixer.", 1)
+def bundle_names(network: PrunedClassifier) -> dict[str, str]:
+    """The names of an unpruned network's tensors, and those that a bundle has for them; layers all its own there."""
+    shapes, names = network.config.shapes, {}
+    for key in network.state_dict():
+        part, _, inner = key.partition(".")
+        index, _, name = inner.partition(".")
+        if part == "layers":
+            name = name.replace("mixer.", "attention.", 1)
+            name = f"{POSITION_BIAS}.weight" if name == POSITION_BIAS else name
+            names[key] = f"{shapes[int(index)].stack}layers.{shapes[int(index)].place}.{name}"
+        else:
+            names[key] = f"stage{int(index) + 1}.downsample.{name}" if part == "downsamples" else key
+    return names
 
 
 @torch.no_grad()
-def write_network(
-    dense: LinGeneViTForImageClassification, choice: Choice, bottlenecks: Bottlenecks
-) -> LinGeneViTForImageClassification:
+def write_network(dense: PrunedClassifier, choice: Choice, bottlenecks: Bottlenecks) -> PrunedClassifier:
     """What was chosen of a network, as one of its own.
 
     Args:
@@ -71,10 +70,11 @@ def write_network(
         choice: mixers and units.
         bottlenecks: for the layers that become convolutions.
     """
-    config = changed(dense.config, mixers=choice.mixers, intermediate_sizes=choice.sizes)
-    written = LinGeneViTForImageClassification(config).to(dense.dtype).eval()
-    for name in ("embeddings", "layernorm", "classifier"):
-        getattr(written, name).load_state_dict(getattr(dense, name).state_dict())
+    config = dense.config.changed(mixers=choice.mixers, intermediate_sizes=choice.sizes)
+    written = type(dense)(config).to(dense.dtype).eval()
+    for name, module in dense.named_children():
+        if name != "layers":
+            getattr(written, name).load_state_dict(module.state_dict())
     for index, (layer, old) in enumerate(zip(written.layers, dense.layers)):
         mixer, kept = choice.mixers[index], torch.tensor(choice.units[index])
         if layer.mixer is not None:
@@ -90,11 +90,11 @@ def write_network(
 
 
 @torch.no_grad()
-def folded_network(network: LinGeneViTForImageClassification) -> LinGeneViTForImageClassification:
+def folded_network(network: PrunedClassifier) -> PrunedClassifier:
     """The same function in evaluation mode, with every BatchNorm folded into the convolution before it."""
     if network.config.folded:
         return network
-    result = LinGeneViTForImageClassification(changed(network.config, folded=True))
+    result = type(network)(network.config.changed(folded=True))
     state = network.state_dict()
     for index, layer in enumerate(network.layers):
         if isinstance(layer.mixer, Bottleneck):
@@ -106,21 +106,15 @@ def folded_network(network: LinGeneViTForImageClassification) -> LinGeneViTForIm
     return result.eval()
 
 
-def simplest(network: LinGeneViTForImageClassification) -> PreTrainedModel:
-    """The network, as a stock ViT where it is one."""
-    config = network.config
-    if set(config.mixers) != {"attention"} or len(set(config.intermediate_sizes)) != 1:
+def simplest(network: PrunedClassifier) -> PreTrainedModel:
+    """The network, as a stock model of its family where it is one."""
+    config: PrunedConfig = network.config
+    alike = config.stock_fields()
+    if alike is None:
         return network
-    state = network.state_dict()
-    layers = {}
-    for part in (*BLOCK_LINEARS, *BLOCK_NORMS):
-        for name in (f"{part}.weight", f"{part}.bias"):
-            keys = [f"layers.{layer}.{_ours(name)}" for layer in range(config.num_hidden_layers)]
-            if keys[0] in state:
-                layers[name] = [state[key] for key in keys]
-    outside = {key: tensor for key, tensor in state.items() if not key.startswith("layers.")}
-    fields = {field: getattr(config, field) for field in (*SHAPE_FIELDS, "id2label", "label2id", "problem_type")}
-    sizes = {"num_hidden_layers": config.num_hidden_layers, "intermediate_size": config.intermediate_sizes[0]}
-    stock = ViTConfig(**fields, **sizes)
+    names = bundle_names(network)
+    tensors = own_shapes(config.family, {names[key]: tensor for key, tensor in network.state_dict().items()})
+    fields = {field: getattr(config, field) for field in (*config.shape_fields, *LABEL_FIELDS)}
+    stock = stock_config(config.family, fields | alike)
     stock.materialised_from = config.pruned_from  # the field that says the same of other stock models
-    return stock_model(outside, layers, stock, True, dtype=network.dtype)
+    return stock_model(tensors, {}, stock, True, dtype=network.dtype)

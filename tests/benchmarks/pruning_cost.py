@@ -47,7 +47,7 @@ def halved(name: str) -> LinGeneViTConfig:
     """Those mixers, with MLPs such that half of the dense MACs are left."""
     costs, mixers = costs_of(dense_config()), MIXERS[name]
     target = 0.5 * costs.total(["attention"] * 12, [VIT_SMALL["intermediate_size"]] * 12)
-    units = (target - costs.total(mixers, [0] * 12)) / costs.unit
+    units = (target - costs.total(mixers, [0] * 12)) / costs.layers[0].unit
     shares = [one / sum(RELEASED) for one in RELEASED] if name == "released" else [1 / 12] * 12
     return LinGeneViTConfig(
         **SHAPE, mixers=mixers, intermediate_sizes=[max(8, 8 * int(share * units / 8)) for share in shares]

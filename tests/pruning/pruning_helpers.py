@@ -3,10 +3,18 @@
 import torch
 from torch.nn import functional
 
-from modeling_lingene.lingene_vit import Attention, LinGeneViTConfig, LinGeneViTForImageClassification
+import helpers
+from modeling_lingene.kinds import PRUNED
+from modeling_lingene.lingene_pruned import Attention, PrunedClassifier, PrunedConfig
+from modeling_lingene.lingene_swin import LinGenePrunedSwinConfig
+from modeling_lingene.lingene_vit import LinGeneViTConfig
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, image_size=16, patch_size=4, num_labels=7, layer_norm_eps=1e-6)
+SWIN_SHAPE = dict(image_size=[24, 28], patch_size=2, embed_dim=24, depths=[2, 2], num_heads=[3, 6], window_size=4)
+SWIN_SHAPE |= dict(num_labels=7, layer_norm_eps=1e-6)
+SWIN_DENSE = dict(mixers=["attention"] * 4, intermediate_sizes=[48, 48, 96, 96])
+FAMILIES = ("vit", "swin")
 MIXED = dict(mixers=["conv3", "attention", "none", "conv1", "attention"], intermediate_sizes=[96, 8, 40, 96, 17])
 
 
@@ -21,11 +29,43 @@ def dense_config(layers: int = 4, units: int = 96, **fields) -> LinGeneViTConfig
     )
 
 
-def network(config: LinGeneViTConfig, seed: int = 0, dtype=torch.float32) -> LinGeneViTForImageClassification:
+def swin_config(**fields) -> LinGenePrunedSwinConfig:
+    """Two stages of two layers, shifted windows among them; their maps, 12 x 14 and 6 x 7, are of no whole windows."""
+    return LinGenePrunedSwinConfig(**{**SWIN_SHAPE, **SWIN_DENSE, **fields})
+
+
+def dense(family: str) -> PrunedConfig:
+    """Four layers of attention."""
+    return {"vit": dense_config, "swin": swin_config}[family]()
+
+
+def grids(config: PrunedConfig) -> list[tuple[int, int]]:
+    """Patches down and across that every layer sees."""
+    if config.family == "vit":
+        return [config.patch_grid] * len(config.mixers)
+    return [(12, 14)] * 2 + [(6, 7)] * 2
+
+
+def tokens(config: PrunedConfig, dtype=torch.float64, seed: int = 5) -> list[torch.Tensor]:
+    """For every layer three images' tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(3, shape.tokens, shape.width, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in config.shapes
+    ]
+
+
+def pixels(config: PrunedConfig, count: int = 3, seed: int = 0) -> torch.Tensor:
+    """Images of the size that it wants."""
+    height, width = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+    return helpers.images(count, height, width, seed=seed)
+
+
+def network(config: PrunedConfig, seed: int = 0, dtype=torch.float32) -> PrunedClassifier:
     """In evaluation mode, every parameter and every BatchNorm statistic changed by seeded noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LinGeneViTForImageClassification(config).to(dtype).eval()
+        model = PRUNED[config.family].classifier(config).to(dtype).eval()
         shake(model)
     return model
 

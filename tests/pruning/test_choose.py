@@ -6,15 +6,18 @@ pytest tests/pruning/test_choose.py
 import pruning_helpers as made
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, SwinConfig
 
-from modeling_lingene.lingene_vit import MIXERS, LinGeneViTConfig
+from modeling_lingene.lingene_pruned import MIXERS
+from modeling_lingene.lingene_swin import LinGenePrunedSwinConfig
+from modeling_lingene.lingene_vit import LinGeneViTConfig
 from modeling_lingene.measuring.metrics import count_macs, count_parameters
 from modeling_lingene.pruning.choose import Worths, check_target, choose
-from modeling_lingene.pruning.costs import KINDS, Costs, costs_of
+from modeling_lingene.pruning.costs import KINDS, LayerCosts, costs_of
 from modeling_lingene.pruning.importance import efficiencies
 
 
+SWIN_MIXED = dict(mixers=["conv3", "attention", "none", "conv1"], intermediate_sizes=[48, 8, 40, 17])
 # DeiT-B as the authors have released it pruned (SPViT's repository), 224 pixels, 1000 classes.
 RELEASED = dict(
     mixers=["conv1"] * 3 + ["conv3"] * 2 + ["attention"] * 7,
@@ -27,9 +30,16 @@ RELEASED = dict(
     [{}, {"folded": True}, {"qkv_bias": False}, {"image_size": [16, 24]}, {"patch_size": 2, "num_channels": 1}],
     ids=str,
 )
-def test_the_closed_form_is_what_torch_counts(fields):
-    """To the last product and parameter, for every mixer, or a target would be met on paper only."""
-    config = made.mixed_config(**fields)
+@pytest.mark.parametrize("family", made.FAMILIES)
+def test_the_closed_form_is_what_torch_counts(family, fields):
+    """To the last product and parameter, for every mixer, or a target would be met on paper only. A Swin's maps are
+    not of whole windows, and of images that patches do not divide.
+    """
+    if family == "vit":
+        config = made.mixed_config(**fields)
+    else:
+        images = {"image_size": [27, 21]} if "image_size" in fields else {}
+        config = made.swin_config(**{**fields, **images, **SWIN_MIXED})
     model = AutoModelForImageClassification.from_config(config)
     counted = {"macs": count_macs(config), "params": count_parameters(model)}
     for kind in KINDS:
@@ -46,6 +56,40 @@ def test_the_released_network_costs_what_its_authors_say():
     assert round(params / 1e6, 2) == 41.58
     with torch.device("meta"):
         assert count_parameters(AutoModelForImageClassification.from_config(config)) == params
+
+
+def test_swin_tiny_costs_what_its_authors_say():
+    """4.5 G and 28.3 M (Liu et al., Table 1); and what transformers' own model has."""
+    config = LinGenePrunedSwinConfig(num_labels=1000)
+    dense = {"mixers": config.mixers, "units": config.intermediate_sizes}
+    macs, params = (costs_of(config, kind).total(**dense) for kind in KINDS)
+    assert (round(macs / 1e9, 1), round(params / 1e6, 1)) == (4.5, 28.3)
+    assert macs == count_macs(SwinConfig(num_labels=1000))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.15, 0.5, 0.95])
+def test_a_swin_meets_its_target_and_may_lose_all_attention(kind, share):
+    """Its layers cost by their stage; it has no class token to which attention alone could bring the patches."""
+    config = LinGenePrunedSwinConfig(num_labels=1000)
+    costs, generator = costs_of(config, kind), torch.Generator().manual_seed(0)
+    units = [torch.randn(size, generator=generator) for size in config.intermediate_sizes]
+    mixers = torch.randn(12, 3, generator=generator)
+    target = share * costs.total(config.mixers, config.intermediate_sizes)
+    chosen = choose(Worths(mixers, units), costs, target)
+    assert 0.99 * target <= chosen.cost <= target and all(size % 8 == 0 for size in chosen.sizes)
+    assert chosen.cost == costs.total(chosen.mixers, chosen.sizes)
+    without = choose(Worths(mixers - torch.tensor([0.0, 0.0, 99.0]), units), costs, min(share, 0.5) * target / share)
+    assert "attention" not in without.mixers
+    assert set(without.mixers) & {"conv1", "conv3"}
+
+
+def test_the_least_of_a_swin_has_no_attention():
+    """And is named as such."""
+    config = LinGenePrunedSwinConfig()
+    costs = costs_of(config)
+    with pytest.raises(ValueError, match="from (0.0[0-9]+) on, with attention in no layer and 8 MLP units in each"):
+        check_target(costs, config.intermediate_sizes, 1.0)
 
 
 def worths(seed: int, layers: int = 12, units: int = 768) -> Worths:
@@ -132,7 +176,7 @@ def test_too_few_heads_are_refused():
 
 def test_a_mixer_that_is_no_bargain_is_passed_over():
     """By hand: the upper hull of what is saved over what it costs."""
-    costs = Costs(0, {"none": 0, "conv1": 1, "conv3": 2, "attention": 4}, 1)
+    costs = LayerCosts({"none": 0, "conv1": 1, "conv3": 2, "attention": 4}, 1)
     assert efficiencies([6.0, 3.0, 1.0, 0.0], costs) == [3.0, 2.0, 0.5]  # each worth less than the one before
     assert efficiencies([6.0, 7.0, 1.0, 0.0], costs) == [2.5, 2.5, 0.5]  # conv1 harms
     assert efficiencies([4.0, 9.0, 5.0, 0.0], costs) == [1.0, 1.0, 1.0]  # no convolution is any good

@@ -17,10 +17,21 @@ import pruning_helpers as made
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import helpers
 from hub_server import HubServer
+from modeling_lingene import (
+    LinGenePrunedSwinForImageClassification,
+    LinGeneSwinConfig,
+    LinGeneSwinForImageClassification,
+)
 from modeling_lingene.citations import PAPERS
 from modeling_lingene.cli import build_parser, main
 from modeling_lingene.images.data import image_processor
@@ -36,6 +47,7 @@ from test_hub_server import in_new_process
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+SHARED = ("families", "reading", "recompose")
 RUNS = ("search", "tune", "compare")
 NAMES = {index: str(index) for index in range(10)}
 LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
@@ -233,6 +245,73 @@ def test_a_size_of_a_bundle_is_pruned_to_a_share_of_its_parameters(tmp_path, cap
     assert results["rows"][0]["params"] == dense.num_parameters()
 
 
+SWIN = dict(image_size=8, patch_size=1, embed_dim=24, depths=[2, 4], num_heads=[3, 6], window_size=4, mlp_ratio=2.0)
+
+
+def small_swin(folder):
+    """Two and four layers, 64 and 16 tokens, ten classes, weights changed; with its preprocessing."""
+    torch.manual_seed(0)
+    model = SwinForImageClassification(SwinConfig(**SWIN, **LABELS))
+    made.shake(model)
+    model.save_pretrained(folder)
+    image_processor(8).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("search", ["none", pytest.param("published", marks=pytest.mark.slow)])
+def test_a_swin_is_pruned_to_a_share_of_its_cost(tmp_path, search):
+    """Within one step of MLP sizes of the target; the folder is of its own class, and commands take it."""
+    folder = small_swin(tmp_path / "swin")
+    results = prune(folder, tmp_path / "out", replace(SETTINGS, search=search, fold=search == "published"), TRAINING)
+    dense, _, pruned = results["rows"]
+    assert dense["depth"] == pruned["depth"] == "2-4"
+    quantum = 8 * 2 * 64 * 24 / dense["macs"]
+    assert 0.5 - quantum <= results["share"]["macs"] == pruned["macs"] / dense["macs"] <= 0.5
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "model")
+    assert type(model) is LinGenePrunedSwinForImageClassification
+    assert model.num_parameters() == pruned["params"] < dense["params"]
+    assert [layer["of"] for layer in results["layers"]] == [48] * 2 + [96] * 4
+    assert [layer["units"] for layer in results["layers"]] == model.config.intermediate_sizes
+    assert [layer["mixer"] for layer in results["layers"]] == model.config.mixers != ["attention"] * 6
+    assert model.config.folded == (search == "published")
+    assert "A Swin Transformer pruned to" in (tmp_path / "out" / "model" / "README.md").read_text()
+    if search == "none":
+        return
+    name, row = str(tmp_path / "out" / "model"), tmp_path / "row.json"
+    assert main(["evaluate", name, "--data", "digits", "--out", str(row), "--quiet"]) == 0
+    assert json.loads(row.read_text())["accuracy"] == pruned["accuracy"]
+    assert main(["profile", name, "--out", str(tmp_path / "p.json"), "--batch-size", "2", "--quiet"]) == 0
+    assert main(["export", name, "--to", "program", "--out", str(tmp_path / "program"), "--quiet"]) == 0
+
+
+@pytest.mark.slow
+def test_a_pruned_swin_runs_in_onnxruntime(tmp_path):
+    """Shifted windows and their masks, convolutions over the whole map, at any batch size."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    config = made.swin_config(mixers=["conv3", "attention", "conv1", "attention"])
+    made.network(config).save_pretrained(tmp_path / "model")
+    asked = ["--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]
+    assert main(["export", str(tmp_path / "model"), *asked]) == 0
+
+
+def test_a_size_of_a_swin_bundle_is_pruned(tmp_path):
+    """Its decomposed stage with fewer layers; written out as a stock Swin, and where it comes from is kept."""
+    torch.manual_seed(0)
+    config = LinGeneSwinConfig(**SWIN, decomposed_stages=[2], **LABELS, trained_depths=[2, 4])
+    bundle = LinGeneSwinForImageClassification(config)
+    made.shake(bundle)
+    bundle.save_pretrained(tmp_path / "bundle")
+    image_processor(8).save_pretrained(tmp_path / "bundle")
+    settings = replace(SETTINGS, target_macs=0.0, target_params=0.6, calibration_images=16, tune=False)
+    results = prune(tmp_path / "bundle", tmp_path / "out", settings, TRAINING, size={"depth": 2})
+    assert 0.57 <= results["share"]["params"] <= 0.6 and len(results["layers"]) == 4
+    dense = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "dense")
+    assert type(dense) is SwinForImageClassification and list(dense.config.depths) == [2, 2]
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.depths == [2, 2] and model.config.pruned_from["size"] == {"depth": 2}
+
+
 @pytest.mark.slow
 def test_the_bundles_own_size_of_that_cost_is_trained_alike_and_measured_beside_the_result(tmp_path):
     """Five sizes are smaller; the one nearest to half of the MACs has three layers. It sees as many pictures."""
@@ -318,11 +397,8 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
         files = set(hub.snapshot("org/pruned")[1])
         card = hub.read("org/pruned", "README.md").decode()
-    code = {
-        f"{name}_lingene.py"
-        for name in ("vit", "configuration", "configuration_base", "families", "reading", "recompose")
-    }
-    code |= {"lingene_vit.py"}
+    code = {f"{name}_lingene.py" for name in ("vit", "configuration_base", "configuration", *SHARED)}
+    code |= {"lingene_vit.py", "lingene_pruned.py"}
     others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
     assert files - {".gitattributes"} == code | others
     assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
@@ -344,7 +420,7 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         ({"target_macs": float("nan")}, "`target_macs` must be from 0 to 1, got nan"),
         ({"target_macs": -0.5}, "`target_macs` must be from 0 to 1, got -0.5"),
         ({"search": "evolution"}, "`search` must be one of published, none, random, got 'evolution'"),
-        ({"mixing_temperature": 0.0}, "`mixing_temperature` must be a positive number"),
+        ({"mixing_temperature": -1.0}, "`mixing_temperature` must be from 0 to 1e"),
         ({"calibration_images": 0}, "`calibration_images` must be an integer of at least 1"),
         ({"validation_share": 1.0}, "`validation_share` must be from 0 to below 1"),
     ],
@@ -362,8 +438,8 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("too little", "`target_macs` 0.01 of the dense network's cost cannot be met: give a share below 1, and from"),
         ("size", "`depth` chooses a size of a bundle, and .* is a vit model"),
         ("nothing", "`model` .* cannot be read"),
-        ("swin", "`model_type` 'swin' of .* is not one that converts: stages of several widths"),
-        ("registers", "is no plain ViT, whose parts alone are pruned: .*`embeddings.register_tokens`"),
+        ("swin", "`use_absolute_embeddings` True of .*: positions that are learned for one image size"),
+        ("registers", "`model` .* is a dinov2_with_registers model; those that can be pruned: vit, swin"),
         ("headless", "`model` .* has no classifier; fine-tune it"),
         (
             "classes",
@@ -380,15 +456,13 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
     from transformers import (
         Dinov2WithRegistersConfig,
         Dinov2WithRegistersForImageClassification,
-        SwinConfig,
-        SwinForImageClassification,
         ViTModel,
     )
 
     model, settings, size, out = tmp_path / "model", SETTINGS, {}, tmp_path / "out"
     if case == "swin":
-        config = SwinConfig(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
-        SwinForImageClassification(config).save_pretrained(model)
+        shape = dict(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
+        SwinForImageClassification(SwinConfig(**shape, use_absolute_embeddings=True)).save_pretrained(model)
     elif case == "registers":
         config = Dinov2WithRegistersConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
         Dinov2WithRegistersForImageClassification(config).save_pretrained(model)
