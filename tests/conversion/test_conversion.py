@@ -37,6 +37,7 @@ from transformers import (
 )
 
 import helpers
+from lingene.options import arguments
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli
 from modeling_lingene.conversion.closed_form import check_condition, condition, solve
 from modeling_lingene.conversion.convert import convert
@@ -204,7 +205,7 @@ def test_a_timm_classifier_on_the_class_token_is_half_of_a_head(tmp_path, name, 
     options = {"num_classes": 7, "img_size": 42, "no_embed_class": positions == "of patches"}
     model = changed(timm.create_model(name, **options))
     tensors = model.state_dict()
-    config = from_timm._bundle_config(model)
+    config = from_timm._vit_config(model, ())
     outside = from_timm._outside(tensors, model, config)
     shapes = config.shared_shapes() | config.head_shapes()
     assert {key: tuple(tensor.shape) for key, tensor in outside.items()} == shapes
@@ -328,7 +329,7 @@ def test_what_is_exported_to_timm_is_converted_again_by_the_arguments_that_the_e
         f"timm:{report['name']}",
         tmp_path / "again",
         weights=str(tmp_path / "timm" / "model.safetensors"),
-        model_args=cli.arguments(text),
+        model_args=arguments(text),
     )
     values = helpers.images(3)
     with torch.no_grad():
@@ -566,7 +567,7 @@ def test_places_and_counts_that_cannot_be_are_refused(tmp_path):
     for count in (0, 7, 1.5):
         with pytest.raises(ValueError, match="`num_components`"):
             convert(str(folder), tmp_path / "bundle", num_components=count)
-    with pytest.raises(ValueError, match="`weights` and `prefix`"):
+    with pytest.raises(ValueError, match="`weights`, `prefix` and `model_args`"):
         convert(str(folder), tmp_path / "bundle", weights="x")
     with pytest.raises(ValueError, match="`source`"):
         convert(str(tmp_path / "absent"), tmp_path / "bundle")
