@@ -5,6 +5,7 @@ Against transformers' and timm's own models, every parameter changed by noise, L
     pytest tests/conversion/test_conversion.py
 """
 
+import copy
 import json
 import time
 
@@ -117,6 +118,7 @@ def relative(one, other):
 def test_a_classifier_comes_through_to_the_same_logits(tmp_path, kind):
     """Stock model -> bundle -> stock model: equal to 1e-5 relative, labels and preprocessing kept."""
     model_class, config = CLASSIFIERS[kind]
+    config = copy.deepcopy(config)  # that other tests take, too
     config.id2label = {index: f"thing {index}" for index in range(7)}
     model, folder = source(tmp_path, model_class, config)
     report = convert(str(folder), tmp_path / "bundle")
