@@ -274,9 +274,9 @@ def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | N
 
 def _check_shape(name: str, model: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str) -> None:
     """Refuse weights of a network of another depth, width or patch than the name's; says what to ask for."""
-    if tensors[ANCHOR].dim() != 4:
-        return
     blocks = {int(found[1]) for key in tensors if (found := re.match(r"blocks\.(\d+)\.", key))}
+    if tensors[ANCHOR].dim() != 4 or not blocks:  # no network of any shape, as will be told
+        return
     width, channels, height, _ = tensors[ANCHOR].shape
     found = {"depth": len(blocks), "embed_dim": width, "in_chans": channels, "patch_size": height}
     expected, patch = len(model.blocks), model.patch_embed.proj

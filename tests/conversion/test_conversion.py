@@ -5,6 +5,7 @@ Against transformers' and timm's own models, every parameter changed by noise, L
     pytest tests/conversion/test_conversion.py
 """
 
+import copy
 import json
 import time
 
@@ -37,6 +38,7 @@ from transformers import (
 )
 
 import helpers
+from lingene.options import arguments
 from modeling_lingene import LinGeneForImageClassification, LinGeneModel, cli
 from modeling_lingene.conversion.closed_form import check_condition, condition, solve
 from modeling_lingene.conversion.convert import convert
@@ -116,6 +118,7 @@ def relative(one, other):
 def test_a_classifier_comes_through_to_the_same_logits(tmp_path, kind):
     """Stock model -> bundle -> stock model: equal to 1e-5 relative, labels and preprocessing kept."""
     model_class, config = CLASSIFIERS[kind]
+    config = copy.deepcopy(config)  # that other tests take, too
     config.id2label = {index: f"thing {index}" for index in range(7)}
     model, folder = source(tmp_path, model_class, config)
     report = convert(str(folder), tmp_path / "bundle")
@@ -204,7 +207,7 @@ def test_a_timm_classifier_on_the_class_token_is_half_of_a_head(tmp_path, name, 
     options = {"num_classes": 7, "img_size": 42, "no_embed_class": positions == "of patches"}
     model = changed(timm.create_model(name, **options))
     tensors = model.state_dict()
-    config = from_timm._bundle_config(model)
+    config = from_timm._vit_config(model, ())
     outside = from_timm._outside(tensors, model, config)
     shapes = config.shared_shapes() | config.head_shapes()
     assert {key: tuple(tensor.shape) for key, tensor in outside.items()} == shapes
@@ -328,7 +331,7 @@ def test_what_is_exported_to_timm_is_converted_again_by_the_arguments_that_the_e
         f"timm:{report['name']}",
         tmp_path / "again",
         weights=str(tmp_path / "timm" / "model.safetensors"),
-        model_args=cli.arguments(text),
+        model_args=arguments(text),
     )
     values = helpers.images(3)
     with torch.no_grad():
@@ -566,7 +569,7 @@ def test_places_and_counts_that_cannot_be_are_refused(tmp_path):
     for count in (0, 7, 1.5):
         with pytest.raises(ValueError, match="`num_components`"):
             convert(str(folder), tmp_path / "bundle", num_components=count)
-    with pytest.raises(ValueError, match="`weights` and `prefix`"):
+    with pytest.raises(ValueError, match="`weights`, `prefix` and `model_args`"):
         convert(str(folder), tmp_path / "bundle", weights="x")
     with pytest.raises(ValueError, match="`source`"):
         convert(str(tmp_path / "absent"), tmp_path / "bundle")

@@ -115,7 +115,7 @@ def test_what_an_onnx_folder_is_worth_is_measured_on_pictures(written, bundle, m
     assert size == {"depth": 3, "width_ratio": "1/2", "num_components": 5}
     assert row["accuracy"] == round(right, 6) and (row["images"], row["weights"]) == (60, weights)
     assert row["standard_errors"]["accuracy"] == round(math.sqrt(right * (1 - right) / 60), 6)
-    plain = helpers.tiny_config().vit_config(helpers.tiny_config().size(3, "1/2"))
+    plain = helpers.tiny_config().stock_config(helpers.tiny_config().size(3, "1/2"))
     assert row["macs"] == count_macs(plain) and row["file_bytes"] == (folder / "model.onnx").stat().st_size
     assert row["latency_ms"] > 0 and row["device"].endswith(f", ONNX {weights}")
     assert row["timed_with"].startswith(f"onnxruntime {runtime.__version__}, {weights}, load ")
