@@ -342,5 +342,5 @@ def test_commands_look_whether_their_result_can_be_written_before_they_begin(tmp
     (tmp_path / "file").write_text("theirs")
     assert main([*command, "--out", str(tmp_path / "file" / "out")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # after what libraries say of themselves when they are imported
-    assert said.startswith(f"lingene {command[0]}: `out` {tmp_path / 'file' / 'out'} cannot be written to: ")
+    assert said.startswith(f"lingene {command[0]}: `--out` {tmp_path / 'file' / 'out'} cannot be written to: ")
     assert (tmp_path / "file").read_text() == "theirs"
