@@ -28,13 +28,14 @@ VIT_FIELDS = (
     "hidden_size num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob "
     "initializer_range layer_norm_eps image_size patch_size num_channels qkv_bias"
 ).split()
+PLAIN_FAMILIES = [name for name, row in FAMILIES.items() if not row.stages]
 WIDTH_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size")
 FIELDS = {
     **dict.fromkeys((*WIDTH_FIELDS, "num_channels"), UNITS),
     "hidden_act": one_of(*ACT2FN),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"), SHARE),
     "initializer_range": number(0, 1e3),
-    "family": one_of(*(name for name, row in FAMILIES.items() if not row.stages)),
+    "family": one_of(*PLAIN_FAMILIES),
     "num_register_tokens": integer(0, MOST_LAYERS),
     "drop_path_rate": (lambda value: is_number(value, 0, 1) and value < 1, "a number from 0 to below 1"),
     **dict.fromkeys(("apply_layernorm", "reshape_hidden_states"), FLAG),
@@ -90,8 +91,8 @@ class LinGeneConfig(BundleConfig):
                 f"`hidden_size` {self.hidden_size} is not a multiple of `num_attention_heads` "
                 f"{self.num_attention_heads}."
             )
-        if self.family not in FAMILIES:
-            raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
+        if self.family not in PLAIN_FAMILIES:
+            raise ValueError(f"`family` must be one of {', '.join(PLAIN_FAMILIES)}, got {self.family!r}.")
         family = self.stands_for
         for name, none in FAMILY_FIELDS.items():
             if name not in family.fields and getattr(self, name) != none:

