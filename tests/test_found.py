@@ -82,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_command_says_what_the_folder_is_that_it_does_not_take(folders, tmp_path, capsys, line, kind):
     """And what takes it; before anything is written, downloaded or measured."""
     if line.startswith("app"):
-        pytest.importorskip("gradio")
+        pytest.importorskip("gradio", reason="needs gradio, of the extra app")
     pytest.importorskip("sklearn"), pytest.importorskip("onnxruntime")
     places = {"F": str(folders[kind]), "B": str(folders["bundle"]), "O": str(tmp_path / "out")}
     before = files(folders[kind])
