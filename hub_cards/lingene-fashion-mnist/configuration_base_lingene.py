@@ -343,6 +343,10 @@ class BundleConfig(PretrainedConfig):
         rows = (self.depth_rows or {}).get(depth) or selected_rows(reference, depth, self.layer_period)
         return coefficients(reference, count, rows=rows, **shape)
 
+    def stack_of(self, name: str) -> str:
+        """The stack that a block tensor is of."""
+        return next(stack for stack in self.stacks if name.startswith(stack))
+
     def component_count(self, num_components: int, name: str) -> int:
         """How many of some components a stack has: at most one per layer where there are several stacks."""
         if len(self.stacks) == 1:

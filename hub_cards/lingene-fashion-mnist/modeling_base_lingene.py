@@ -118,8 +118,9 @@ class RecomposingModel(BundleMixin, PreTrainedModel):
 
     def _recompose(self, names: list[str], components: list[dict], size: Size, base: dict | None) -> dict:
         """Some tensors of every layer; `base` holds what the first components give, and they are skipped."""
-        tables = {name: self.config.coefficients(size, name) for name in names}
-        return {name: self._combined(name, components, tables[name], size, base) for name in names}
+        tables = {stack: self.config.coefficients(size, stack) for stack in self.config.stacks}
+        stack_of = self.config.stack_of
+        return {name: self._combined(name, components, tables[stack_of(name)], size, base) for name in names}
 
     def _combined(
         self, name: str, components: list[dict], table: torch.Tensor, size: Size, base: dict | None
