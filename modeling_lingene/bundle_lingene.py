@@ -242,9 +242,10 @@ class Bundle:
     def _combined(self, names: list[str], slices: dict, size: Size, dtype) -> dict[str, list]:
         """Some block tensors of every layer."""
         layers, pieces = {}, []
+        tables = {stack: self.config.coefficients(size, stack) for stack in self.config.stacks}
         for name in names:
             parts = [self._take(key, slices[key], size, check=False) for key in self._keys_of(name, size)]
-            table = self.config.coefficients(size, name) * self.config.branch_scale(name, size)
+            table = tables[self.config.stack_of(name)] * self.config.branch_scale(name, size)
             layers[name], own = combining(parts, table, in_memory(parts[0], dtype))
             pieces += [(name, piece) for piece in own]
         for name, finite in in_threads(pieces):

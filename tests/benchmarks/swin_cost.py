@@ -75,7 +75,8 @@ def main() -> None:
         save(LinGeneSwinForImageClassification(config), Path(folder))
         loading = times(Path(folder), arguments.repeats, SIZES, limits=LOADING_LIMITS)
     results = {
-        "command": "python tests/benchmarks/swin_cost.py",
+        "command": f"python tests/benchmarks/swin_cost.py --repeats {arguments.repeats} "
+        f"--batch-size {arguments.batch_size}",
         "hardware": device_name(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "python": platform.python_version(),
