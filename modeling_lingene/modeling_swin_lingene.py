@@ -34,9 +34,11 @@ class LinGeneSwinPreTrainedModel(RecomposingModel):
         hidden, grid = embed_patches(self._pixels(pixel_values, weights), weights)
         hidden = nn.functional.dropout(hidden, config.hidden_dropout_prob, self.training)
         states, attentions, depths = [hidden], [], config.stage_depths(size)
+        settings = self._settings()
         for stage, depth in enumerate(depths, start=1):
             before = sum(depths[: stage - 1])
-            run = partial(self._run_block, grid, [self._drop_path(before + layer, depths) for layer in range(depth)])
+            each = [replace(settings, drop_path=self._drop_path(before + n, depths)) for n in range(depth)]
+            run = partial(self._run_block, grid, each)
             for after in self._stage(hidden, size, stage, depth, weights, run):
                 hidden, probabilities = after
             if stage < len(depths):
@@ -60,10 +62,9 @@ class LinGeneSwinPreTrainedModel(RecomposingModel):
             hidden, probabilities = run(layer, hidden, own)
             yield hidden, probabilities
 
-    def _run_block(self, grid, drop_paths, layer, hidden, weights):
-        settings = replace(self._settings(), drop_path=drop_paths[layer])
+    def _run_block(self, grid, settings, layer, hidden, weights):
         window, shift = fitted_window(grid, self.config.window_size, layer)
-        return swin_block(hidden, weights, settings, grid, window, shift)
+        return swin_block(hidden, weights, settings[layer], grid, window, shift)
 
     def _drop_path(self, layer: int, depths: list[int]) -> float:
         """Stochastic depth grows with the layer, from none to `drop_path_rate`."""

@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -209,6 +210,11 @@ def test_a_bundle_saves_loads_and_becomes_smaller_bundles(tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path / "bundle"), LinGeneSwinConfig)
 
 
+def tensors_of(file) -> int:
+    """Bytes of the tensors in a file."""
+    return sum(tensor.nbytes for tensor in load_file(file).values())
+
+
 def test_only_the_components_asked_for_are_read_and_their_parameters_are_counted(tmp_path):
     """What is downloaded for a size is what its files hold of it."""
     model = constrained(decomposed_stages=[2, 3])
@@ -222,6 +228,10 @@ def test_only_the_components_asked_for_are_read_and_their_parameters_are_counted
     assert config.stored_params(config.size()) == count_parameters(model)
     small = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle", constrained=True, num_components=1)
     assert config.stored_params(size) == count_parameters(small)
+    files = {file: tensors_of(tmp_path / "bundle" / file) for file in set(bundle.weight_map.values())}
+    for count in (1, 2, 3):  # the third component has one stage only
+        expected = sum(files[f"component-{n:02d}.safetensors"] for n in range(count)) + files["shared.safetensors"]
+        assert bundle.download_bytes(count) == expected
     facts, rows = describe(tmp_path / "bundle")
     assert facts["depth"] == "4-2" and facts["decomposed_stages"] == [2, 3] and rows == []
     assert facts["legal_width_ratios"] == WIDTHS and "intermediate_size" not in facts

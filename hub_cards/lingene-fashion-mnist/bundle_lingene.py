@@ -158,7 +158,8 @@ class Bundle:
 
         def numbers(count: int) -> int:
             shared = [*self.shared_shapes.values(), *(self.head_shapes.values() if self.has_head else ())]
-            return sum(map(prod, shared)) + count * sum(map(prod, self.block_shapes.values()))
+            components = (shape for n in range(count) for shape in self.stored.component_shapes(n).values())
+            return sum(map(prod, (*shared, *components)))
 
         whole = numbers(self.stored.reference_components)
         return round(numbers(num_components) * (self.total_size or BYTES_PER_ELEMENT * whole) / whole)
