@@ -135,11 +135,14 @@ def start(processes: int, cases: list[dict], out: str) -> bool:
     group = [fork.Process(target=one_of, args=(processes, rank, port, cases, out)) for rank in range(processes)]
     for process in group:
         process.start()
-    while any(process.is_alive() for process in group):
-        multiprocessing.connection.wait([process.sentinel for process in group if process.is_alive()])
-        if any(process.exitcode for process in group):
-            for process in group:
-                process.kill()
+    running = {process.sentinel: process for process in group}
+    while running:  # each is waited for until it is taken out: a wait for nobody would never end
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            process = running.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                for other in group:
+                    other.kill()
     return not any(process.exitcode for process in group)
 
 
