@@ -6,12 +6,13 @@ nothing is typed in.
 Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m MLP width.
 """
 
-import copy
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,14 +65,18 @@ def count_macs(config: PretrainedConfig, head: bool = True, image_size: tuple[in
     Returns:
         MACs of one image: floating point operations / 2.
     """
-    # A copy, because transformers writes the attention implementation into the config it is given. Eager attention is
-    # plain matrix products, which the counter knows on every device and in every version.
-    config = copy.deepcopy(config)
+    return _macs(type(config), config.to_json_string(), head, image_size or height_and_width(config))
+
+
+@lru_cache(maxsize=1024)
+def _macs(config_class: type[PretrainedConfig], fields: str, head: bool, image_size: tuple[int, int]) -> int:
+    """Counted once for a shape: a sweep, its table, its card and the summary before a run all ask."""
+    # Eager attention is plain matrix products, which the counter knows on every device and in every version.
+    config = config_class.from_dict(json.loads(fields))
     with torch.device("meta"):
         auto_class, without = (AutoModelForImageClassification, {}) if head else (AutoModel, no_pooler(config))
         model = auto_class.from_config(config, attn_implementation="eager", **without).eval()
-        height, width = image_size or height_and_width(config)
-        pixel_values = torch.empty(1, config.num_channels, height, width, dtype=model.dtype)
+        pixel_values = torch.empty(1, config.num_channels, *image_size, dtype=model.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pixel_values)
     macs, odd = divmod(int(counter.get_total_flops()), 2)
