@@ -126,8 +126,6 @@ SCALES = {
         depths=(6,),
         widths=("1",),
         teacher={},
-        rates=(2e-3,),
-        seeds=(0,),
     ),
 }
 SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
