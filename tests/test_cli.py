@@ -34,6 +34,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
 import modeling_lingene
+from helpers import ROWS, assert_table_shows, files, number, read, table
 from lingene import telling
 from lingene.options import named
 from modeling_lingene import cli, folders, hub, progress, readme, saving_lingene
@@ -41,7 +42,6 @@ from modeling_lingene.images.data import image_processor, load_images, to_tensor
 from modeling_lingene.measuring import sweep
 from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.training import recipes
-from test_hub import ROWS, assert_table_shows, files, number, read, table
 
 
 COMMANDS = {"quickstart", "decompose", "convert", "export", "materialise", "evaluate", "sweep", "profile", "verify"}

@@ -21,12 +21,12 @@ from test_conversion import relative
 from transformers import AutoModelForImageClassification, BitImageProcessorPil
 
 import helpers
+from helpers import read
 from modeling_lingene import LinGeneModel, cli
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.devices import preprocessing
 from modeling_lingene.conversion.export import FORMATS, export, load_code
 from modeling_lingene.measuring.metrics import height_and_width
-from test_hub import read
 from test_writing import error_with_limit
 
 

@@ -26,13 +26,13 @@ from transformers import (
 )
 
 import helpers
+from helpers import files, read
 from modeling_lingene import LinGeneModel
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import _differences, export, load_code
 from modeling_lingene.conversion.graphs import Outputs
 from modeling_lingene.images.data import image_processor
-from test_hub import files, read
 
 
 ONNX_FLOAT, ONNX_INT8, ONNX_HALF = 1, 3, 10  # of TensorProto.DataType

@@ -21,11 +21,11 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
+from helpers import example, files, read, run_examples
 from modeling_lingene import cli, kept
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
 from modeling_lingene.training.options import asked_recipe
-from test_hub import example, files, read, run_examples
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 import helpers
+from helpers import assert_table_shows, read, table
 from modeling_lingene import folders
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring import metrics, sweep
-from test_hub import assert_table_shows, read, table
 
 
 STORED = {"depth": None, "num_components": None, "reference_depth": 6, "reference_components": 5}
