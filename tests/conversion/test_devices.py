@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from converting import relative
 from exports import FORMATS as PLAIN_FORMATS
 from exports import LABELS, MEAN, SHAPE, STD, made, picture
 from pruning_helpers import mixed_config, network
-from test_conversion import relative
 from transformers import AutoModelForImageClassification, BitImageProcessorPil
 
 import helpers

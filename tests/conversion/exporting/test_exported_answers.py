@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from converting import MLP, changed, pixels, relative, timm_source
+from converting import source as stock_source
 from exports import FORMATS, FULL, LABELS, LEAST, SMALL, lingene, loaded, needed, session
 from safetensors.torch import load_file
-from test_conversion import MLP, changed, pixels, relative, timm_source
-from test_conversion import source as stock_source
 from transformers import (
     AutoModelForImageClassification,
     ViTConfig,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from converting import MLP, relative
+from converting import source as stock_source
 from exports import FORMATS, LABELS, LEAST, MEAN, SMALL, STD, lingene, made, needed, picture
-from test_conversion import MLP, relative
-from test_conversion import source as stock_source
 from transformers import (
     ViTConfig,
     ViTForImageClassification,
