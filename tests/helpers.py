@@ -237,6 +237,9 @@ for timed in ROWS[:2]:
     timed |= {"latency_ms": 1.2345 * timed["depth"], "device": device_name()}
 
 
+BAR = re.compile(r"\d%\|.*\|")  # of tqdm
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

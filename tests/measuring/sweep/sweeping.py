@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -208,9 +207,6 @@ def timed_rows(devices: Sequence[str] = tuple(TIMES)) -> list[dict]:
             row["profiles"] = [PROFILES[0] | {"device": device, "latency_ms": ms} for device, ms in times.items()]
         rows.append(row)
     return rows[::-1]
-
-
-BAR = re.compile(r"\d%\|.*\|")  # of tqdm
 
 
 def options(asked: dict) -> list[str]:
