@@ -49,11 +49,8 @@ WRONG = {
     "evaluate without preprocessing": ("evaluate N --data digits --out O", "preprocessor_config.json"),
     "evaluate on no such device": ("evaluate B --data digits --device abacus --out O", "`--device`"),
     "info on nothing": ("info /absent/bundle --out O", "`BUNDLE`"),
-    "info on a plain model": ("info P --out O", "`BUNDLE`"),
     "card of nothing": ("card /absent/bundle", "`BUNDLE`"),
-    "card of a plain model": ("card P", "`BUNDLE`"),
     "push nothing": ("push /absent/bundle org/name", "`BUNDLE`"),
-    "push a plain model": ("push P org/name", "`BUNDLE`"),
     "no epochs": ("quickstart --epochs 0 --out O", "`--epochs`"),
     "quickstart over something": ("quickstart --out P", "`--out`"),
 }
@@ -183,7 +180,8 @@ def unread(monkeypatch):
             stream.close()
 
 
-@pytest.mark.parametrize("line", ["info B", "info P", "--help", *(f"{name} --help" for name in sorted(cli.COMMANDS))])
+# A help shorter than what a stream holds back fails when it is flushed, a longer one while argparse prints it.
+@pytest.mark.parametrize("line", ["info B", "info P", "--help", "zoo --help", "decompose --help"])
 def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(digits, unread, capfd, line):
     """`lingene info B 2>&1 | head -1`, as every program on a system; what is still to be printed fails no more."""
     places = {"B": str(digits.bundle), "P": str(digits.plain)}
