@@ -1,6 +1,7 @@
 """Fixtures of all tests; the plain functions behind them are in helpers.py."""
 
 import gc
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import helpers
-from modeling_lingene import found
+from modeling_lingene import folders, found
 from modeling_lingene.measuring import metrics
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
@@ -34,6 +35,19 @@ def within_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved bundle of `tiny_model()`; read only, a test that writes copies it."""
     return helpers.bundle(tmp_path_factory.mktemp("session") / "bundle")
+
+
+@pytest.fixture
+def folder(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may change, without measured sizes."""
+    return Path(shutil.copytree(bundle, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def measured(folder: Path) -> Path:
+    """The same with measured sizes, `helpers.ROWS`."""
+    folders.write_sizes(folder, helpers.ROWS)
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,13 +1,21 @@
-"""Small bundles that every test module uses, and a reference for them that is written in numpy and shares no code.
+"""Small bundles that every test module uses, a reference for them that is written in numpy and shares no code, and the
+files, tables and cards that are made of them, read again.
 
 Plain functions, so that a test may vary them; fixtures are in conftest.py.
 """
 
+import ast
+import json
+import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy
+import pytest
 import torch
+from huggingface_hub import ModelCard
 from numpy.polynomial import Chebyshev, Legendre, Polynomial
 from numpy.polynomial.chebyshev import chebpts1
 from transformers import ViTConfig, ViTForImageClassification
@@ -21,6 +29,7 @@ from modeling_lingene import (
     LinGeneSwinConfig,
     LinGeneSwinForImageClassification,
 )
+from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import MemoryImages
@@ -203,3 +212,111 @@ def reference_vit(
         weights[key] = torch.from_numpy(numpy.ascontiguousarray(leading)).to(target.dtype)
     vit.load_state_dict(weights)
     return vit
+
+
+ROWS = [
+    {
+        "depth": depth,
+        "width_ratio": width,
+        "num_components": count,
+        "params": 123_456 * depth,
+        "stored_params": 70_707 * count,
+        "macs": 2_345_678 * depth,
+        "accuracy": accuracy,
+        "split": "validation",
+        "dataset": "org/set",
+    }
+    for depth, width, count, accuracy in [
+        (6, "1", 5, 0.9876),
+        (3, "1", 2, 0.51234),
+        (4, "1/2", 3, 0.76549),
+        (1, "1", 5, 0.9),
+    ]
+]
+for timed in ROWS[:2]:
+    timed |= {"latency_ms": 1.2345 * timed["depth"], "device": device_name()}
+
+
+BAR = re.compile(r"\d%\|.*\|")  # of tqdm
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Changes a JSON file in place."""
+    content = read(path)
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The first table with a column `depth` in a Markdown text, one dict per row."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    start = next(number for number, line in enumerate(lines) if line[0] == "depth")
+    rows = [line for line in lines[start + 2 :] if len(line) == len(lines[start])]
+    return [dict(zip(lines[start], row)) for row in rows]
+
+
+def number(cell: str) -> float:
+    """`1.23 M` -> 1230000; `81.2 ± 1.3 %` -> 0.812."""
+    value, _, unit = re.sub(r" ± [\d.]+", "", cell).partition(" ")
+    return float(value) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "%": 0.01, "ms": 1}[unit]
+
+
+def assert_table_shows(rows: list[dict], shown: list[dict[str, str]]) -> None:
+    """Every row, the most accurate first, each number to three digits or the decimals of its unit."""
+    assert len(shown) == len(rows)
+    for row, cells in zip(sorted(rows, key=lambda row: -row["accuracy"]), shown):
+        assert cells["depth"] == str(row["depth"]) and cells["components"] == str(row["num_components"])
+        assert cells["width"] == row["width_ratio"]
+        assert cells["accuracy"].endswith(" %") and abs(number(cells["accuracy"]) - row["accuracy"]) <= 0.00051
+        for column, field in (("parameters", "params"), ("MACs", "macs")):
+            assert number(cells[column]) == pytest.approx(row[field], rel=5.1e-3)
+        if "latency_ms" in row:
+            assert number(cells["latency"]) == pytest.approx(row["latency_ms"], abs=0.0051)
+        else:
+            assert cells["latency"] == "-"
+
+
+def told_by(page: str) -> tuple[dict, str]:
+    """What a card's header says, in whatever order, and its text without the marks around it."""
+    card = ModelCard(page)
+    return card.data.to_dict(), re.sub(r"<!-- /?lingene card.*? -->\n?", "", card.text).strip()
+
+
+def examples(card: str) -> list[tuple[str, ast.Call]]:
+    """The Python blocks of a card, and the one call of `from_pretrained` in each."""
+    found = []
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+        (call,) = [call for call in calls if call.func.attr == "from_pretrained"]
+        found.append((block, call))
+    return found
+
+
+def example(card: str) -> tuple[str, ast.Call]:
+    """The first of them."""
+    return examples(card)[0]
+
+
+def run_examples(card: str, repo_id: str, folder: Path) -> list[ViTForImageClassification]:
+    """What the card's blocks give, each alone, where its repository is a folder on this machine."""
+    models = []
+    for block, call in examples(card):
+        assert call.args[0].value == repo_id
+        names: dict[str, Any] = {}
+        exec(block.replace(f'"{repo_id}"', repr(str(folder))), names)
+        models.append(names["model"])
+    return models

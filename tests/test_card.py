@@ -5,20 +5,14 @@ pytest tests/test_card.py
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import helpers
+from helpers import ROWS, edit, examples, files, read, told_by
 from modeling_lingene import card, folders, hub
 from modeling_lingene.citations import PAPERS
-from test_hub import ROWS, edit, examples, files, read, told_by
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return helpers.bundle(tmp_path / "tiny")
 
 
 def test_a_card_that_is_rendered_again_keeps_its_name_its_licence_and_its_place(folder):

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import helpers
+from helpers import files
 from modeling_lingene import LinGeneViTConfig, cli
 from modeling_lingene import found as module
 from modeling_lingene.images.data import image_processor
-from test_hub import files
 
 
 # What a folder is called in the line, and what of the way out must stand in it.

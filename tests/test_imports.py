@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import modeling_lingene
-from test_hub import ROWS
+from helpers import ROWS
 from test_structure import AT_HOME
 
 

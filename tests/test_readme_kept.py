@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 import helpers
+from helpers import ROWS
 from hub_server import HubServer
 from modeling_lingene import folders, hub, readme
-from test_hub import ROWS
 from test_hub_server import in_new_process
 
 

@@ -14,19 +14,19 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from converting import relative
 from exports import FORMATS as PLAIN_FORMATS
 from exports import LABELS, MEAN, SHAPE, STD, made, picture
 from pruning_helpers import mixed_config, network
-from test_conversion import relative
 from transformers import AutoModelForImageClassification, BitImageProcessorPil
 
 import helpers
+from helpers import read
 from modeling_lingene import LinGeneModel, cli
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.devices import preprocessing
 from modeling_lingene.conversion.export import FORMATS, export, load_code
 from modeling_lingene.measuring.metrics import height_and_width
-from test_hub import read
 from test_writing import error_with_limit
 
 

@@ -8,6 +8,7 @@ Against numpy's eigenvectors and stock transformers models whose every parameter
 import numpy
 import pytest
 import torch
+from converting import relative
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import (
@@ -48,10 +49,6 @@ def stock(model_class=ViTForImageClassification, seed=0, noise=0.08, **fields):
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=noise)
     return model.eval().requires_grad_(False)
-
-
-def relative(one, other):
-    return float((one - other).norm() / other.norm())
 
 
 def spread(size, seed=0):

@@ -7,13 +7,13 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel
 
 import helpers
+from helpers import edit, read, table
 from modeling_lingene import LinGeneModel, folders, hub
 from modeling_lingene.budget_lingene import METRICS, choose_size, metric_of
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.measuring import plots
 from modeling_lingene.measuring.tables import size_table
-from test_hub import edit, read, table
 
 
 STORED = {"depth": None, "num_components": None, "reference_depth": 6, "reference_components": 5}

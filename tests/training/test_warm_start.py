@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from converting import CLASSIFIERS
+from converting import source as stock_source
 from safetensors.torch import load_file
-from test_conversion import CLASSIFIERS
-from test_conversion import source as stock_source
 from test_options import OTHERS
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTImageProcessorPil
 

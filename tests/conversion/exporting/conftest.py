@@ -12,9 +12,9 @@ import pytest
 import torch
 from exports import FULL, SHAPE, made, needed
 
+from helpers import read
 from modeling_lingene import LinGeneModel
 from modeling_lingene.conversion.export import export
-from test_hub import read
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 import helpers
+from helpers import read
 from modeling_lingene import LinGeneForImageClassification, cli
 from modeling_lingene.conversion.export import load_code
 from modeling_lingene.images.data import image_processor
-from test_hub import read
 
 
 LABELS = {index: f"thing {index}" for index in range(7)}

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from converting import MLP, changed, pixels, relative, timm_source
+from converting import source as stock_source
 from exports import FORMATS, FULL, LABELS, LEAST, SMALL, lingene, loaded, needed, session
 from safetensors.torch import load_file
-from test_conversion import MLP, changed, pixels, relative, timm_source
-from test_conversion import source as stock_source
 from transformers import (
     AutoModelForImageClassification,
     ViTConfig,
@@ -26,13 +26,13 @@ from transformers import (
 )
 
 import helpers
+from helpers import files, read
 from modeling_lingene import LinGeneModel
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import _differences, export, load_code
 from modeling_lingene.conversion.graphs import Outputs
 from modeling_lingene.images.data import image_processor
-from test_hub import files, read
 
 
 ONNX_FLOAT, ONNX_INT8, ONNX_HALF = 1, 3, 10  # of TensorProto.DataType

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from converting import MLP, relative
+from converting import source as stock_source
 from exports import FORMATS, LABELS, LEAST, MEAN, SMALL, STD, lingene, made, needed, picture
-from test_conversion import MLP, relative
-from test_conversion import source as stock_source
 from transformers import (
     ViTConfig,
     ViTForImageClassification,
@@ -21,11 +21,11 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import helpers
+from helpers import example, files, read, run_examples
 from modeling_lingene import cli, kept
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
 from modeling_lingene.training.options import asked_recipe
-from test_hub import example, files, read, run_examples
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 import helpers
+from helpers import ROWS, files, read
 from lingene import telling
 from lingene.main import options_of
 from modeling_lingene import folders
 from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.export import export
-from test_hub import ROWS, files, read
 from test_writing import error_with_limit
 
 

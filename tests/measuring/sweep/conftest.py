@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 from sweeping import (
-    BAR,
     GRID,
     HERE,
     MEASURED,
@@ -28,6 +27,7 @@ from sweeping import (
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 import helpers
+from helpers import BAR
 from modeling_lingene import cli, folders
 from modeling_lingene.images import data
 from modeling_lingene.images.data import image_processor

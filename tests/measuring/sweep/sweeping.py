@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,11 +14,11 @@ import torch
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 import helpers
+from helpers import assert_table_shows, read, table
 from modeling_lingene import folders
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring import metrics, sweep
-from test_hub import assert_table_shows, read, table
 
 
 STORED = {"depth": None, "num_components": None, "reference_depth": 6, "reference_components": 5}
@@ -208,9 +207,6 @@ def timed_rows(devices: Sequence[str] = tuple(TIMES)) -> list[dict]:
             row["profiles"] = [PROFILES[0] | {"device": device, "latency_ms": ms} for device, ms in times.items()]
         rows.append(row)
     return rows[::-1]
-
-
-BAR = re.compile(r"\d%\|.*\|")  # of tqdm
 
 
 def options(asked: dict) -> list[str]:

@@ -11,11 +11,11 @@ from sweeping import GPU, HERE, OLD, OTHER, SIZES, STORED, TIMES, messages, size
 from transformers import AutoModelForImageClassification
 
 import helpers
+from helpers import edit, table
 from modeling_lingene import LinGeneForImageClassification, folders
 from modeling_lingene.budget_lingene import choose_size, readable
 from modeling_lingene.measuring import profiling
 from modeling_lingene.measuring.tables import size_table
-from test_hub import edit, table
 
 
 @pytest.fixture(params=["auto", "class"])

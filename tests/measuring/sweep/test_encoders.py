@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, ViTConfig, ViTModel
 
 import helpers
+from helpers import edit, files, read, table
 from modeling_lingene import LinGeneModel, folders
 from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.measuring import encoders, evaluation, features, metrics, profiling, sweep, yardsticks
 from modeling_lingene.measuring.evaluation import evaluate_data, evaluate_model
-from test_hub import edit, files, read, table
 
 
 STORED = {"depth": None, "num_components": None, "reference_depth": 6, "reference_components": 5}

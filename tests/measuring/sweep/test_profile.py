@@ -8,12 +8,12 @@ import torch
 from sweeping import HERE, MEASURED, PROFILES, RUN, load, made_up_time, messages, options, size_of, weights_id
 from transformers import AutoModelForImageClassification
 
+from helpers import edit, files, read
 from lingene import telling
 from lingene.main import options_of
 from modeling_lingene import folders
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.measuring import profiling
-from test_hub import edit, files, read
 
 
 def made_up_profile(folder: Path, row: dict, batch: int = 64, dtype: torch.dtype = torch.float32) -> dict:

@@ -23,9 +23,9 @@ from sweeping import (
 )
 
 import helpers
+from helpers import edit, files, read
 from modeling_lingene import LinGeneConfig, folders
 from modeling_lingene.measuring import sweep
-from test_hub import edit, files, read
 
 
 @pytest.fixture

@@ -40,10 +40,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 
 import helpers
+from helpers import files, read
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, folders
 from modeling_lingene.images.data import EncodedImages
 from modeling_lingene.measuring import sweep
-from test_hub import files, read
 
 
 @pytest.fixture(scope="module")

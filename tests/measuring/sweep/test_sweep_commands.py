@@ -30,6 +30,7 @@ from sweeping import (
 )
 
 import helpers
+from helpers import files, number, read, table, told_by
 from lingene import telling
 from lingene.main import options_of
 from modeling_lingene import LinGeneConfig, LinGeneModel, folders, hub
@@ -37,7 +38,6 @@ from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.data import image_processor
 from modeling_lingene.measuring import metrics, plots, profiling, sweep
 from modeling_lingene.measuring.evaluation import evaluate_model
-from test_hub import files, number, read, table, told_by
 
 
 def change_weights(folder: Path) -> None:
