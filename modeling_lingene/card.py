@@ -95,6 +95,29 @@ def keywords(size: dict[str, Any], config: BundleConfig) -> dict[str, Any]:
     return given | ({"allow_untrained": True} if untrained else {})
 
 
+def layers_of(config: BundleConfig) -> str:
+    """Which layers the components stand for."""
+    stages = getattr(config, "decomposed_stages", None)  # of a network of stages
+    if stages is None:
+        return "the encoder layers"
+    return f"the layers of stage{'s' if len(stages) > 1 else ''} {' and '.join(map(str, stages))}"
+
+
+def shape_of(config: BundleConfig) -> dict[str, str]:
+    """What a network is like at full width: a few facts, and their numbers."""
+    if not hasattr(config, "decomposed_stages"):
+        shape = config.hidden_size, config.num_attention_heads, config.intermediate_size
+        return {"hidden size, heads, MLP units": ", ".join(map(str, shape))}
+    stages = range(1, len(config.depths) + 1)
+    own = [f"stage {n}: {config.depths[n - 1]}" for n in stages if n not in config.decomposed_stages]
+    return {
+        "layers of their own": ", ".join(own) or "none",
+        "channels of the stages": ", ".join(str(config.stage_width(n)) for n in stages),
+        "heads of the stages": ", ".join(map(str, config.num_heads)),
+        "MLP units, window": f"{config.mlp_ratio:g} times the channels, {config.window_size} patches",
+    }
+
+
 def pictures(folder: Path, rows: Sequence[dict], converted: dict | None) -> list[tuple[str, str]]:
     """The figures in a bundle's folder: what each shows, in numbers, and its file."""
     told = {}

@@ -30,6 +30,7 @@ from .bundle_lingene import Bundle
 from .card import (
     first_sizes,
     keywords,
+    layers_of,
     license_of,
     limits,
     made_how,
@@ -37,6 +38,7 @@ from .card import (
     papers,
     pictures,
     results,
+    shape_of,
 )
 from .citations import bibtex
 from .configuration_base_lingene import BundleConfig, Size
@@ -134,6 +136,8 @@ def render_card(
         head=head,
         examples=examples,
         config=config,
+        layers=layers_of(config),
+        shape=shape_of(config),
         family=config.stands_for,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows, fetched=bundle.download_bytes) if rows else None,

@@ -183,3 +183,31 @@ def test_a_table_leaves_out_latency_where_none_was_measured_and_marks_gaps():
     assert "latency" not in shown[0]
     assert_table_shows(ROWS, table(hub.size_table(ROWS)))
     assert len({len(line) for line in hub.size_table(ROWS).splitlines()}) == 1  # aligned, for the terminal
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        (
+            "vit",
+            ["5 shared linear components of the encoder layers,", "| hidden size, heads, MLP units | 48, 4, 96 |"],
+        ),
+        (
+            "swin",
+            [
+                "3 shared linear components of the layers of stage 2,",
+                "| layers of stage 2 (`depth`) | made for 4; trained at 4 |",
+                "| layers of their own | stage 1: 2, stage 3: 2 |",
+                "| channels of the stages | 12, 24, 48 |",
+                "| heads of the stages | 3, 6, 12 |",
+            ],
+        ),
+    ],
+)
+def test_a_card_says_what_its_kind_of_network_is_like(tmp_path, model, said):
+    """A Swin has no one number of heads: the cells of its card were empty."""
+    made = {"vit": lambda: helpers.tiny_model(helpers.tiny_config()), "swin": helpers.tiny_swin}[model]()
+    made.save_pretrained(tmp_path)
+    card = hub.render_card(tmp_path)
+    assert all(line in card for line in said), card
+    assert ", ," not in card and "|  |" not in card.replace("| | |", "")

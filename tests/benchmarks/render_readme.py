@@ -81,10 +81,10 @@ def conversion_source() -> str:
     return f"{100 * json.loads((RESULTS / 'conversion_fashion.json').read_text())['source']['accuracy']:.1f}"
 
 
-def schedules_table(names: dict[str, str] | None = None) -> str:
+def schedules_table(names: dict[str, str] | None = None, results: str = "schedules_fashion") -> str:
     """The rows by these names, or all that are measured, with their learning rates."""
-    table = Table.read("schedules_fashion")
-    labels = [str(count) for count in SCALES["fashion"].totals]
+    table = Table.read(results)
+    labels = [str(count) for count in SCALES[table.results["protocol"]["scale"]].totals]
     columns = ["training", *([] if names else ["rate"]), "cost", *(f"{label} comp." for label in labels)]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for name, row in table.rows.items():
@@ -210,6 +210,7 @@ def bundle_or_alone() -> str:
 
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
+NOTES |= {"swin table": functools.partial(schedules_table, results="schedules_swin")}
 NOTES |= {"backbone table": backbone_table, "components table": components_table}
 PAGES = {  # what lies between the markers of each page
     "README.md": {"elastic": elastic_table, "bundle or alone": bundle_or_alone},

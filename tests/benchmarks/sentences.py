@@ -8,6 +8,7 @@ half a point and the ranges of the seeds do not meet; equal otherwise.
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -106,19 +107,11 @@ WORDS = {"better": "above", "worse": "below", "equal": "equal to"}
 
 def schedules() -> list[str]:
     table = Table.read("schedules_fashion")
-    said, every = protocol(table), table.labels("simultaneous")
+    said = protocol(table)
     if not table.has("incremental", "elastic, degree weight 1"):
         return said
-    first, last = every[0], every[-1]
-    (dense,) = table.rows["dense"]["test"].values()
     elastic, incremental = best_of(table, "elastic"), best_of(table, "incremental")
-    for name in ("simultaneous", incremental, elastic):
-        tests = table.rows[name]["test"]
-        word = WORDS[table.compare(name, "dense", last)[0]]
-        said.append(
-            f"`{name}`: {with_range(tests[last])} with all components, {word} the dense network "
-            f"({with_range(dense)}), and {with_range(tests[first])} with one."
-        )
+    said += beside_dense(table, ("simultaneous", incremental, elastic))
     said.append(
         f"At equal cost the single run that is best on the validation part (`{elastic}`) against the best incremental "
         f"one (`{incremental}`), prefix by prefix: {table.against(elastic, incremental)}."
@@ -138,6 +131,30 @@ def schedules() -> list[str]:
         if table.has(one, other)
     ]
     return said
+
+
+def beside_dense(table: Table, names: Iterable[str]) -> list[str]:
+    """Bundles with all their components and with one."""
+    (dense,), said = table.rows["dense"]["test"].values(), []
+    for name in names:
+        first, *_, last = table.labels(name)
+        tests, word = table.rows[name]["test"], WORDS[table.compare(name, "dense", last)[0]]
+        said.append(
+            f"`{name}`: {with_range(tests[last])} with all components, {word} the dense network "
+            f"({with_range(dense)}), and {with_range(tests[first])} with one."
+        )
+    return said
+
+
+def swin() -> list[str]:
+    """A network of stages, components in the deepest."""
+    table = Table.read("schedules_swin")
+    elastic, incremental = best_of(table, "elastic"), best_of(table, "incremental")
+    return [
+        *protocol(table),
+        *beside_dense(table, (incremental, elastic)),
+        f"`{elastic}` against `{incremental}`, prefix by prefix: {table.against(elastic, incremental)}.",
+    ]
 
 
 def best_of(table: Table, schedule: str) -> str:
@@ -364,7 +381,7 @@ def loading() -> list[str]:
 
 
 SENTENCES = {"loading": loading, "conversion": conversion, "schedules": schedules, "sizes": sizes}
-SENTENCES |= {"backbone": backbone}
+SENTENCES |= {"backbone": backbone, "swin": swin}
 
 
 if __name__ == "__main__":
