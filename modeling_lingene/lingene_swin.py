@@ -25,7 +25,7 @@ from .lingene_pruned import (
     PrunedEncoder,
     PrunedModel,
 )
-from .swin_lingene import PATCH_NORM_EPS, embed_patches, fitted_window, merge, within_windows
+from .swin_lingene import PATCH_NORM_EPS, embed_patches, merge, shift_of, within_windows
 
 
 SHAPE_FIELDS = tuple(field for field in SWIN_FIELDS if field != "mlp_ratio")
@@ -125,9 +125,8 @@ class WindowAttention(Attention):
 
     def forward(self, hidden, settings, grid):
         """(b, t, d) -> (b, t, d), and the attention weights (b * windows, h, window^2, window^2) or None."""
-        window, shift = fitted_window(grid, self.window, self.place)
-        among = partial(self.among, settings=settings)
-        return within_windows(hidden, grid, window, shift, self.position_bias, among)
+        among, shift = partial(self.among, settings=settings), shift_of(self.place, grid, self.window)
+        return within_windows(hidden, grid, self.window, shift, self.position_bias, among)
 
 
 class Downsample(nn.Module):

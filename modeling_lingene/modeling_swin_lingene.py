@@ -12,7 +12,7 @@ from torch import nn
 
 from .configuration_swin_lingene import LinGeneSwinConfig
 from .modeling_base_lingene import RecomposingClassifier, RecomposingEncoder, RecomposingModel
-from .swin_lingene import embed_patches, fitted_window, merge, swin_block
+from .swin_lingene import embed_patches, merge, shift_of, swin_block
 from .vit_lingene import layer_norm
 
 
@@ -63,8 +63,8 @@ class LinGeneSwinPreTrainedModel(RecomposingModel):
             yield hidden, probabilities
 
     def _run_block(self, grid, settings, layer, hidden, weights):
-        window, shift = fitted_window(grid, self.config.window_size, layer)
-        return swin_block(hidden, weights, settings[layer], grid, window, shift)
+        window = self.config.window_size
+        return swin_block(hidden, weights, settings[layer], grid, window, shift_of(layer, grid, window))
 
     def _drop_path(self, layer: int, depths: list[int]) -> float:
         """Stochastic depth grows with the layer, from none to `drop_path_rate`."""

@@ -53,7 +53,7 @@ def swin_block(
     Args:
         hidden: (b, t, d), t = grid[0] * grid[1].
         weights: the tensors of one layer, named as in `LinGeneSwinConfig.block_shapes`.
-        window, shift: in patches, from `fitted_window`; a grid that windows do not divide is padded with zeros.
+        window, shift: in patches, see `shift_of`; a grid that windows do not divide is padded with zeros.
 
     Returns:
         (b, t, d), and the attention weights (b * windows, h, window^2, window^2) where the attention function returns
@@ -108,9 +108,9 @@ def from_windows(windows: torch.Tensor, window: int, height: int, width: int) ->
     return tokens.transpose(2, 3).reshape(-1, height, width, size)
 
 
-def fitted_window(grid: tuple[int, int], window: int, layer: int) -> tuple[int, int]:
-    """Window and shift of a layer, counted from 0 in its stage: every other one is shifted by half a window, and none
-    where one window takes the whole side.
+def shift_of(layer: int, grid: tuple[int, int], window: int) -> int:
+    """By how many patches the windows of a layer, counted from 0 in its stage, are shifted: every other one's by half
+    of their side, and none where one takes the whole side of the grid.
 
     Raises:
         ValueError: a grid smaller than a window, for which the table of positions has no reading.
@@ -120,7 +120,7 @@ def fitted_window(grid: tuple[int, int], window: int, layer: int) -> tuple[int, 
             f"`pixel_values` must give every stage at least one window of {window}x{window} patches, got a grid of "
             f"{grid[0]}x{grid[1]}: use larger images."
         )
-    return window, window // 2 if layer % 2 and min(grid) > window else 0
+    return window // 2 if layer % 2 and min(grid) > window else 0
 
 
 def position_bias(table: torch.Tensor, window: int) -> torch.Tensor:
