@@ -18,10 +18,11 @@ def evaluate(
     out: Path | None,
     **size,
 ) -> None:
-    from ..folders import download_of, write_json
+    from ..folders import check_file, download_of, write_json
     from ..measuring.evaluation import evaluate_data
     from ..measuring.tables import size_table, told_error, told_timing
 
+    check_file(out)
     how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, given(size), data, split, metric, **how)
     if out:  # before the table, which perhaps nobody reads to its end
@@ -88,9 +89,10 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
-    from ..folders import describe, download_of, write_json
+    from ..folders import check_file, describe, download_of, write_json
     from ..measuring.tables import readable
 
+    check_file(out)
     hub = given({"revision": revision})
     facts, rows = describe(bundle, **hub)
     if out:

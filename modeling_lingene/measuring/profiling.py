@@ -16,7 +16,7 @@ from ..budget_lingene import device_name, latest_run
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import check_count
 from ..families_lingene import layers_of
-from ..folders import check_folder, is_plain, processor_or_none, read_config, write_json
+from ..folders import check_file, check_folder, is_plain, processor_or_none, read_config, write_json
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size
 from .grids import grid_sizes
@@ -61,6 +61,7 @@ def profile(
     Raises:
         ValueError: sizes that are not legal, all of them; a device or dtype that cannot be used.
     """
+    check_file(out)
     device = check_device(device)
     check_count("batch_size", batch_size)
     if threads is not None:

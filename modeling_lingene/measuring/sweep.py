@@ -44,7 +44,7 @@ from .metrics import (
     timing_run,
 )
 from .plots import plot_heat, plot_sizes
-from .yardsticks import Sets, check_sets, default_metrics, fingerprint, open_sets, yardstick
+from .yardsticks import Sets, check_reference, check_sets, default_metrics, fingerprint, open_sets, yardstick
 
 
 logger = logging.get_logger(__name__)
@@ -104,6 +104,7 @@ def sweep(
     check_count("batch_size", batch_size)
     sets = Sets(default_metrics(metric, held.has_head, train), images, train)
     check_sets(sets, bundle, held.has_head)
+    check_reference(reference, sets.metrics)
     if "accuracy" in sets.metrics:
         sets = sets.labelled_for(config.id2label, f"`bundle` {bundle}", relabel)
     way = _Way(bundle, held.has_head, sets, read_processor(bundle), batch_size, reference, device)
