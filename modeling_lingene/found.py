@@ -17,6 +17,7 @@ from .kinds import PRUNED_TYPES
 EXPORT_FILE = "export.json"  # of an exported size: what its files are, and how they were verified
 WORD = re.compile(r"[A-Za-z][\w-]{0,60}", re.ASCII)
 TIMM, TIMM_HUB = "timm:", ("hf-hub", "hf_hub")  # before names of timm, and before those of repositories within
+THERE_IS_NONE = "not there"
 SECONDS = 10.0  # for the Hub to answer whether it is there at all
 # By what lies in a folder without a model: a file -> what that folder is, and the way out.
 HOLDERS = {
@@ -33,7 +34,7 @@ def what_is(name: str | os.PathLike) -> tuple[str, str]:
     """What lies in a folder, in a few words, and what can be done with it ("" where nothing can)."""
     folder = Path(name)
     if not folder.is_dir():
-        return ("a file" if folder.exists() else "not there"), ""
+        return ("a file" if folder.exists() else THERE_IS_NONE), ""
     kind = _model_type(folder / CONFIG_NAME)
     if kind in BUNDLE_TYPES:
         return "a bundle", BUNDLE_WAY.format(name)
@@ -70,6 +71,8 @@ def wrong_kind(argument: str, name: str | os.PathLike, wanted: str, way: str | N
         way: out; default what can be done with such a folder.
     """
     said, known = what_is(name)
+    if said == THERE_IS_NONE:
+        return ValueError(f"`{argument}` must be {wanted}, and there is no folder {name}.")
     way = known if way is None else way
     return ValueError(f"`{argument}` {name} is {said}, not {wanted}{': ' * bool(way)}{way}.")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .asked import given
+from .asked import given, on_the_hub
 from .shown import sizes_shown
 
 
@@ -93,7 +93,7 @@ def info(bundle: str, revision: str | None, out: Path | None) -> None:
     from ..measuring.tables import readable
 
     check_file(out)
-    hub = given({"revision": revision})
+    hub = on_the_hub(bundle, revision)
     facts, rows = describe(bundle, **hub)
     if out:
         write_json(out, {**facts, "sizes": rows})
@@ -109,7 +109,7 @@ def verify(bundle: str, revision: str | None) -> None:
     from ..folders import read_config
     from ..measuring.tables import bytes_shown
 
-    hub = given({"revision": revision})
+    hub = on_the_hub(bundle, revision)
     held = Bundle(bundle, read_config(bundle, **hub), hub)
     files = held.verify()
     held.measured()  # of these weights, or refused

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
-from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
+from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
 from ..images.data import HELD_OUT, WHOLE, Batches, LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
@@ -350,6 +350,8 @@ def _check_unseen(rows: Sequence[dict], images: LabelledImages) -> None:
 
 def _opened(bundle: str | os.PathLike, out: str | Path | None) -> tuple[BundleConfig, Path]:
     """A bundle's configuration, after a check of its weights where they lie here, and where results go."""
+    if out is not None:
+        check_writable(out)
     if os.path.isdir(bundle):
         return check_folder(bundle), Path(out or bundle)
     config = read_config(bundle)

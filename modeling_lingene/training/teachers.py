@@ -139,6 +139,20 @@ def _outputs(name: str, images: MemoryImages | PictureImages, classes: int, name
     return None if places == list(range(classes)) else places
 
 
+def check_teacher(name: str) -> None:
+    """Refuse a teacher that is not there, before any work.
+
+    Raises:
+        ValueError: no folder, one without a model, or a name while the Hub is out of reach.
+        ImportError: timm is missing; the message says what to install.
+    """
+    if name.startswith(TIMM):
+        check_timm_within_reach("teacher", name, require("timm"))
+    else:
+        check_holds_model("teacher", name, "a trained model")
+        check_within_reach("teacher", name)
+
+
 def timm_model(name: str, **changes) -> tuple:
     """A trained model of timm and its preprocessing: (h, w), mean, standard deviation.
 
@@ -149,8 +163,8 @@ def timm_model(name: str, **changes) -> tuple:
     Raises:
         ValueError: it cannot be loaded.
     """
+    check_teacher(name)
     timm = require("timm")
-    check_timm_within_reach("teacher", name, timm)
     try:
         model = timm.create_model(name.removeprefix(TIMM), pretrained=True, **changes)
     except (RuntimeError, OSError, ValueError, AssertionError, TypeError) as error:
@@ -171,8 +185,7 @@ def transformers_model(name: str, auto_class: type, unread: str = "") -> tuple:
         ValueError: it cannot be loaded, or a tensor that is needed was never trained.
     """
     path = os.path.expanduser(name)
-    check_holds_model("teacher", name, "a trained model")
-    check_within_reach("teacher", name)
+    check_teacher(name)
     try:
         model, told = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = read_processor(path)
