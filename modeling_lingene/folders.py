@@ -339,15 +339,20 @@ def check_writable(out: str | os.PathLike) -> None:
             probe.unlink()
 
 
-def check_file(out: str | os.PathLike | None) -> None:
-    """Refuse a place for a file that is a folder, or that cannot be written to; before long work. None is nowhere."""
+def check_file(out: str | os.PathLike | None, late: bool = False) -> None:
+    """Refuse a place for a file that is a folder; before long work, `late`, also one that cannot be written to.
+
+    Args:
+        out: None is nowhere.
+    """
     if out is None:
         return
     if Path(out).is_dir():
         raise ValueError(
             f"`out` {out} is a folder, and what is written is one file: give its name, such as {out}.json."
         )
-    check_writable(Path(out).absolute().parent)
+    if late:
+        check_writable(Path(out).absolute().parent)
 
 
 def _nearest(folder: Path) -> Path:

@@ -5,6 +5,7 @@ The whole table takes seconds: nothing of it may reach a network, a training or 
     pytest tests/test_wrong_input.py
 """
 
+import logging
 import shlex
 import warnings
 from pathlib import Path
@@ -210,8 +211,10 @@ def test_warnings_are_a_line_in_the_words_of_the_command_line():
     with warnings_in_lines({"split": "--split"}):
         told = warnings.formatwarning("held out (`split` held-out)", UserWarning, "a.py", 7, "code()")
         assert told == "held out (`--split` held-out)\n"
+        record = logging.LogRecord("any", logging.WARNING, "a.py", 7, "within `split` %s", ("x",), None)
+        assert logging.lastResort.format(record) == "within `--split` x"
         assert "a.py:7" in warnings.formatwarning("old", DeprecationWarning, "a.py", 7, "code()")
-    assert warnings.formatwarning is usual
+    assert warnings.formatwarning is usual and logging.lastResort.format(record) == "within `split` x"
 
 
 def test_flags_are_found_by_their_own_words_and_by_pythons(monkeypatch):

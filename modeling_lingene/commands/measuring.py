@@ -22,7 +22,7 @@ def evaluate(
     from ..measuring.evaluation import evaluate_data
     from ..measuring.tables import size_table, told_error, told_timing
 
-    check_file(out)
+    check_file(out, late=True)
     how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, given(size), data, split, metric, **how)
     if out:  # before the table, which perhaps nobody reads to its end

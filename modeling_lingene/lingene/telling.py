@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import select
@@ -67,8 +68,11 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def warnings_in_lines(flags: dict[str, str]) -> Iterator[None]:
-    """Warnings are a line each, in the words of a command line: who typed it does not look for them in the code."""
-    usual = warnings.formatwarning
+    """Warnings are a line each, in the words of a command line: who typed it does not look for them in the code.
+
+    Those of Python, and what is logged, which Python's last resort writes.
+    """
+    usual, last = warnings.formatwarning, logging.lastResort
 
     def line(message: Warning | str, category: type[Warning], *rest, **more) -> str:
         return (
@@ -77,11 +81,15 @@ def warnings_in_lines(flags: dict[str, str]) -> Iterator[None]:
             else usual(message, category, *rest, **more)
         )
 
-    warnings.formatwarning = line
+    formatter = logging.Formatter()
+    formatter.formatMessage = lambda record: in_flags(record.message, flags)
+    own, warnings.formatwarning = last.formatter, line
+    last.setFormatter(formatter)
     try:
         yield
     finally:
         warnings.formatwarning = usual
+        last.setFormatter(own)
 
 
 def unread(streams: Iterable[IO]) -> list[IO]:

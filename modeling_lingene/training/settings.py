@@ -174,8 +174,6 @@ class Recipe:
             raise ValueError(
                 f"`teacher_size` {self.teacher_size} is what a `teacher` of `objective` features sees; leave it out."
             )
-        if self.cache_teacher and not (self.teacher or (self.unlabelled and self.init)):
-            raise ValueError("`cache_teacher` keeps what a teacher says, and there is none: give `teacher`.")
         if self.unlabelled:
             self._check_unlabelled()
 
