@@ -28,7 +28,7 @@ from ..folders import (
     read_config,
     write_json,
 )
-from ..found import check_holds_model, what_is, wrong_kind
+from ..found import TIMM, check_holds_model, what_is, wrong_kind
 from ..hub import write_card
 from ..images.data import image_processor, require
 from ..kinds import model_class
@@ -41,7 +41,7 @@ from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
 from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms, order_components
-from .from_timm import PREFIX, read_timm
+from .from_timm import read_timm
 from .from_transformers import read_transformers
 from .matching import PASSES, match
 from .moments import Stack, moments, stacks_of
@@ -72,12 +72,10 @@ def open_source(
     Raises:
         ValueError: it is not there, or something of it cannot be expressed by a bundle.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(TIMM):
         return read_timm(name, weights, prefix, headless, stages, model_args)
     if weights is not None or prefix is not None or model_args:
         raise ValueError(f"`weights`, `prefix` and `model_args` belong to timm:NAME; {name} brings its own weights.")
-    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1 or name[:1] == "."):
-        raise ValueError(f"`source` must be timm:NAME, a folder or a name on the Hub, and there is no folder {name}.")
     check_holds_model("source", name, TRAINED)
     if what_is(name)[0] in ("a bundle", "a pruned model"):
         raise wrong_kind("source", name, TRAINED)

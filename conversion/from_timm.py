@@ -7,6 +7,7 @@ lists here, or is refused by name. What is only of use in training (dropout, sto
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,13 +19,13 @@ from torch.nn import functional
 
 from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
+from ..found import TIMM, check_timm_within_reach
 from ..images.data import image_processor, require
 from .from_transformers import scaled
 from .sources import Source, check_tensors, read_tensors, shown
-from .timm_swin import SWIN, SWIN_KINDS, SWIN_LEFT_OUT, check_swin, swin_config, swin_layer, swin_outside
+from .timm_swin import SWIN, SWIN_KINDS, SWIN_LEFT_OUT, check_swin, swin_config, swin_layer, swin_outside, swin_shape
 
 
-PREFIX = "timm:"
 KINDS = {
     "": "VisionTransformer",
     "patch_embed": "PatchEmbed",
@@ -116,6 +117,8 @@ class Layout:
         check: refuses options that no module shows: (name, model, whether its head matters).
         config: (model, stages) -> the configuration of a bundle.
         outside, block: the tensors, see `Source`, of (tensors, model, configuration) and (tensors, model).
+        shape: (tensors) -> what they say of the network, as arguments of `timm.create_model`; of no such network
+            nothing.
         left_out: ends of tensors' names with no place in a bundle -> why that changes nothing.
     """
 
@@ -125,6 +128,7 @@ class Layout:
     config: Callable[[nn.Module, Sequence[int]], BundleConfig]
     outside: Callable[[Mapping[str, torch.Tensor], nn.Module, BundleConfig], dict[str, torch.Tensor]]
     block: Callable[[Mapping[str, torch.Tensor], nn.Module], Callable[[str, int], torch.Tensor]]
+    shape: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -145,27 +149,26 @@ def read_timm(
         headless: leave a classifier out, whatever it is.
         stages: of a Swin, counted from 1: those whose layers become components; default the deepest.
         model_args: of `timm.create_model`, where the weights are of another shape than the name says: `depth`,
-            `embed_dim`, `num_heads`, ...
+            `embed_dim`, `num_heads`, ..., of a Swin `depths` and its own.
 
     Raises:
         ValueError: whatever of it a bundle cannot express, by name; weights of another shape.
         ImportError: timm is missing; the message says what to install.
     """
-    architecture, given = name.removeprefix(PREFIX), dict(model_args or {})
+    architecture, given = name.removeprefix(TIMM), dict(model_args or {})
+    if given and weights is None:
+        raise ValueError(f"`model_args` describes the network of a file: give it with --weights; {name} has its own.")
+    if weights is None or ":" in architecture:  # `hf-hub:NAME`, whose shape is there too
+        check_timm_within_reach("source", name, require("timm"), "; give a file with --weights" * (weights is None))
     bare = _built(name, architecture, **given)
     layout = check_model(name, bare, head_matters=False)
     if stages and layout.kinds is KINDS:
         raise ValueError(f"`stages` are of a network that has some, and {name} is a Vision Transformer.")
     if weights is None:
-        if given:
-            raise ValueError(
-                f"`model_args` describes the network of a file: give it with --weights; {name} has its own."
-            )
         tensors, left_out = _downloaded(name, architecture), {}
     else:
         tensors, left_out = _own_tensors(read_tensors(weights), str(weights), prefix)
-        if layout.kinds is KINDS:
-            _check_shape(name, bare, tensors, str(weights))
+        _check_shape(name, bare, tensors, str(weights), layout.shape)
     dropped = {key: UNASKED for key in tensors if headless and key.startswith("head.")}
     dropped |= {key: why for key in tensors for end, why in layout.left_out.items() if key.endswith(end)}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
@@ -272,22 +275,39 @@ def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | N
     return own, left_out
 
 
-def _check_shape(name: str, model: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str) -> None:
-    """Refuse weights of a network of another depth, width or patch than the name's; says what to ask for."""
-    blocks = {int(found[1]) for key in tensors if (found := re.match(r"blocks\.(\d+)\.", key))}
-    if tensors[ANCHOR].dim() != 4 or not blocks:  # no network of any shape, as will be told
+def _check_shape(
+    name: str, model: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str, shape: Callable
+) -> None:
+    """Refuse weights of a network of another depth, width or patch than the name's; says what to ask for.
+
+    Args:
+        shape: of the layout: (tensors) -> arguments of `timm.create_model`.
+    """
+    if tensors[ANCHOR].dim() != 4:  # no network of any shape, as will be told
         return
-    width, channels, height, _ = tensors[ANCHOR].shape
-    found = {"depth": len(blocks), "embed_dim": width, "in_chans": channels, "patch_size": height}
-    expected, patch = len(model.blocks), model.patch_embed.proj
-    known = {"depth": expected, "embed_dim": model.embed_dim, "in_chans": patch.in_channels}
-    known["patch_size"] = patch.kernel_size[0]
+    found, known = ({**shape(one), **_patches(one[ANCHOR])} for one in (tensors, model.state_dict()))
+    if found.keys() != known.keys():
+        return
     others = [key for key, value in found.items() if value != known[key]]
     if others:
-        told = " and ".join(f"{key} {found[key]}, and {name} has {known[key]}" for key in others)
-        args = ",".join(f"{key}={found[key]}" for key in others)
-        heads = ", with num_heads where they differ too" if "embed_dim" in others else ""
-        raise ValueError(f"`weights` {weights} is of {told}: say so with --model-args {args}{heads}.")
+        told = ", ".join(f"{key} {found[key]} in place of {known[key]}" for key in others)
+        args = shlex.quote(",".join(f"{key}={found[key]}".replace(" ", "") for key in others))
+        unsaid = "img_size" if "num_heads" in found else "num_heads" if "embed_dim" in others else ""  # by any tensor
+        more = f", with {unsaid} where that differs too" if unsaid else ""
+        raise ValueError(
+            f"`weights` {weights} is of another shape than {name} ({told}): say so with --model-args {args}{more}."
+        )
+
+
+def _patches(anchor: torch.Tensor) -> dict[str, int]:
+    width, channels, height, _ = anchor.shape
+    return {"embed_dim": width, "in_chans": channels, "patch_size": height}
+
+
+def _vit_shape(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """What its tensors say of a ViT's shape, in timm's words; nothing where they are of none."""
+    blocks = {int(found[1]) for key in tensors if (found := re.match(r"blocks\.(\d+)\.", key))}
+    return {"depth": len(blocks)} if blocks else {}
 
 
 def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[int, int]]:
@@ -403,6 +423,7 @@ LAYOUTS = {
         config=_vit_config,
         outside=_outside,
         block=lambda tensors, model: partial(_block, tensors, model.embed_dim),
+        shape=_vit_shape,
     ),
     SWIN: Layout(
         kinds=SWIN_KINDS,
@@ -411,6 +432,7 @@ LAYOUTS = {
         config=lambda model, stages: swin_config(model, ACTIVATIONS, stages),
         outside=lambda tensors, model, config: swin_outside(tensors, config, model.num_classes > 0),
         block=lambda tensors, model: partial(swin_layer, tensors),
+        shape=swin_shape,
         left_out=SWIN_LEFT_OUT,
     ),
 }

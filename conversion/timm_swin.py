@@ -4,6 +4,8 @@ timm merges patches at the beginning of a stage, a bundle (as transformers) at t
 and values are one matrix there; masks and indices of windows are buffers that follow from the configuration.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +67,8 @@ PARTS = {
     "mlp.fc2": "mlp.fc2",
 }
 QKV = ("attention.query", "attention.key", "attention.value")
-BIAS = {"attention.position_bias.weight": "attn.relative_position_bias_table"}
+TABLE = "attn.relative_position_bias_table"
+BIAS = {"attention.position_bias.weight": TABLE}
 OUTSIDE = {
     "embeddings.patch_embeddings": "patch_embed.proj",
     "embeddings.norm": "patch_embed.norm",
@@ -159,6 +162,25 @@ def timm_name(key: str) -> str:
 def _from_zero(stage: str) -> int:
     """`stage3` -> 2."""
     return int(stage.removeprefix("stage")) - 1
+
+
+def swin_shape(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What its tensors say of a Swin's shape, in timm's words; nothing where they are of none."""
+    tables = {}
+    for key, tensor in tensors.items():
+        found = re.fullmatch(rf"layers\.(\d+)\.blocks\.(\d+)\.{re.escape(TABLE)}", key)
+        if found and tensor.dim() == 2:
+            tables[int(found[1]), int(found[2])] = tuple(tensor.shape)  # ((2 window - 1)^2, heads)
+    if not tables:
+        return {}
+    stages = range(1 + max(stage for stage, _ in tables))
+    heads = {stage: count for (stage, _), (_, count) in tables.items()}
+    rows = max(count for count, _ in tables.values())
+    return {
+        "depths": [sum(stage == own for stage, _ in tables) for own in stages],
+        "num_heads": [heads.get(stage) for stage in stages],
+        "window_size": (math.isqrt(rows) + 1) // 2,
+    }
 
 
 def swin_state(source: Source) -> dict[str, torch.Tensor]:

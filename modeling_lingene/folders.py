@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
-from .found import is_known, wrong_kind
+from .found import check_holds_model, is_known, wrong_kind
 from .identity_lingene import file_sha256, settings_of, weights_id_of
 from .kinds import KINDS, PRUNED, PRUNED_TYPES
 from .reading_lingene import (
@@ -92,10 +92,8 @@ def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
     Raises:
         ValueError: the name is a model, but not a bundle; or nothing is there.
     """
-    if not os.path.isdir(bundle) and (os.path.isabs(bundle) or str(bundle).count("/") > 1 or str(bundle)[:1] == "."):
-        raise ValueError(f"`bundle` must be a folder or a name on the Hub, and there is no folder {bundle}.")
-    if os.path.isdir(bundle) and not os.path.isfile(os.path.join(bundle, CONFIG_NAME)) and not hub.get("subfolder"):
-        raise wrong_kind("bundle", bundle, BUNDLE)
+    if not (os.path.isdir(bundle) and hub.get("subfolder")):
+        check_holds_model("bundle", bundle, BUNDLE)
     try:
         path = cached_file(bundle, CONFIG_NAME, **hub)
     except OSError as error:
@@ -339,6 +337,22 @@ def check_writable(out: str | os.PathLike) -> None:
     finally:
         with suppress(OSError):
             probe.unlink()
+
+
+def check_file(out: str | os.PathLike | None, late: bool = False) -> None:
+    """Refuse a place for a file that is a folder; before long work, `late`, also one that cannot be written to.
+
+    Args:
+        out: None is nowhere.
+    """
+    if out is None:
+        return
+    if Path(out).is_dir():
+        raise ValueError(
+            f"`out` {out} is a folder, and what is written is one file: give its name, such as {out}.json."
+        )
+    if late:
+        check_writable(Path(out).absolute().parent)
 
 
 def _nearest(folder: Path) -> Path:

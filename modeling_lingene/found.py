@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import ModuleType
 
 from huggingface_hub import constants, get_session, hf_hub_url
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -15,6 +16,8 @@ from .kinds import PRUNED_TYPES
 
 EXPORT_FILE = "export.json"  # of an exported size: what its files are, and how they were verified
 WORD = re.compile(r"[A-Za-z][\w-]{0,60}", re.ASCII)
+TIMM, TIMM_HUB = "timm:", ("hf-hub", "hf_hub")  # before names of timm, and before those of repositories within
+THERE_IS_NONE = "not there"
 SECONDS = 10.0  # for the Hub to answer whether it is there at all
 # By what lies in a folder without a model: a file -> what that folder is, and the way out.
 HOLDERS = {
@@ -31,7 +34,7 @@ def what_is(name: str | os.PathLike) -> tuple[str, str]:
     """What lies in a folder, in a few words, and what can be done with it ("" where nothing can)."""
     folder = Path(name)
     if not folder.is_dir():
-        return ("a file" if folder.exists() else "not there"), ""
+        return ("a file" if folder.exists() else THERE_IS_NONE), ""
     kind = _model_type(folder / CONFIG_NAME)
     if kind in BUNDLE_TYPES:
         return "a bundle", BUNDLE_WAY.format(name)
@@ -68,15 +71,26 @@ def wrong_kind(argument: str, name: str | os.PathLike, wanted: str, way: str | N
         way: out; default what can be done with such a folder.
     """
     said, known = what_is(name)
+    if said == THERE_IS_NONE:
+        return ValueError(f"`{argument}` must be {wanted}, and there is no folder {name}.")
     way = known if way is None else way
     return ValueError(f"`{argument}` {name} is {said}, not {wanted}{': ' * bool(way)}{way}.")
 
 
 def check_holds_model(argument: str, name: str | os.PathLike, wanted: str) -> None:
-    """Refuse a folder that is here and holds no model; arguments as for `wrong_kind`."""
+    """Refuse a folder that is here and holds no model, a file, and a path where nothing is; arguments as for
+    `wrong_kind`.
+    """
     folder = Path(os.path.expanduser(name))
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+    if folder.is_file() or (folder.is_dir() and not (folder / CONFIG_NAME).is_file()):
         raise wrong_kind(argument, name, wanted)
+    if is_path(name) and not folder.exists():
+        raise ValueError(f"`{argument}` must be {wanted}, by folder or name on the Hub; there is no folder {name}.")
+
+
+def is_path(name: str | os.PathLike) -> bool:
+    """Whether a name can be no repository's, only a place here."""
+    return os.path.isabs(name) or str(name).count("/") > 1 or str(name)[:1] in (".", "~")
 
 
 def check_within_reach(argument: str, name: str) -> None:
@@ -86,19 +100,44 @@ def check_within_reach(argument: str, name: str) -> None:
     Raises:
         ValueError: says that there is no such folder, and what the connection says.
     """
-    if os.path.exists(os.path.expanduser(name)) or constants.HF_HUB_OFFLINE or not _on_the_hub(name):
+    if not name or ":" in name or is_path(name) or os.path.exists(name):
         return
+    why = out_of_reach(name)
+    if why:
+        raise ValueError(
+            f"`{argument}` {name}: there is no such folder here, and the Hub cannot be asked for a model of that "
+            f"name: {why}."
+        )
+
+
+def check_timm_within_reach(argument: str, name: str, timm: ModuleType, way: str = "") -> None:
+    """`check_within_reach` of `timm:NAME`, whose files would be tried as often.
+
+    Args:
+        timm: the library, which knows where its models lie.
+        way: out, from its comma or semicolon on.
+    """
+    source, _, place = name.removeprefix(TIMM).rpartition(":")
+    known = None if source else timm.get_pretrained_cfg(place, allow_unregistered=True)
+    repository = place.partition("@")[0] if source in TIMM_HUB else getattr(known, "hf_hub_id", None)
+    why = out_of_reach(repository) if repository else ""
+    if why:
+        raise ValueError(f"`{argument}` {name} lies on the Hub as {repository}, which cannot be asked: {why}{way}.")
+
+
+def out_of_reach(repository: str, kind: str = "model", cache: str | os.PathLike | None = None) -> str:
+    """What the connection says where the Hub cannot be asked for what is not in the cache; else nothing.
+
+    Args:
+        repository: its name.
+        kind: model or dataset.
+        cache: another folder that may hold it.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return ""
     try:
-        get_session().head(hf_hub_url(name, CONFIG_NAME), timeout=SECONDS)
+        get_session().head(hf_hub_url(repository, "README.md", repo_type=kind), timeout=SECONDS)
     except Exception as error:  # of the HTTP library of the day
-        cached = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
-        if not cached.is_dir():
-            raise ValueError(
-                f"`{argument}` {name}: there is no such folder here, and the Hub cannot be asked for a model of that "
-                f"name: {str(error) or type(error).__name__}."
-            ) from None
-
-
-def _on_the_hub(name: str) -> bool:
-    """Whether it could be a repository's name at all."""
-    return bool(name) and name.count("/") <= 1 and ":" not in name and not os.path.isabs(name) and name[0] not in ".~"
+        cached = os.path.join(constants.HF_HUB_CACHE, f"{kind}s--{repository.replace('/', '--')}")
+        return "" if any(map(os.path.isdir, (cached, cache or cached))) else str(error) or type(error).__name__
+    return ""

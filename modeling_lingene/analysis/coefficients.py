@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..folders import check_empty, complete_or_absent, read_config, write_json
 from ..images.data import require
+from ..measuring.grids import checked_sizes
 from .figures import plot_coefficients
 
 
@@ -36,6 +37,7 @@ def analyse_coefficients(bundle: str | Path, out: str | Path, depths: Sequence[i
     check_empty(out)
     require("matplotlib")
     config = read_config(bundle)
+    checked_sizes(config, depths, [], [])
     sizes = [config.size(depth) for depth in depths or config.trained_depths]
     stacks = config.stacks if len(config.stacks) > 1 else ("",)
     tables = {

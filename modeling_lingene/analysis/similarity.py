@@ -68,8 +68,9 @@ def analyse_similarity(
     config, device = _config(model), check_device(device)
     bundle = config.model_type in BUNDLE_TYPES
     if not bundle and (asked or reference is None):
+        way = "" if asked else ": give one by --reference"
         what = f"`{next(iter(asked))}` chooses a size of a bundle" if asked else "`reference` is by default a bundle's"
-        raise ValueError(f"{what}, and {model} is a {config.model_type} model.")
+        raise ValueError(f"{what}, and {model} is a {config.model_type} model{way}.")
     other = model if reference is None else reference
     configs = config, _config(other, "reference")
     chosen = _chosen(load_pictures(data, split, others=True), images, seed)

@@ -1,5 +1,6 @@
 """Of what a command line gave, the part that was asked for."""
 
+import os
 from pathlib import Path
 
 
@@ -10,6 +11,13 @@ SIZE_FLAGS += ("max_params", "max_macs", "max_latency_ms", "latency_device")
 def given(options: dict) -> dict:
     """Those that were given."""
     return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def on_the_hub(name: str, revision: str | None) -> dict[str, str]:
+    """Where on the Hub a name is looked up, as keywords."""
+    if revision is not None and os.path.isdir(name):
+        raise ValueError(f"`revision` is of a name on the Hub, and {name} is a folder here: leave it out.")
+    return given({"revision": revision})
 
 
 def run_folder(out: Path | None, resume: Path | bool) -> Path:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .asked import given
+from .asked import given, on_the_hub
 
 
 def convert(source: str, out: Path, **options) -> None:
@@ -32,6 +32,7 @@ def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | Non
     from ..conversion.export import export as run
     from ..conversion.export import load_code
 
+    asked |= on_the_hub(bundle, asked.pop("revision"))
     report = run(bundle, out, to, weights=weights, tolerance=tolerance, data=data, **given(asked))
     size = ", ".join(f"{name} {value}" for name, value in report["size"].items())
     print(f"{out}: {report['format']}, {report['weights']}, {size}")
@@ -53,7 +54,7 @@ def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     from ..progress import quiet_loading
 
     check_empty(out)
-    hub = given({"revision": revision})
+    hub = on_the_hub(bundle, revision)
     config = read_config(bundle, **hub)
     head = Bundle(bundle, config, hub).has_head
     with quiet_loading():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .asked import given
+from .asked import given, on_the_hub
 from .shown import sizes_shown
 
 
@@ -18,10 +18,11 @@ def evaluate(
     out: Path | None,
     **size,
 ) -> None:
-    from ..folders import download_of, write_json
+    from ..folders import check_file, download_of, write_json
     from ..measuring.evaluation import evaluate_data
     from ..measuring.tables import size_table, told_error, told_timing
 
+    check_file(out, late=True)
     how = {"reference": reference, "batch_size": batch_size, "device": device, "relabel": relabel}
     row = evaluate_data(model, given(size), data, split, metric, **how)
     if out:  # before the table, which perhaps nobody reads to its end
@@ -88,10 +89,11 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
-    from ..folders import describe, download_of, write_json
+    from ..folders import check_file, describe, download_of, write_json
     from ..measuring.tables import readable
 
-    hub = given({"revision": revision})
+    check_file(out)
+    hub = on_the_hub(bundle, revision)
     facts, rows = describe(bundle, **hub)
     if out:
         write_json(out, {**facts, "sizes": rows})
@@ -107,7 +109,7 @@ def verify(bundle: str, revision: str | None) -> None:
     from ..folders import read_config
     from ..measuring.tables import bytes_shown
 
-    hub = given({"revision": revision})
+    hub = on_the_hub(bundle, revision)
     held = Bundle(bundle, read_config(bundle, **hub), hub)
     files = held.verify()
     held.measured()  # of these weights, or refused

@@ -35,9 +35,10 @@ def push(bundle: Path, repo: str, **options) -> None:
 
 
 def zoo(out: Path | None) -> None:
-    from ..folders import write_json
+    from ..folders import check_file, write_json
     from ..zoo import released, where_to_load, zoo_table
 
+    check_file(out)
     bundles = released()
     if out:
         write_json(out, {"bundles": bundles})

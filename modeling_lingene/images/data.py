@@ -20,12 +20,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from transformers.utils import CONFIG_NAME
 
-from ..found import wrong_kind
+from ..found import out_of_reach, wrong_kind
 from .class_folders import SPLIT_ALIASES, WHOLE, ImageFiles, class_files, split_folders
 from .decoding import upright_rgb
 
@@ -505,12 +506,24 @@ def _parquet(data: str, files: list[str], name: str, split: str, labelled: bool)
 
 def _from_hub(data: str, split: str, labelled: bool) -> LabelledImages:
     datasets = require("datasets")
+    check_set_within_reach(data, datasets)
     try:
         chosen = choose_split(data, split, datasets.get_dataset_split_names(data))
         dataset = datasets.load_dataset(data, split=chosen)
     except (OSError, RuntimeError) as error:  # not there, not reachable, or a script
         raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here, and the Hub says: {error}") from error
     return _from_dataset(data, dataset, data, chosen, labelled)
+
+
+def check_set_within_reach(data: str, datasets: ModuleType) -> None:
+    """Refuse the name of a dataset where the Hub cannot be asked, at once; see `found.check_within_reach`.
+
+    Args:
+        datasets: the library, which has a cache of its own.
+    """
+    why = out_of_reach(data, "dataset", Path(datasets.config.HF_DATASETS_CACHE) / data.replace("/", "___"))
+    if why:
+        raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here, and the Hub cannot be asked: {why}.")
 
 
 class NoSplit(ValueError):

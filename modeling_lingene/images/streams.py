@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..found import is_path
 from .augmentation import Augmentation
-from .data import IMAGE_COLUMNS, LABEL_COLUMNS, EncodedImages, LabelledImages, require
+from .data import IMAGE_COLUMNS, LABEL_COLUMNS, EncodedImages, LabelledImages, check_set_within_reach, require
 from .loaders import Layout, PictureImages, PictureMaker, collate, derived_seed
 
 
@@ -137,6 +138,8 @@ def open_stream(
     datasets = require("datasets")
     path = Path(data).expanduser()
     files = sorted(glob.glob(str(path / "train*.parquet") if path.is_dir() else data))
+    if not (files or is_path(data) or path.exists()):
+        check_set_within_reach(data, datasets)
     try:
         if files:
             stream = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)

@@ -113,7 +113,8 @@ COMMANDS = {
                 "--model-args",
                 type=arguments,
                 metavar="NAME=VALUE,...",
-                help="of timm:NAME, where the file's network has another shape: depth=6,embed_dim=192,num_heads=3",
+                help="of timm:NAME, where the file's network has another shape: depth=6,embed_dim=192,num_heads=3; of "
+                "a Swin 'depths=[2,2,6,2]' and the like",
             ),
             option("--headless", action="store_true", help="leave the classifier out"),
             option("--num-components", type=int, help="default: as many as layers, which loses nothing"),

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from .commands import COMMANDS
 from .options import named
-from .telling import flags_of, in_flags, silence, speak_in_flags, standard_streams, unread
+from .telling import (
+    Parser,
+    flags_of,
+    in_flags,
+    silence,
+    speak_in_flags,
+    standard_streams,
+    unread,
+    warnings_in_lines,
+)
 
 
 PACKAGE = "modeling_lingene"
@@ -33,7 +42,7 @@ class _Version(argparse.Action):
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands, with the options of the one that is wanted: those of training import much."""
-    parser = argparse.ArgumentParser(prog="lingene", description="One bundle, Vision Transformers of many sizes.")
+    parser = Parser(prog="lingene", description="One bundle, Vision Transformers of many sizes.")
     told = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": "show program's version number and exit"}
     parser.add_argument("--version", action=_Version, nargs=0, **told)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -66,14 +75,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
-    options = vars(parser.parse_args(argv))
+    parsed, unknown = parser.parse_known_args(argv)
+    options = vars(parsed)
     name, quiet = options.pop("command"), options.pop("quiet", False)
+    if unknown:
+        parser.prog += f" {name}"
+        parser.error(f"`{shlex.join(unknown)}` is none of its options")
     resumed = options.get("resume") is not True and options.get("resume")
     place = options.get("out") or resumed or options.get("bundle")
     from safetensors import SafetensorError
 
     try:
-        with _bars(quiet):
+        with _bars(quiet), warnings_in_lines(flags_of(options_of(name))):
             _check_names(options)
             named(COMMANDS[name].run)(**options)
     except BrokenPipeError:

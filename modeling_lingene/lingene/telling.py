@@ -1,11 +1,14 @@
 """How the command line speaks: flags in place of Python's arguments, and no word to a reader that has gone."""
 
 import argparse
+import contextlib
+import logging
 import os
 import re
 import select
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 
@@ -19,6 +22,8 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
     flags = {}
     for action in parser._actions:
         flags.setdefault(action.dest, (action.option_strings or [str(action.metavar or action.dest)])[0])
+    for flag in list(flags.values()):  # a message may call it by its own words, too
+        flags.setdefault(flag.lstrip("-").replace("-", "_"), flag)
     for name, others in OTHER_NAMES.items():
         known = [flags[other] for other in others if other in flags]
         if known:
@@ -42,7 +47,7 @@ def in_flags(message: str, flags: dict[str, str]) -> str:
             return found[0]
         return flags[name] if value == "True" else f"{flags[name]} {value}"
 
-    return re.sub(r"(--[\w-]+ )?(?<![\w./`=-])(\w+)=([\w./-]*\w)", given, re.sub(r"`(\w+)`", named, message))
+    return re.sub(r"(--[\w-]+ )?(?<![\w./`=-])(\w+)='?([\w./-]*\w)'?", given, re.sub(r"`(\w+)`", named, message))
 
 
 def speak_in_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +56,40 @@ def speak_in_flags(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if action.help and action.help is not argparse.SUPPRESS:
             action.help = in_flags(action.help, flags)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line; what is wrong with one is a line that names the flag, without all the others."""
+
+    def error(self, message: str) -> None:
+        said = re.sub(r"^argument ([^:]+): ", r"`\1` ", message)
+        self.exit(2, f"{self.prog}: {said}; {self.prog} --help says more.\n")
+
+
+@contextlib.contextmanager
+def warnings_in_lines(flags: dict[str, str]) -> Iterator[None]:
+    """Warnings are a line each, in the words of a command line: who typed it does not look for them in the code.
+
+    Those of Python, and what is logged, which Python's last resort writes.
+    """
+    usual, last = warnings.formatwarning, logging.lastResort
+
+    def line(message: Warning | str, category: type[Warning], *rest, **more) -> str:
+        return (
+            f"{in_flags(str(message), flags)}\n"
+            if category is UserWarning
+            else usual(message, category, *rest, **more)
+        )
+
+    formatter = logging.Formatter()
+    formatter.formatMessage = lambda record: in_flags(record.message, flags)
+    own, warnings.formatwarning = last.formatter, line
+    last.setFormatter(formatter)
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+        last.setFormatter(own)
 
 
 def unread(streams: Iterable[IO]) -> list[IO]:

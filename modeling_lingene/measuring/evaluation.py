@@ -14,7 +14,16 @@ from ..progress import progress_bar, quiet_loading
 from .exported import evaluate_exported, exported_format, exported_head
 from .features import load_encoder
 from .metrics import check_device, count_parameters, measure, seen_size
-from .yardsticks import Sets, Yardstick, check_sets, default_metrics, has_classifier, open_sets, yardstick
+from .yardsticks import (
+    Sets,
+    Yardstick,
+    check_reference,
+    check_sets,
+    default_metrics,
+    has_classifier,
+    open_sets,
+    yardstick,
+)
 
 
 def evaluate_data(name: str | Path, asked: dict, data: str, split: str, metric: str | None = None, **options) -> dict:
@@ -78,6 +87,7 @@ def evaluate_model(
         raise ValueError(
             f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
         ) from None
+    check_reference(reference, sets.metrics)
     plain = sets.metrics == ("accuracy",)
     stick = None if plain else yardstick(name, config.hidden_size, sets, processor, batch_size, reference, device)
     if head:

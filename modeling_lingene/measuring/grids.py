@@ -16,12 +16,13 @@ def checked_sizes(
     """
     depths, widths, counts = list(depths), list(widths), list(counts)
     wrong = []
-    for name, values in (("depth", depths), ("width_ratio", widths), ("num_components", counts)):
+    grid = {"depth": ("depths", depths), "width_ratio": ("widths", widths), "num_components": ("components", counts)}
+    for name, (several, values) in grid.items():
         for value in values:
             try:
                 config.size(**{name: value})
             except ValueError as error:
-                wrong.append(str(error))
+                wrong.append(str(error).replace(f"`{name}`", f"`{several}`", 1))
     if wrong:
         raise ValueError(" ".join(wrong))
     sizes = {config.size(depth, width, count) for depth in depths for width in widths for count in counts}
@@ -49,5 +50,5 @@ def check_trained(config: BundleConfig, sizes: Sequence[Size]) -> None:
     if wrong:
         raise ValueError(
             f"`widths` {', '.join(map(str, wrong))} were never trained in this bundle; use some of "
-            f"{', '.join(map(str, trained))}, or pass allow_untrained."
+            f"{', '.join(map(str, trained))}, or give `allow_untrained`."
         )

@@ -12,15 +12,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..budget_lingene import METRICS, Metric, metric_of, standard_error
+from ..budget_lingene import METRICS, Metric, metric_of, readable, standard_error
 
 
 COSTS = {"macs": "MACs of one image", "stored_params": "Stored parameters, components shared by the layers"}
 MARKERS = "osD^vPX*"
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 INK = "#222222"
 CURVES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"))  # Okabe and Ito's; told apart without colour, too
 HEAT_INCHES = 11.5  # across; of wider pictures nothing can be read on a card
+LETTER = 0.085  # inches that a letter of 8 to 10 points is wide
+MOST_TICKS = 8  # on an axis of half of a picture
+FULL = {"agreement": 100, "cosine": 1}  # what a perfect conversion has
 # Colour (Okabe and Ito's, apart for all kinds of sight), that of the words on it, name, what it does.
 LAYER_PARTS = {
     "attention": ("#0072b2", "white", "attention", "tokens read each other"),
@@ -174,8 +176,10 @@ def plot_heat(
     figure.supxlabel("Components", fontsize=10)
     figure.supylabel("Layers", fontsize=10)
     label = f"{shown.axis}{reference}{', %' if shown.percent else ''}"
-    label += f"\nbold: within one standard error ({error:.2g}) of the best" if error else ""
-    figure.colorbar(drawn, ax=panels, label=label)
+    told = f"{error:.1f} points" if shown.percent else f"{error:.2g}"
+    label += f"\nbold: within one standard error ({told}) of the best" if error else ""
+    lines = [textwrap.fill(line, int(figure.get_figheight() / LETTER)) for line in label.splitlines()]
+    figure.colorbar(drawn, ax=panels, label="\n".join(lines))
     figure.suptitle(title)
     save_figure(figure, Path(path))
 
@@ -185,7 +189,7 @@ def _heat_panels(figure: Any, panels: int, counts: int, depths: int) -> list[Any
     across, up = 0.4 + 0.7 * counts, 0.5 + 0.55 * depths
     lines = math.ceil(panels / max(1, int((HEAT_INCHES - 1.5) / across)))
     columns = math.ceil(panels / lines)
-    figure.set_size_inches(1.5 + columns * across, 1.3 + lines * up)
+    figure.set_size_inches(max(4.5, 1.5 + columns * across), max(3.0, 1.3 + lines * up))
     made = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
     for empty in made[panels:]:
         empty.remove()
@@ -241,8 +245,8 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
         for start in starts[1:]:
             panel.axvline(start + 0.5, color="#999999", linestyle=":", linewidth=1.0)
         if len(starts) > 1:
-            for start in starts:
-                name = history[start]["phase"]
+            room = figure.get_figwidth() / len(curves) / len(history)
+            for start, name in _told_phases(starts, [history[start]["phase"] for start in starts], room):
                 panel.annotate(name, (start + 0.6, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
         panel.set_xlabel("Epoch")
         panel.set_ylabel(label)
@@ -250,6 +254,24 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     save_figure(figure, Path(path))
+
+
+def _told_phases(starts: Sequence[int], names: Sequence[str], room: float) -> list[tuple[int, str]]:
+    """Where phases begin, with their names, which do not run into each other: shortened to their last word, and left
+    out, where they are many.
+
+    Args:
+        room: inches of one epoch.
+    """
+    least = min(after - before for before, after in zip(starts, starts[1:])) * room
+    if max(map(len, names)) * LETTER > least:
+        names = [names[0], *(name.split()[-1] for name in names[1:])]
+    told, end = [], 0.0
+    for start, name in zip(starts, names, strict=True):
+        if start * room >= end:
+            told.append((start, name))
+            end = start * room + (len(name) + 1) * LETTER
+    return told
 
 
 def _whole_ticks(last: int) -> list[int]:
@@ -292,16 +314,27 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
             scale, style = 100 if key == "agreement" else 1, {"color": colour, "linestyle": line, "marker": marker}
             panel.plot(counts, [scale * row[key] for row in rows], label=name, **style)
         panel.set_xlabel("Components")
-        panel.set_xticks(counts)
+        panel.set_xticks(counts if len(counts) <= 12 else _whole_ticks(counts[-1]))
         panel.set_ylabel(label)
-        if min(min(line.get_ydata()) for line in panel.lines) >= 0:  # a cosine may be below
-            panel.set_ylim(bottom=0)
+        panel.set_ylim(
+            *_limits([value for one in panel.lines for value in one.get_ydata()], FULL.get(next(iter(curves))))
+        )
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
             panel.legend(frameon=False)
     figure.suptitle(title)
     save_figure(figure, Path(path))
+
+
+def _limits(values: Sequence[float], full: float | None) -> tuple[float, float]:
+    """Of an upright axis: from nothing to above the largest error; or the part below a perfect value that is used, so
+    that the last point does not lie on the edge and steps of a point can be seen.
+    """
+    if full is None:
+        return 0.0, 1.08 * max(values) or 1.0
+    used = max(full - min(values), 0.05 * full)
+    return full - 1.1 * used, full + 0.06 * used
 
 
 def plot_layers(layers: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
@@ -353,16 +386,17 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
 
 
 def readable_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Round numbers between two positive limits for a logarithmic axis, with labels in one unit such as `0.5 M`.
+    """Round numbers between two positive limits for a logarithmic axis, with labels as in tables, such as `500 k`.
 
-    Takes 1, 2, 5 times powers of ten, and more digits where that gives fewer than three ticks.
+    Takes 1, 2, 5 times powers of ten, more digits where that gives fewer than three ticks, the powers alone where it
+    gives too many.
     """
     from matplotlib.ticker import MaxNLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8)):
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8)):
         ticks = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
-        if len(ticks) >= 3:
+        if len(ticks) >= (3 if digits != (1,) else MOST_TICKS / 2):
             break
     else:
         ticks = [
@@ -370,8 +404,7 @@ def readable_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
             for tick in MaxNLocator(4, steps=[1, 2, 4, 5, 10]).tick_values(low, high)
             if low <= tick <= high
         ]
-    unit = max((name for name, size in UNITS.items() if size <= max(ticks)), key=UNITS.get, default="")
-    return ticks, [f"{tick / UNITS[unit]:.4g} {unit}".rstrip() for tick in ticks]
+    return ticks, [readable(tick) for tick in ticks]
 
 
 def blank_figure() -> Any:

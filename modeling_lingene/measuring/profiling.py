@@ -16,7 +16,7 @@ from ..budget_lingene import device_name, latest_run
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import check_count
 from ..families_lingene import layers_of
-from ..folders import check_folder, is_plain, processor_or_none, read_config, write_json
+from ..folders import check_file, check_folder, is_plain, processor_or_none, read_config, write_json
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size
 from .grids import grid_sizes
@@ -61,6 +61,7 @@ def profile(
     Raises:
         ValueError: sizes that are not legal, all of them; a device or dtype that cannot be used.
     """
+    check_file(out, late=True)
     device = check_device(device)
     check_count("batch_size", batch_size)
     if threads is not None:
@@ -88,7 +89,7 @@ def profile(
             named = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
             rows.append(named | timed[shape])
     if not known:
-        logger.warning(f"{bundle} has no measured sizes to add latencies to, for `max_latency_ms`: sweep it first.")
+        logger.warning(f"{bundle} has no measured sizes to add latencies to: sweep it first.")
     elif os.path.isdir(bundle):
         whole = _profiled(known, rows)
         if whole == known:
@@ -96,8 +97,8 @@ def profile(
         older = sum(one is None for one in latest_run(whole, label)) if whole != known else 0
         if older:
             logger.warning(
-                f"{older} of {len(whole)} measured sizes were not timed in this run: `max_latency_ms` chooses among "
-                "the others, until one profile times all."
+                f"{older} of {len(whole)} measured sizes were not timed in this run: a budget in milliseconds chooses "
+                "among the others, until one profile times all."
             )
         write_json(Path(bundle) / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     if out is not None:

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
-from ..folders import SIZE_PICTURES, check_folder, read_config, read_processor, write_json
+from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
 from ..images.data import HELD_OUT, WHOLE, Batches, LabelledImages, batches
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
@@ -44,7 +44,7 @@ from .metrics import (
     timing_run,
 )
 from .plots import plot_heat, plot_sizes
-from .yardsticks import Sets, check_sets, default_metrics, fingerprint, open_sets, yardstick
+from .yardsticks import Sets, check_reference, check_sets, default_metrics, fingerprint, open_sets, yardstick
 
 
 logger = logging.get_logger(__name__)
@@ -104,6 +104,7 @@ def sweep(
     check_count("batch_size", batch_size)
     sets = Sets(default_metrics(metric, held.has_head, train), images, train)
     check_sets(sets, bundle, held.has_head)
+    check_reference(reference, sets.metrics)
     if "accuracy" in sets.metrics:
         sets = sets.labelled_for(config.id2label, f"`bundle` {bundle}", relabel)
     way = _Way(bundle, held.has_head, sets, read_processor(bundle), batch_size, reference, device)
@@ -349,6 +350,8 @@ def _check_unseen(rows: Sequence[dict], images: LabelledImages) -> None:
 
 def _opened(bundle: str | os.PathLike, out: str | Path | None) -> tuple[BundleConfig, Path]:
     """A bundle's configuration, after a check of its weights where they lie here, and where results go."""
+    if out is not None:
+        check_writable(out)
     if os.path.isdir(bundle):
         return check_folder(bundle), Path(out or bundle)
     config = read_config(bundle)

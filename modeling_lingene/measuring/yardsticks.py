@@ -156,6 +156,12 @@ def check_sets(sets: Sets, name: str | os.PathLike, classifier: bool) -> None:
             )
 
 
+def check_reference(reference: str | None, metrics: Sequence[str]) -> None:
+    """Refuse a reference with which nothing is compared."""
+    if reference is not None and "cosine" not in metrics:
+        raise ValueError(f"`reference` is whom the cosine compares with; `metric` is {', '.join(metrics)}.")
+
+
 def default_metrics(metric: str | None, classifier: bool, train: LabelledImages | None) -> tuple[str, ...]:
     """The metrics asked for; else accuracy for a classifier, k-NN where there is a train part, or the cosine."""
     return metric_names(metric) or (("accuracy",) if classifier else ("cosine",) if train is None else ("knn",))
@@ -248,9 +254,8 @@ def yardstick(
     """
     images = batches(sets.images, processor, batch_size)
     train = None if sets.train is None else batches(sets.train, processor, batch_size)
+    check_reference(reference, sets.metrics)
     if "cosine" not in sets.metrics:
-        if reference is not None:
-            raise ValueError(f"`reference` is whom the cosine compares with; `metric` is {', '.join(sets.metrics)}.")
         return Yardstick(sets.metrics, images, train)
     model, seen, told = _reference_model(name, reference), None, OWN
     if model.config.hidden_size != hidden_size:

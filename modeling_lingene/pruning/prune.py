@@ -14,7 +14,8 @@ cost, trained alike (OUT/compare): what the result has to beat.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ from ..training.checkpoints import contents
 from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
 from ..training.losses import Objective
 from ..training.summary import length_line, pictures_line
-from ..training.teachers import load_teacher
+from ..training.teachers import check_teacher, load_teacher
 from ..training.warm_start import processor_of
 from .card import PICTURE, write_pruned_card
 from .choose import Worths, check_target, choose
@@ -201,10 +202,11 @@ def prune(
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished
-    dense = decided_on_main(accelerator, lambda: _dense_folder(model, size or {}, out))
     of_run = {"training": training, "objective": objective, "augmentation": augmentation, "identity": identity}
-    of_run["smaller"] = _smaller(model, size or {}, settings, dense)
-    run = _prepared(out, settings, dense, **of_run)
+    with _traceless(out, accelerator.is_main_process):
+        dense = decided_on_main(accelerator, lambda: _dense_folder(model, size or {}, out))
+        of_run["smaller"] = _smaller(model, size or {}, settings, dense)
+        run = _prepared(out, settings, dense, **of_run)
     if accelerator.is_main_process:
         groups = {"settings": settings, "training": training, "objective": objective, "augmentation": augmentation}
         keep_asked(out, identity, model=str(model), **groups, size=size or {})
@@ -236,6 +238,20 @@ def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
         raise ValueError(f"`out` {out} holds files that are not of a pruning; choose another folder.") from None
 
 
+@contextmanager
+def _traceless(out: Path, main: bool) -> Iterator[None]:
+    """What is refused before a run began leaves its folder as it was."""
+    there, began = out.exists(), (out / RUN_FILE).is_file()
+    try:
+        yield
+    except ValueError:
+        if main and not began:
+            shutil.rmtree(out / "dense", ignore_errors=True)
+            if not there and out.is_dir():
+                out.rmdir()
+        raise
+
+
 def _dense_folder(model: str | Path, size: dict, out: Path) -> str:
     """What is pruned, as a stock model: the one named, or the size of a bundle, written out."""
     check_holds_model("model", model, "a ViT or a bundle")
@@ -265,6 +281,8 @@ def _smaller(model: str | Path, size: dict, settings: PruneSettings, dense: str)
 
 def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
     """Everything checked, and images found, before any work."""
+    if settings.teacher not in ("", DENSE):
+        check_teacher(settings.teacher)
     try:
         source = read_transformers(dense)
     except ValueError as error:
@@ -272,7 +290,7 @@ def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
     network = dense_network(source)
     _target(settings, network)
     train, validation, test = (
-        part and _classes_of(source, part, settings.relabel)
+        part and _classes_of(source, part, settings.relabel, of_run["identity"]["model"])
         for part in open_parts(settings.data, settings.validation_share, settings.validation_seed)
     )
     processor = processor_of(dense, network)
@@ -280,17 +298,17 @@ def _prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> _Run:
     return _Run(out=out, settings=settings, dense=dense, source=source, processor=processor, **images, **of_run)
 
 
-def _classes_of(source: Source, images: LabelledImages, relabel: bool) -> LabelledImages:
+def _classes_of(source: Source, images: LabelledImages, relabel: bool, name: str) -> LabelledImages:
     """Images with the classes of what is pruned, in its order."""
     names = source.config.id2label
     if names_of(names) and not relabel:
-        return as_the_model_has_them(images, names, f"`model` {source.name}")
+        return as_the_model_has_them(images, names, f"`model` {name}")
     if len(names) != len(images.class_names):
         raise ValueError(
-            f"`data` {images.name} has {len(images.class_names)} classes, and `model` {source.name} has "
+            f"`data` {images.name} has {len(images.class_names)} classes, and `model` {name} has "
             f"{len(names)}; fine-tune it on these images first."
         )
-    return as_the_model_has_them(images, names, f"`model` {source.name}", relabel)
+    return as_the_model_has_them(images, names, f"`model` {name}", relabel)
 
 
 def _target(settings: PruneSettings, network: PrunedClassifier) -> tuple[Costs, float]:

@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..folders import check_writable
 from ..identity_lingene import file_sha256
+from ..measuring.tables import bytes_shown
 from ..writing_lingene import writing
 
 
@@ -53,8 +54,8 @@ class Checkpoints:
         free, wanted = shutil.disk_usage(self.out).free, needed * (self.keep + 2 - len(self.complete()))
         if free < wanted:
             raise ValueError(
-                f"`out` {self.out} has {free / 1e9:.1f} GB free; {self.keep} checkpoints, the next one and the "
-                f"bundle take {wanted / 1e9:.1f} GB; make room or choose another folder."
+                f"`out` {self.out} has {bytes_shown(free)} free; {self.keep} checkpoints, the next one and the "
+                f"bundle take {bytes_shown(wanted)}; make room or choose another folder."
             )
 
     def save(self, phase: int, step: int, state: dict, write: Callable[[Path], None], main: bool, wait: Callable):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from ..found import TIMM
 from ..progress import quiet_loading
 from .teachers import Teacher, timm_model, transformers_model
 
@@ -117,7 +118,7 @@ def load_encoder(name: str, images: Preprocessing, patch: tuple[int, int], size:
         ImportError: timm is missing; the message says what to install.
     """
     with quiet_loading():
-        if name.startswith("timm:"):
+        if name.startswith(TIMM):
             loaded = timm_model(name, num_classes=0, **({"img_size": size} if size else {}))
         else:
             loaded = transformers_model(name, AutoModel, unread="pooler.")

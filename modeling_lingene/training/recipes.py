@@ -251,6 +251,8 @@ def train(recipe: Recipe, out: str | Path) -> list[dict]:
 
 
 def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
+    if recipe.cache_teacher and not (recipe.teacher or (recipe.unlabelled and recipe.init)):
+        raise ValueError("`cache_teacher` keeps what a teacher says, and there is none: give `teacher`.")
     identity = recipe.identity(accelerator.num_processes) | contents(teacher=recipe.teacher)
     return identity | {"init_content": content_of(recipe.init)} if recipe.init else identity
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageClassification
 
 from ..folders import read_processor
+from ..found import TIMM, check_holds_model, check_timm_within_reach, check_within_reach
 from ..images.classes import names_of, places_of, told
 from ..images.data import made_size, require
 from ..images.loaders import Layout, MemoryImages, PictureImages
@@ -110,7 +111,7 @@ def load_teacher(name: str, images: MemoryImages | PictureImages, relabel: bool 
         ValueError: it cannot be loaded, or has other classes.
         ImportError: timm is missing; the message says what to install.
     """
-    if name.startswith("timm:"):
+    if name.startswith(TIMM):
         model, *preprocessing = timm_model(name)
         classes, named = model.num_classes, list(model.pretrained_cfg.get("label_names") or ())
     else:
@@ -138,6 +139,20 @@ def _outputs(name: str, images: MemoryImages | PictureImages, classes: int, name
     return None if places == list(range(classes)) else places
 
 
+def check_teacher(name: str) -> None:
+    """Refuse a teacher that is not there, before any work.
+
+    Raises:
+        ValueError: no folder, one without a model, or a name while the Hub is out of reach.
+        ImportError: timm is missing; the message says what to install.
+    """
+    if name.startswith(TIMM):
+        check_timm_within_reach("teacher", name, require("timm"))
+    else:
+        check_holds_model("teacher", name, "a trained model")
+        check_within_reach("teacher", name)
+
+
 def timm_model(name: str, **changes) -> tuple:
     """A trained model of timm and its preprocessing: (h, w), mean, standard deviation.
 
@@ -148,9 +163,10 @@ def timm_model(name: str, **changes) -> tuple:
     Raises:
         ValueError: it cannot be loaded.
     """
+    check_teacher(name)
     timm = require("timm")
     try:
-        model = timm.create_model(name.removeprefix("timm:"), pretrained=True, **changes)
+        model = timm.create_model(name.removeprefix(TIMM), pretrained=True, **changes)
     except (RuntimeError, OSError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
     data: dict[str, Any] = timm.data.resolve_model_data_config(model)
@@ -169,6 +185,7 @@ def transformers_model(name: str, auto_class: type, unread: str = "") -> tuple:
         ValueError: it cannot be loaded, or a tensor that is needed was never trained.
     """
     path = os.path.expanduser(name)
+    check_teacher(name)
     try:
         model, told = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = read_processor(path)

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from ..folders import write_json
 from ..images.augmentation import Augmentation
 from ..images.loaders import Layout, MemoryImages, PictureImages
+from ..measuring.tables import bytes_shown
 from .checkpoints import check_identity
 from .loop import decided_on_main
 
@@ -44,7 +45,7 @@ def check_cache(out: Path, images: int, shape: tuple[int, int], cache_gb: float,
             "`cache_teacher` needs images that are the same in every epoch; use it with the augmentation `none`."
         )
     needed = 4 * images * math.prod(shape)
-    said = f"the teacher's tokens of {images} pictures take {needed / GIGABYTE:.3g} GB"
+    said = f"the teacher's tokens of {images} pictures take {bytes_shown(needed)}"
     if needed > cache_gb * GIGABYTE:
         raise ValueError(f"`cache_gb` {cache_gb:g} is too little: {said}; raise it, or leave `cache_teacher` out.")
     there = sum(file.stat().st_size for file in (out / CACHE).glob("*.f32"))

@@ -54,7 +54,7 @@ def test_a_curve_is_a_component_and_a_panel_is_a_depth(bundle, tmp_path, monkeyp
     "options, said",
     [
         (["coefficients", "{plain}"], "not a bundle"),
-        (["coefficients", "{bundle}", "--depths", "0"], "`--depth`"),
+        (["coefficients", "{bundle}", "--depths", "0"], "`--depths`"),
         (["trend", "{bundle}", "--depths", "3"], "`--depths` is of coefficients"),
     ],
 )

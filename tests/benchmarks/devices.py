@@ -24,6 +24,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_lingene.measuring.metrics import device_name
+from modeling_lingene.measuring.tables import bytes_shown
 
 
 PAGE = Path(__file__).parents[2] / "conversion" / "DEVICES.md"
@@ -100,7 +101,7 @@ def table(results: dict) -> str:
         flag, ratio = TARGETS[target][2], "not run"
         if "ratio" in row:
             ratio = f"{row['ratio']:.2f} ({' - '.join(f'{value:.2f}' for value in row['ratio_quartiles'])})"
-        cells = [target, row["version"].partition("+")[0], ratio, f"{row['bytes'] / 1e6:.1f} MB"]
+        cells = [target, row["version"].partition("+")[0], ratio, bytes_shown(row["bytes"])]
         rows.append(f"| {' | '.join([*cells, f'`--to {flag}`' if flag else ''])} |")
     return "\n".join([*rows, "", results["network"]])
 

@@ -169,6 +169,44 @@ def test_curves_of_a_conversion_are_told_apart_by_colour_and_by_marker(figure, t
             assert len(set(shown)) == len(shown)
 
 
+@pytest.mark.parametrize("least, top", [(0.902, 0.992), (0.992, 1.0), (0.1, 0.2)])
+def test_agreement_has_the_room_that_it_needs_and_no_point_on_the_edge(figure, tmp_path, least, top):
+    """From 0 to 99.2 on, 90 and 99 were a flat line along the upper edge, which cut the last marker."""
+    made = {"activation_residual": 0.5, "relative_logit_error": 0.0}
+    shown = [{"num_components": n, **made, "agreement": value} for n, value in enumerate((least, top), start=1)]
+    plots.plot_conversion(shown, tmp_path / "x.png")
+    low, high = figure[0].axes[1].get_ylim()
+    assert low < 100 * least and 100 < high and (100 - low) <= max(1.2 * 100 * (1 - least), 6)
+    assert figure[0].axes[0].get_ylim()[0] == 0 and figure[0].axes[0].get_ylim()[1] > 0.5
+
+
+@pytest.mark.parametrize("phases, epochs, panels", [(2, 1, 2), (3, 3, 2), (12, 3, 2), (12, 1, 1), (24, 2, 2)])
+def test_names_of_phases_do_not_run_into_each_other(figure, tmp_path, phases, epochs, panels):
+    """Of twelve phases nothing could be read above the picture."""
+    told = {"accuracy": 0.5} if panels == 2 else {}
+    names = [f"components {2 * n + 1}-{2 * n + 2}" for n in range(phases)]
+    history = [{"phase": name, "loss": 1.0, **told} for name in names for _ in range(epochs)]
+    plots.plot_history(history, tmp_path / "x.png")
+    figure[0].draw_without_rendering()
+    for panel in figure[0].axes:
+        boxes = sorted((text.get_window_extent() for text in panel.texts), key=lambda box: box.x0)
+        assert all(before.x1 < after.x0 for before, after in zip(boxes, boxes[1:]))
+        assert panel.texts[0].get_text() == names[0] and len(boxes) >= min(phases, 4)
+
+
+@pytest.mark.parametrize("widths", [["1"], ["1/2", "1"], ["1/4", "1/2", "3/4", "1"]])
+@pytest.mark.parametrize("depths, counts", [([3], [1]), ([3], [1, 2, 4]), ([3, 4, 6], [1, 2, 4])])
+def test_every_word_of_a_heat_map_is_within_the_picture(figure, tmp_path, widths, depths, counts):
+    """Of one depth and width the words beside the colours began and ended outside."""
+    shown = [{**row, "images": 100, "standard_errors": {"accuracy": 0.02}} for row in rows(depths, widths, counts)]
+    plots.plot_heat(shown, tmp_path / "x.png", "a bundle of clothes on clothes (test)")
+    figure[0].draw_without_rendering()
+    high = figure[0].bbox.height
+    label = figure[0].axes[-1].yaxis.label
+    box = label.get_window_extent()
+    assert "bold: within one" in label.get_text() and box.y0 >= 0 and box.y1 <= high and box.x1 <= figure[0].bbox.width
+
+
 def test_legend_names_depths_and_only_several_widths(figure, tmp_path):
     """One width needs no markers explained."""
     plot_sizes(rows(), tmp_path / "x.png")
@@ -181,14 +219,15 @@ def test_legend_names_depths_and_only_several_widths(figure, tmp_path):
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
     [
-        (0.15e6, 2.1e6, ["0.2 M", "0.5 M", "1 M", "2 M"]),
-        (8e6, 1.2e9, ["0.01 G", "0.02 G", "0.05 G", "0.1 G", "0.2 G", "0.5 G", "1 G"]),
+        (0.15e6, 2.1e6, ["200 k", "500 k", "1 M", "2 M"]),
+        (8e6, 1.2e9, ["10 M", "20 M", "50 M", "100 M", "200 M", "500 M", "1 G"]),
+        (0.9e6, 2.2e9, ["1 M", "10 M", "100 M", "1 G"]),
         (1.8e6, 2.9e6, ["2 M", "2.4 M", "2.8 M"]),
         (90, 700, ["100", "200", "500"]),
     ],
 )
-def test_ticks_are_round_numbers_in_one_unit(low, high, labels):
-    """10^6 is no axis for people."""
+def test_ticks_are_few_round_numbers_told_as_in_tables(low, high, labels):
+    """10^6 is no axis for people, 0.001 G is 1 M beside it, and over three decades 1, 2, 5 ran into each other."""
     ticks, texts = readable_ticks(low, high)
     assert texts == labels and len(ticks) == len(labels)
     assert all(low <= tick <= high for tick in ticks)
@@ -268,7 +307,7 @@ def test_what_one_standard_error_apart_is_looks_alike(figure, tmp_path):
     low, high = panel.images[0].get_clim()
     assert (high, high - low) == (pytest.approx(54), pytest.approx(17))  # ten standard errors
     bold = {float(text.get_text()) for text in panel.texts if text.get_fontweight() == "bold"}
-    assert bold == {54.0, 53.0} and "within one standard error (1.7) of the best" in bar.get_ylabel()
+    assert bold == {54.0, 53.0} and "one standard error (1.7 points) of" in " ".join(bar.get_ylabel().split())
     plots.plot_heat(rows((3,), ("1",)), tmp_path / "x.png")
     assert "bold" not in figure[2].axes[1].get_ylabel()
     assert {text.get_fontweight() for text in figure[2].axes[0].texts} == {"normal"}

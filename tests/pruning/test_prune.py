@@ -439,7 +439,7 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("all", "`target_macs` 1 of the dense network's cost cannot be met: give a share below 1, and from 0.2"),
         ("too little", "`target_macs` 0.01 of the dense network's cost cannot be met: give a share below 1, and from"),
         ("size", "`depth` chooses a size of a bundle, and .* is a vit model"),
-        ("nothing", "`model` .* cannot be read"),
+        ("nothing", "`model` must be a ViT or a bundle.* there is no folder"),
         ("swin", "`use_absolute_embeddings` True of .*: positions that are learned for one image size"),
         ("registers", "`model` .* is a dinov2_with_registers model; those that can be pruned: vit, swin"),
         ("headless", "`model` .* has no classifier; fine-tune it"),

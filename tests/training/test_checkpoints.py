@@ -310,7 +310,7 @@ def test_a_disk_must_hold_what_is_kept_the_next_one_and_the_bundle(tmp_path, mon
     disk_with(times * needed - 1, monkeypatch)
     with pytest.raises(ValueError, match=re.escape(f"`out` {tmp_path} ")) as error:
         checkpoints.check_room(needed)
-    assert f"take {times}.0 GB" in str(error.value) and f"has {times}.0 GB free" in str(error.value)
+    assert f"take {times} GB" in str(error.value) and f"has {times} GB free" in str(error.value)
     assert f"{keep} checkpoints" in str(error.value)
 
 

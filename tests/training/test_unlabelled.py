@@ -232,10 +232,10 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
 @pytest.mark.parametrize(
     "changes, word",
     [
-        ({"cache_teacher": True, "cache_gb": 1e-6}, "`cache_gb` 1e-06 is too little: .* 40 pictures take 0.000131 GB"),
+        ({"cache_teacher": True, "cache_gb": 1e-6}, "`cache_gb` 1e-06 is too little: .* 40 pictures take 131 kB"),
         ({"cache_teacher": True, "flip": True}, "`cache_teacher` needs images that are the same"),
         ({"mask_share": 0.3}, "`mask_share` .* family has none"),
-        ({"widths": ("1/3",)}, "`width_ratio`"),
+        ({"widths": ("1/3",)}, "`widths`"),
     ],
 )
 def test_what_a_run_cannot_have_is_refused_before_a_picture_is_decoded(
