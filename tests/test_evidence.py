@@ -20,6 +20,7 @@ from sentences import Table, counted, with_range  # noqa: E402
 
 
 TABLES = ("schedules_fashion", "sizes_fashion")
+SWIN = "schedules_swin"
 
 
 def table(**rows: list[float]) -> Table:
@@ -60,7 +61,7 @@ def test_a_learning_rate_is_the_lowest_that_is_as_good_as_the_best():
     assert judged(Row(measured={"a": {}, "b": {}}), {"a": 0.1, "b": 0.9}) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [*TABLES, SWIN])
 def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_command(name):
     """What a reader needs to believe a number, and to repeat it."""
     results = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -78,8 +79,8 @@ def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_
 def test_rows_of_one_table_cost_what_they_say():
     """In trainings of the dense network, its teacher counted: what is compared costs the same, to 3 %, or to half an
     epoch where that is more, for epochs are whole ones."""
-    schedules, sizes = (Table.read(name) for name in TABLES)
-    assert all(abs(row["cost"] - 1) < 0.03 for row in schedules.rows.values())
+    schedules, sizes, swin = (Table.read(name) for name in (*TABLES, SWIN))
+    assert all(abs(row["cost"] - 1) < 0.03 for table in (schedules, swin) for row in table.rows.values())
     bundles = [row for name, row in sizes.rows.items() if not name.startswith(("alone", "dense", "not trained"))]
     for row in bundles:
         half = 0.5 * row["cost"] / row["epochs"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_hub import files
 
 import helpers
 from lingene.telling import flags_of, in_flags, warnings_in_lines
@@ -19,7 +20,6 @@ from modeling_lingene import cli
 from modeling_lingene import found as module
 from modeling_lingene.found import check_timm_within_reach
 from modeling_lingene.images.data import image_processor
-from test_hub import files
 
 
 # B a bundle, P a plain model, F a person's folder, T a person's file, S pictures of one class, A of two, N new.

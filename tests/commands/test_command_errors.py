@@ -88,7 +88,7 @@ def test_wrong_input_gives_status_2_one_line_that_names_it_and_no_file(lingene, 
     ],
 )
 def test_a_command_line_that_cannot_be_parsed_gives_status_2_and_names_the_option(lingene, line, named):
-    """argparse prints its usage first; the last line says what is wrong."""
+    """One line, whatever argparse would print before it."""
     told = lingene(*line.split())
     assert told.code == 2 and told.out == "" and named in told.errors[-1]
 
