@@ -14,7 +14,6 @@ from modeling_lingene.measuring import metrics
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 
-torch.set_num_threads(1)  # for fixtures of modules too, which run before those of functions
 metrics.TIMED_SECONDS = 1e-3  # a size; hundreds are timed, and how well is tested with times of its own
 
 

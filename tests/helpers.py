@@ -35,6 +35,9 @@ from modeling_lingene.images.data import LabelledImages, image_processor
 from modeling_lingene.images.loaders import MemoryImages
 
 
+torch.set_num_threads(1)  # for rows, which name the device with them, and fixtures of modules, too
+
+
 TINY = dict(
     hidden_size=48,
     num_attention_heads=4,

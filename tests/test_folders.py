@@ -69,7 +69,7 @@ def test_the_identity_of_weights_is_a_hash_of_hashes_whatever_the_files_are_call
 DAMAGES = {
     "no config": (lambda f: (f / CONFIG).unlink(), rf"`bundle`.*{CONFIG}"),
     "no index": (lambda f: (f / INDEX).unlink(), rf"`bundle`.*{INDEX}"),
-    "no folder": (lambda f: shutil.rmtree(f), "`bundle`.*is not there, not the folder of a bundle"),
+    "no folder": (lambda f: shutil.rmtree(f), "`bundle` must be the folder of a bundle, and there is no folder"),
     "no component": (
         lambda f: (f / "component-03.safetensors").unlink(),
         r"`bundle`.*lacks component-03\.safetensors",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_hub import files
 
 import helpers
+from helpers import files
 from lingene.telling import flags_of, in_flags, warnings_in_lines
 from modeling_lingene import cli
 from modeling_lingene import found as module

@@ -226,7 +226,11 @@ def test_what_has_no_trend_is_refused_and_nothing_is_written(tmp_path, case):
     elif case == "full":
         out.mkdir()
         (out / "notes.txt").write_text("mine")
-    said = {"nothing": "`model` .* cannot be loaded", "no stack": "no stack of at least 3 equal", "full": "`out`"}
+    said = {
+        "nothing": "`model` must be a model .* there is no folder",
+        "no stack": "no stack of at least 3 equal",
+        "full": "`out`",
+    }
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=said[case]):
         analyse_trend(model, out)

@@ -121,7 +121,7 @@ def test_depths_of_several_stages_are_read_or_refused(depths):
         DecompositionSettings("elastic", depths=depths),
     )
     if 2 in depths:
-        with pytest.raises(ValueError, match="`depth` must be the layers of each of the stages 2, 3"):
+        with pytest.raises(ValueError, match="`depths` must be the layers of each of the stages 2, 3"):
             settings.check(config)
     else:
         settings.check(config)

@@ -255,7 +255,10 @@ REFUSED = {
     "a metric unheard of": ({"metric": "luck"}, ["`metric`", "'luck'", "accuracy, knn, probe, cosine"]),
     "no metric": ({"metric": ""}, ["`metric`", "''"]),
     "a reference of k-NN": ({"train": TRAIN, "reference": "x"}, ["`reference`", "`metric` is knn"]),
-    "a reference that is not there": ({"reference": "./nowhere"}, ["`reference` ./nowhere cannot be read"]),
+    "a reference that is not there": (
+        {"reference": "./nowhere"},
+        ["`reference` must be", "there is no folder ./nowhere"],
+    ),
 }
 
 

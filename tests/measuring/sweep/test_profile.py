@@ -106,7 +106,7 @@ WRONG_PROFILES = {
     "no such device": ({"device": "abacus"}, ["`device`", "abacus"]),
     "sizes": (
         {"depths": (0, 3), "widths": ("1/3", "1/2"), "components": (6, 7)},
-        ["`depth` must", "got 0", "`width_ratio` must", "1/3 of 4 heads", "`num_components` 6", "`num_components` 7"],
+        ["`depths` must", "got 0", "`widths` must", "1/3 of 4 heads", "`components` 6", "`components` 7"],
     ),
 }
 

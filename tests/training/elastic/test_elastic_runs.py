@@ -183,10 +183,10 @@ CONTRADICTIONS = [
     ({"sampling": "scala"}, "`sampling` scala .* `widths`"),
     ({"sampling": "scala", "depths": (2,)}, "`sampling` scala .* `widths`"),
     ({"isolated_activation": True}, "`isolated_activation` True .* `widths`"),
-    ({"widths": ("half",)}, "`width_ratio` must be a number .*'half'"),
-    ({"widths": ("0",)}, "`width_ratio` must leave whole heads"),
-    ({"widths": ("5/4",)}, "`width_ratio` must leave whole heads"),
-    ({"depths": (4,)}, "`depth` 4 is above"),
+    ({"widths": ("half",)}, "`widths` must be a number .*'half'"),
+    ({"widths": ("0",)}, "`widths` must leave whole heads"),
+    ({"widths": ("5/4",)}, "`widths` must leave whole heads"),
+    ({"depths": (4,)}, "`depths` 4 is above"),
     ({"widths": ("1/2",), "totals": (1, 2)}, r"`totals` must increase and end at the 3 components, got \[1, 2\]"),
 ]
 
@@ -207,9 +207,9 @@ def test_every_size_that_is_illegal_is_told_at_once(no_data, tmp_path):
     with pytest.raises(ValueError) as caught:
         recipes.decompose(tiny_recipe(chosen), tmp_path)
     message = str(caught.value)
-    assert all(f"`depth` {depth} is above" in message for depth in (7, 9))
+    assert all(f"`depths` {depth} is above" in message for depth in (7, 9))
     assert all(f"{width} of 4 heads is" in message for width in ("1/3", "2/5", "1/8"))
-    assert "1/2 of 4" not in message and "`depth` 2" not in message
+    assert "1/2 of 4" not in message and "`depths` 2" not in message
     assert message.count("use one of 1/4, 1/2, 3/4, 1.") == 3
 
 
