@@ -127,6 +127,17 @@ SCALES = {
         widths=("1",),
         teacher={},
     ),
+    "swin_tiny": Scale(  # one GPU; the stages of `swin`, wider
+        32,
+        (90_000, 10_000),
+        ModelSettings(64, 2, patch_size=2, stages=(2, 6, 2), window_size=4),
+        TrainingSettings(epochs=10, batch_size=512, precision="bf16", evaluate_every=0),
+        Augmentation(crop_padding=4, flip=True, erasing=0.25, mixup=0.8, cutmix=1.0),
+        totals=(1, 2, 3, 6),
+        depths=(6,),
+        widths=("1",),
+        teacher={},
+    ),
 }
 SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
 
