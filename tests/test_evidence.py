@@ -15,7 +15,7 @@ from modeling_lingene.training.decomposition import DecompositionSettings
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from elastic import COST  # noqa: E402
-from protocol import NOISE, SCALES, SEEDS, Row, judged, lowest_good  # noqa: E402
+from protocol import MEASURED, NOISE, SCALES, SEEDS, Row, judged, lowest_good  # noqa: E402
 from sentences import Table, counted, with_range  # noqa: E402
 
 
@@ -102,6 +102,13 @@ def test_the_defaults_are_the_best_on_the_validation_part_or_equal_to_it():
         for name in others:
             if default in mean and name in mean:  # rows are added as they are run
                 assert mean[default] >= mean[name] - NOISE, (default, name)
+
+
+def test_what_a_run_was_worth_does_not_lie_where_the_run_keeps_its_own():
+    """A run that was stopped looked like one that was done: both were called run.json."""
+    from modeling_lingene.training.recipes import OURS
+
+    assert MEASURED not in OURS
 
 
 def test_the_scales_of_the_tables_are_those_of_the_recipes():

@@ -48,6 +48,7 @@ RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 NOISE = 0.005  # of accuracy: smaller differences choose nothing
 RESULTS = Path(__file__).parent / "results"
+MEASURED = "measured.json"  # of a run that is done: what it was worth; the run's own files have other names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,8 +333,8 @@ class Protocol:
     def run(self, name: str, seed: int, rate: float) -> dict:
         """One training, and its validation accuracies."""
         row, out = self.rows[name], self.work / slug(name) / f"{seed}-{rate:g}"
-        if (out / "run.json").is_file():
-            return json.loads((out / "run.json").read_text())
+        if (out / MEASURED).is_file():
+            return json.loads((out / MEASURED).read_text())
         init = ""
         if row.init:
             chosen = self.choose(row.init)
@@ -351,7 +352,7 @@ class Protocol:
             "epochs": len(history),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
         }
-        write_json(out / "run.json", run)
+        write_json(out / MEASURED, run)
         print(f"{name}, seed {seed}, rate {rate:g}: {judged(row, run['validation']):.4f}", flush=True)
         return run
 

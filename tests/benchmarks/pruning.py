@@ -14,7 +14,7 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
-from protocol import SCALES, Protocol, Row, Scale, dense, judged, label, main, slug
+from protocol import MEASURED, SCALES, Protocol, Row, Scale, dense, judged, label, main, slug
 
 from modeling_lingene.configuration_lingene import LinGeneConfig
 from modeling_lingene.folders import write_json
@@ -102,8 +102,8 @@ class PruningProtocol(Protocol):
         row, out = self.rows[name], self.work / slug(name) / f"{seed}-{rate:g}"
         if not self._prunes(row):
             return super().run(name, seed, rate)
-        if (out / "run.json").is_file():
-            return json.loads((out / "run.json").read_text())
+        if (out / MEASURED).is_file():
+            return json.loads((out / MEASURED).read_text())
         start = self.choose("dense")
         self.run("dense", seed, start)
         epochs = self.scale.training.epochs
@@ -128,7 +128,7 @@ class PruningProtocol(Protocol):
             "seconds": round(sum(entry["seconds"] for part in history for entry in part), 1),
             "layers": results["layers"],
         }
-        write_json(out / "run.json", run)
+        write_json(out / MEASURED, run)
         print(f"{name}, seed {seed}, rate {rate:g}: {judged(row, run['validation']):.4f}", flush=True)
         return run
 
