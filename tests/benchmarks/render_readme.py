@@ -14,6 +14,7 @@ from protocol import SCALES, label
 from sentences import SENTENCES, Table, backbone_rows, points, rates, sizes, with_range
 
 from modeling_lingene.measuring.tables import size_table
+from modeling_lingene.training.loop import TrainingSettings
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -185,6 +186,19 @@ def feature_rates() -> str:
     return bullets(lambda: rates({"elastic, rotated, 1": backbone_rows()["elastic, rotated, 1"]}))
 
 
+def swin_rates() -> str:
+    """What a Swin that is trained from scratch wants, beside the default."""
+    default, said = TrainingSettings().learning_rate, []
+    for name, row in Table.read("schedules_swin").rows.items():
+        tried = {float(rate): accuracy for rate, accuracy in row["rates"].items()}
+        chosen = f"{points(tried[row['rate']])} % at {row['rate']:g}"
+        said.append(f"`{name}` {chosen}, {points(tried[default])} % at {default:g}")
+    text = (
+        f"A small Swin wants less than the default learning rate (validation accuracy of the rows): {'; '.join(said)}."
+    )
+    return "\n".join(textwrap.wrap(text, 119))
+
+
 def _worth(row: dict) -> str:
     cosine = f"{row['cosine']:.2f}, " if "cosine" in row else ""
     return f"{cosine}{points(row['knn'])} / {points(row['probe'])}"
@@ -219,6 +233,7 @@ PAGES = {  # what lies between the markers of each page
         "quickstart": quickstart_table,
         "decomposition": decomposition_table,
         "rates": feature_rates,
+        "swin rates": swin_rates,
     },
     "modeling_lingene/analysis/README.md": {"trend": worked_trend},
     "conversion/README.md": {
