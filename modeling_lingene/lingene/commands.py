@@ -58,6 +58,8 @@ ANALYSES = (
     "component of a bundle looks at in pictures, alone and with those before it; coefficients: how much of every "
     "component its layers hold; similarity: how alike the layers of a size and of its reference are on pictures"
 )
+MEASURED_WITH = (SPLIT, METRIC, REFERENCE, RELABEL, BATCH_SIZE, DEVICE)  # of a size, or of a grid
+
 COMMANDS = {
     "quickstart": Command(
         f"{WORK}.training:quickstart",
@@ -179,12 +181,7 @@ COMMANDS = {
                 "model", metavar="MODEL", help="a bundle, a plain ViT, by folder or name on the Hub; or an ONNX folder"
             ),
             DATA,
-            SPLIT,
-            METRIC,
-            REFERENCE,
-            RELABEL,
-            BATCH_SIZE,
-            DEVICE,
+            *MEASURED_WITH,
             OUT_FILE,
             QUIET,
             SIZE,
@@ -202,12 +199,7 @@ COMMANDS = {
                 metavar="DIR",
                 help="go on with the sweep that was interrupted in DIR, by its own settings",
             ),
-            SPLIT,
-            METRIC,
-            REFERENCE,
-            RELABEL,
-            BATCH_SIZE,
-            DEVICE,
+            *MEASURED_WITH,
             option("--allow-untrained", action="store_true", help="measure widths that were never trained, too"),
             option("--no-latency", dest="latency", action="store_false", help="do not time one image of each"),
             option("--out", type=Path, help="folder for sizes.json and the pictures (default: the bundle)"),

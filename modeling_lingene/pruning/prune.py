@@ -241,12 +241,13 @@ def _finished(out: Path, identity: dict, resume: bool) -> dict | None:
 @contextmanager
 def _traceless(out: Path, main: bool) -> Iterator[None]:
     """What is refused before a run began leaves its folder as it was."""
-    there, began = out.exists(), (out / RUN_FILE).is_file()
+    dense = out / "dense"
+    there, held = out.exists(), dense.exists()
     try:
         yield
     except ValueError:
-        if main and not began:
-            shutil.rmtree(out / "dense", ignore_errors=True)
+        if main and not held:
+            shutil.rmtree(dense, ignore_errors=True)
             if not there and out.is_dir():
                 out.rmdir()
         raise

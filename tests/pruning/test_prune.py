@@ -493,6 +493,16 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_an_interrupted_run_left_is_there_after_a_refusal(tmp_path, vit):
+    """Only what the refused call itself has written goes."""
+    out = tmp_path / "out"
+    shutil.copytree(vit, out / "dense")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="`data`"):
+        prune(vit, out, replace(SETTINGS, data="no/such/place"), TRAINING, resume=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_command_line_says_what_is_missing(capsys, vit, tmp_path):
     """One line, status 2."""
     assert main(["prune", str(vit), "--target-macs", "0.5", "--out", str(tmp_path / "out")]) == 2
