@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isfinite, prod
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
@@ -34,10 +35,9 @@ POSITIONS = "embeddings.position_embeddings"
 FINAL_NORM = "layernorm.weight"  # of every bundle
 CLASSIFIER = "classifier.weight"  # of every bundle with a head
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 27, 4  # of files at a time; opening them anew drops their pages
+MAPPED_BYTES, BYTES_PER_ELEMENT = 1 << 28, 4  # of files at a time; opening them anew drops their pages
 PIECE_ELEMENTS = 1 << 18  # of one component, for one thread to combine
-BLOCK_ELEMENTS = 1 << 15  # of one component at a time; below that no operation on it is divided among threads,
-PRODUCT_ELEMENTS = 1 << 17  # nor a product of so few multiplications
+BLOCK_ELEMENTS = 1 << 15  # of one component at a time; no copy or sum of so few is divided among threads
 
 
 def are_digests(value) -> bool:
@@ -361,38 +361,36 @@ def combining(
         Per layer one tensor of that shape, empty; and calls that each fill some rows and say whether what they put
         into the first layer is finite.
     """
-    first = parts[0]
-    layers = [torch.empty(first.shape, dtype=dtype, device=first.device) for _ in range(len(table))]
+    first, depth = parts[0], len(table)
+    # numpy asks for huge pages, which halves the time that the system takes to hand out this much memory; and each of
+    # its rows becomes a tensor that knows nothing of the others, so that it is saved and copied alone.
+    memory = np.empty((depth, first.numel() * dtype.itemsize), dtype=np.uint8)
+    whole = torch.from_numpy(memory).view(dtype)
+    layers = [torch.from_numpy(row).view(dtype).view(first.shape) for row in memory]
     step = max(1, PIECE_ELEMENTS // prod(first.shape[1:]))
     starts = range(0, first.shape[0], step)
-    return layers, [partial(combine, parts, table, layers, start, start + step) for start in starts]
+    return layers, [partial(combine, parts, table, whole, start, start + step) for start in starts]
 
 
-def combine(
-    parts: Sequence[torch.Tensor], table: torch.Tensor, layers: Sequence[torch.Tensor], start: int, stop: int
-) -> bool:
-    """Fill some rows of every layer, in blocks that stay in the cache and in operations that keep to one thread.
+def combine(parts: Sequence[torch.Tensor], table: torch.Tensor, whole: torch.Tensor, start: int, stop: int) -> bool:
+    """Fill some rows of every layer, in blocks that stay in the cache and are copied by one thread.
 
-    Threads that share an operation wait for each other thousands of times in a load, and on a busy machine each time
-    for one that is not running: with one busy process beside it, a load took seconds.
+    Threads that share every operation wait for each other thousands of times in a load, and on a busy machine each
+    time for one that is not running: with one busy process beside it, a load took seconds.
     """
     shape, wide = parts[0].shape, torch.promote_types(parts[0].dtype, torch.float32)
     table, step = table.to(wide), max(1, BLOCK_ELEMENTS // prod(shape[1:]))
-    blocks = [[tensor[start:stop].split(step) for tensor in tensors] for tensors in (parts, layers)]
-    rows, finite = 0, True
-    for sources, targets in zip(*(zip(*each) for each in blocks)):
-        if len(sources[0]) != rows:  # first and last
-            rows = len(sources[0])
-            source = torch.empty(len(parts), rows, *shape[1:], dtype=wide, device=parts[0].device)
-            result = torch.empty(len(table), rows, *shape[1:], dtype=wide, device=parts[0].device)
-            width = max(1, PRODUCT_ELEMENTS // table.numel())
-            products = list(zip(source.flatten(1).split(width, dim=1), result.flatten(1).split(width, dim=1)))
-            inner, outer = list(source), list(result)
-        torch._foreach_copy_(inner, sources)
-        for columns, sums in products:
-            torch.mm(table, columns, out=sums)
-        torch._foreach_copy_(targets, outer)
-        finite = finite and isfinite(result[0].sum())
+    source, finite = torch.empty(len(parts), step, *shape[1:], dtype=wide), True
+    targets = whole.view(len(table), *shape)
+    for first in range(start, min(stop, shape[0]), step):
+        rows = slice(first, min(first + step, stop, shape[0]))
+        columns, sums = source[:, : rows.stop - first], targets[:, rows].flatten(1)
+        torch._foreach_copy_(list(columns), [part[rows] for part in parts])
+        if whole.dtype == wide:
+            torch.mm(table, columns.flatten(1), out=sums)
+        else:
+            torch._foreach_copy_(list(sums), list(torch.mm(table, columns.flatten(1))))
+        finite = finite and isfinite(sums[0].sum(dtype=wide))
     return finite
 
 

@@ -267,8 +267,8 @@ class BundleConfig(PretrainedConfig):
         check_fields(config_dict, cls.fields, f"`{CONFIG_NAME}`")
         # How weights are stored does not say how they are loaded: `dtype` is what the caller asks for, or nothing.
         config_dict = {key: value for key, value in config_dict.items() if key not in ("dtype", "torch_dtype")}
-        try:
-            return super().from_dict(config_dict, **kwargs)
+        try:  # without keywords there is nothing to apply, and transformers would print the whole into a log line
+            return super().from_dict(config_dict, **kwargs) if kwargs else cls(**config_dict)
         except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
             # Fields that contradict each other, or transformers' own of the wrong type, in transformers' words.
             raise ValueError(f"`{CONFIG_NAME}`: {' '.join(str(error).split())}") from None
