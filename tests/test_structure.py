@@ -66,7 +66,7 @@ cli
 # Two spaces or a new line: a step up; modules that one space parts do not know each other.
 STEPS = [step.split() for step in re.split(r"\n\s*|  +", FLOORS.strip())]
 RANKS = {name: rank for rank, step in enumerate(STEPS) for name in step}
-ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
+ON_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub", "numpy"}  # the last: transformers needs it
 AT_HOME = {"matplotlib", "sklearn", "datasets", "PIL", "torchvision", "timm", "accelerate", "torchmetrics", "pandas"}
 AT_HOME |= {"scipy", "onnx", "onnxruntime", "onnxscript", "gradio", "tensorboard", "pytorch_grad_cam", "tqdm"}
 AT_HOME |= {"executorch", "openvino"}

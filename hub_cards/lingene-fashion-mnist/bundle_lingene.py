@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isfinite, prod
 
-import numpy as np
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
@@ -364,7 +364,7 @@ def combining(
     first, depth = parts[0], len(table)
     # numpy asks for huge pages, which halves the time that the system takes to hand out this much memory; and each of
     # its rows becomes a tensor that knows nothing of the others, so that it is saved and copied alone.
-    memory = np.empty((depth, first.numel() * dtype.itemsize), dtype=np.uint8)
+    memory = numpy.empty((depth, first.numel() * dtype.itemsize), dtype=numpy.uint8)
     whole = torch.from_numpy(memory).view(dtype)
     layers = [torch.from_numpy(row).view(dtype).view(first.shape) for row in memory]
     step = max(1, PIECE_ELEMENTS // prod(first.shape[1:]))
