@@ -58,6 +58,8 @@ def refresh(folder: Path) -> None:
 def release(bundle: Path, folder: Path, data: str) -> None:
     rows = Bundle(bundle, LinGeneConfig.from_pretrained(bundle)).measured()
     model = LinGeneForImageClassification.from_pretrained(bundle, constrained=True, dtype=torch.float16)
+    for old in (*folder.glob("*.safetensors"), *folder.glob("*.json")):  # a save over another one names its files anew
+        old.unlink()
     model.save_pretrained(folder)
     processor = image_processor(model.config.image_size)
     processor.save_pretrained(folder)
