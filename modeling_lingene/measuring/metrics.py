@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoModelForImageClassification, PretrainedC
 from ..budget_lingene import device_name
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import FAMILIES, has_class_token, layers_of
-from ..images.data import made_size
+from ..images.batches import made_size
 from ..progress import progress_bar
 from .features import no_pooler
 

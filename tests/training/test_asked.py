@@ -13,7 +13,7 @@ import pytest
 import helpers
 from modeling_lingene import cli
 from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning import prune
 from modeling_lingene.training import recipes
 from modeling_lingene.training.asked import RUN_FILE, asked_of, keep_asked
