@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -268,20 +269,29 @@ class EncodedImages(Sequence):
         return (self._column[index][self._name] or {}).get("path")
 
 
-def _digits(split: str) -> LabelledImages:
-    sklearn_datasets = require("sklearn.datasets", "scikit-learn")
-    from PIL import Image
+@cache
+def _all_digits() -> tuple[Any, Any, dict[str, list[int]]]:
+    """(1797, 8, 8) uint8, their labels, and the places of each part; a command opens several parts of them."""
+    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    chosen = choose_split("digits", split, ["train", "test"])
-    digits = sklearn_datasets.load_digits()
-    grey = (digits.images * 255 / 16).round().astype("uint8")  # (1797, 8, 8), from 0..16
-    parts = train_test_split(range(len(grey)), test_size=360, stratify=digits.target, random_state=0)
-    rows = parts[["train", "test"].index(chosen)]
+    digits = load_digits()
+    grey = (digits.images * 255 / 16).round().astype("uint8")  # from 0..16
+    train, test = train_test_split(range(len(grey)), test_size=360, stratify=digits.target, random_state=0)
+    return grey, digits.target, {"train": train, "test": test}
+
+
+def _digits(split: str) -> LabelledImages:
+    require("sklearn.datasets", "scikit-learn")
+    from PIL import Image
+
+    grey, labels, parts = _all_digits()
+
+    chosen = choose_split("digits", split, list(parts))
     return LabelledImages(
-        images=[Image.fromarray(grey[row]).convert("RGB") for row in rows],
-        labels=[int(digits.target[row]) for row in rows],
-        class_names=[str(name) for name in digits.target_names],
+        images=[Image.fromarray(grey[place]).convert("RGB") for place in parts[chosen]],
+        labels=[int(labels[place]) for place in parts[chosen]],
+        class_names=[str(digit) for digit in range(10)],
         name="digits",
         split=chosen,
     )

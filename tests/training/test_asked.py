@@ -69,10 +69,19 @@ def test_what_is_kept_is_read_back_as_it_was(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("line", ["--resume run", "--resume --out run", "--resume run --out run"])
-def test_the_folder_alone_goes_on_with_the_run_to_the_same_end(stopped, capsys, line):
+def test_the_folder_alone_is_the_run_that_was_asked_for(tmp_path, monkeypatch, line):
+    """In whichever way it is given."""
+    calls = []
+    monkeypatch.setattr(recipes, "decompose", lambda *inputs, **named: calls.append((inputs, named)) or [])
+    keep_asked(Path("run"), {}, recipe=RECIPE)
+    assert cli.main(["decompose", *line.split(), "--quiet"]) == 0
+    assert calls == [((RECIPE, Path("run")), {"resume": True})]
+
+
+def test_the_folder_alone_goes_on_with_the_run_to_the_same_end(stopped, capsys):
     """The whole command again, with thirteen flags, was asked for; what comes out is what it would have given."""
     begun = [path.name for path in (stopped / "checkpoints").iterdir()]
-    assert begun and cli.main(["decompose", *line.split(), "--quiet"]) == 0
+    assert begun and cli.main(["decompose", "--resume", "run", "--quiet"]) == 0
     assert "| depth |" in capsys.readouterr().out
     recipes.decompose(RECIPE, "whole")
     went_on, whole = (json.loads(Path(run, "history.json").read_text())["epochs"] for run in ("run", "whole"))
