@@ -12,6 +12,7 @@ from typing import Any
 MARKERS = "osD^vPX*"
 INK = "#222222"
 CURVES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"))  # Okabe and Ito's; told apart without colour, too
+DPI = 150
 LETTER = 0.085  # inches that a letter of 8 to 10 points is wide
 
 
@@ -30,7 +31,7 @@ def blank_figure() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('matplotlib is needed here: pip install "modeling_lingene[analysis]"') from error
-    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 5), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

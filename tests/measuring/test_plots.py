@@ -39,7 +39,7 @@ def figure(monkeypatch):
     return kept
 
 
-def test_a_png_of_1650_by_750_pixels_appears_whole(tmp_path):
+def test_a_png_of_1650_by_750_pixels_appears_whole(tmp_path, as_shipped):
     """Folders are made, an old file is replaced, nothing else is left."""
     path = tmp_path / "new" / "sizes.png"
     for _ in range(2):
@@ -98,7 +98,7 @@ def test_pareto_keeps_equal_points_and_drops_beaten_ones():
 
 
 @pytest.mark.parametrize("depths, widths", [((3, 4, 6), ("1/2", "1")), (range(3, 13), ("1/4", "1/2", "3/4", "1"))])
-def test_labels_give_the_components_of_ringed_sizes_and_do_not_overlap(figure, tmp_path, depths, widths):
+def test_labels_give_the_components_of_ringed_sizes_and_do_not_overlap(figure, tmp_path, as_shipped, depths, widths):
     """A label that covers another one is worse than none, and where sizes crowd every size had one."""
     measured = rows(depths=depths, widths=widths, components=(1, 2, 4, 6, 12))
     plot_sizes(measured, tmp_path / "x.png")
@@ -207,7 +207,7 @@ def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
         plot_sizes(rows(), tmp_path / "x.png")
 
 
-def test_the_place_of_every_size_is_told_where_its_point_is(tmp_path):
+def test_the_place_of_every_size_is_told_where_its_point_is(tmp_path, as_shipped):
     """A page marks the chosen size there: the pixel has the colour of the size's depth."""
     import matplotlib.image
 
