@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from ..images.data import require
+from ..extras import require
 from .moments import Stack
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..images.data import batches, picked
+from ..images.batches import batches
+from ..images.data import picked
 from ..images.pictures import load_pictures
 from .sources import class_outputs
 

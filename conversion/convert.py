@@ -18,6 +18,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..bundle_lingene import component_file
 from ..configuration_base_lingene import BundleConfig, check_count
+from ..extras import require
 from ..folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
@@ -30,11 +31,11 @@ from ..folders import (
 )
 from ..found import TIMM, check_holds_model, what_is, wrong_kind
 from ..hub import write_card
-from ..images.data import image_processor, require
+from ..images.batches import image_processor
 from ..kinds import model_class
 from ..loading_lingene import stock_model
+from ..measuring.curves import plot_conversion
 from ..measuring.metrics import check_device
-from ..measuring.plots import plot_conversion
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS

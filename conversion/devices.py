@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..images.data import require
+from ..extras import require
 from .graphs import Outputs, output_name, random_images, traced
 
 

@@ -28,6 +28,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
+from ..extras import require
 from ..families_lingene import layers_of
 from ..folders import (
     check_empty,
@@ -39,7 +40,8 @@ from ..folders import (
     write_json,
 )
 from ..found import EXPORT_FILE
-from ..images.data import batches, picked, require
+from ..images.batches import batches
+from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
 from ..lingene_vit import LinGeneViTConfig

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
+from ..extras import require
 from ..found import TIMM, check_timm_within_reach
-from ..images.data import image_processor, require
+from ..images.batches import image_processor
 from .from_transformers import scaled
 from .sources import Source, check_tensors, read_tensors, shown
 from .timm_swin import SWIN, SWIN_KINDS, SWIN_LEFT_OUT, check_swin, swin_config, swin_layer, swin_outside, swin_shape

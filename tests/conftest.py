@@ -1,7 +1,10 @@
 """Fixtures of all tests; the plain functions behind them are in helpers.py."""
 
+import functools
 import gc
 import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +13,14 @@ import torch
 
 import helpers
 from modeling_lingene import folders, found
-from modeling_lingene.measuring import metrics
+from modeling_lingene.measuring import drawing, metrics
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 
-metrics.TIMED_SECONDS = 1e-3  # a size; hundreds are timed, and how well is tested with times of its own
+SHIPPED = {
+    place: getattr(*place) for place in ((metrics, "TIMED_SECONDS"), (metrics, "TIMED_PASSES"), (drawing, "DPI"))
+}
+metrics.TIMED_SECONDS, metrics.TIMED_PASSES, drawing.DPI = 1e-3, 1, 40  # hundreds of sizes are timed and drawn
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +34,26 @@ def one_thread():
 def within_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands find the Hub there, wherever tests run; what they say where it is not is for test_found.py."""
     monkeypatch.setattr(found, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
+
+
+@pytest.fixture
+def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed and drawn as people get it."""
+    for (module, name), value in SHIPPED.items():
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_registry() -> Iterator[None]:
+    """torch makes the list of all ONNX functions anew for every export, in half a second."""
+    if not find_spec("onnxscript"):
+        yield
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", functools.cache(ONNXRegistry.from_torchlib))
+        yield
 
 
 @pytest.fixture(scope="session")

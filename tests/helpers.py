@@ -31,7 +31,8 @@ from modeling_lingene import (
 )
 from modeling_lingene.budget_lingene import device_name
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import LabelledImages, image_processor
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import MemoryImages
 
 

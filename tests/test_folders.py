@@ -18,7 +18,7 @@ import helpers
 from helpers import ROWS, edit, files, flip_a_bit, read
 from modeling_lingene import bundle_lingene, folders, hub
 from modeling_lingene.folders import bundle_weights_id
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"

@@ -16,7 +16,7 @@ import helpers
 from helpers import files
 from modeling_lingene import LinGeneViTConfig, cli
 from modeling_lingene import found as module
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 # What a folder is called in the line, and what of the way out must stand in it.

@@ -20,7 +20,7 @@ import helpers
 from modeling_lingene import LinGeneForImageClassification
 from modeling_lingene.folders import describe, read_conversion, read_processor, write_sizes, write_training
 from modeling_lingene.hub import render_card
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 MUTATIONS, SHARES = 1000, 8

@@ -24,7 +24,7 @@ from transformers import (
 
 import helpers
 from modeling_lingene import LinGeneViTConfig, LinGeneViTForImageClassification, LinGeneViTModel
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 def logits(model, pixels) -> torch.Tensor:

@@ -22,7 +22,7 @@ import helpers
 from helpers import ROWS, assert_table_shows, example, files, flip_a_bit, table
 from hub_server import USER, HubServer
 from modeling_lingene import Size, folders, hub, readme
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from test_hub_server import in_new_process
 
 

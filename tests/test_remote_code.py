@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 import helpers
 from hub_server import HubServer, Repo
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from test_hub_server import in_new_process
 
 

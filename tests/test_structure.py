@@ -40,10 +40,11 @@ writing_lingene recompose_lingene reading_lingene families_lingene  configuratio
     bundle_lingene components_lingene swin_lingene  saving_lingene
     loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_pruned
     lingene_vit lingene_swin
-kinds  found  folders progress
-images.decoding images.class_folders  images.data  images.augmentation images.classes images.pictures  images.loaders
-    images.streams
-measuring.tables measuring.grids measuring.plots measuring.features measuring.judging  measuring.metrics
+kinds extras  found  folders progress
+images.decoding images.class_folders  images.data  images.batches  images.augmentation images.classes images.pictures
+    images.loaders  images.streams
+measuring.tables measuring.grids measuring.drawing measuring.features measuring.judging  measuring.plots
+    measuring.curves  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.exported  measuring.evaluation  measuring.profiling
     measuring.sweep
 markdown citations readme kept  card  hub  zoo
@@ -57,7 +58,7 @@ training.losses training.checkpoints training.teachers training.validation  trai
     training.unlabelled  training.recipes  training.options
 analysis.figures  analysis.trend analysis.coefficients analysis.similarity analysis.components
 app.cache  app.sizes  app.looking  app.views  app.page
-pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare pruning.record  pruning.choose
+pruning.picture  pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare pruning.record  pruning.choose
     pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
 commands.asked commands.shown
     commands.training commands.making commands.measuring commands.analysis commands.publishing
@@ -202,10 +203,10 @@ def test_every_command_names_a_function_of_the_package_and_none_is_left_over():
     assert {(module, name) for module, name in found if not name.startswith("_")} == places
 
 
-def test_only_plots_imports_matplotlib():
+def test_only_what_draws_imports_matplotlib():
     """Everything else works without it, and on machines without a display."""
     users = {name for name, path in MODULES.items() if "matplotlib" in absolute_imports(ast.walk(tree(path)))}
-    assert users == {"measuring.plots"}
+    assert users == {"measuring.drawing", "measuring.plots"}
 
 
 def test_only_progress_imports_tqdm():

@@ -19,7 +19,7 @@ from lingene.telling import flags_of, in_flags, warnings_in_lines
 from modeling_lingene import cli
 from modeling_lingene import found as module
 from modeling_lingene.found import check_timm_within_reach
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 # B a bundle, P a plain model, F a person's folder, T a person's file, S pictures of one class, A of two, N new.

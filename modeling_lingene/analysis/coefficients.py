@@ -10,8 +10,8 @@ Notation: l layers, n components.
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..extras import require
 from ..folders import check_empty, complete_or_absent, read_config, write_json
-from ..images.data import require
 from ..measuring.grids import checked_sizes
 from .figures import plot_coefficients
 

@@ -24,9 +24,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..bundle_lingene import Bundle
+from ..extras import require
 from ..families_lingene import FAMILIES
 from ..folders import check_empty, complete_or_absent, read_config, read_processor, write_json
-from ..images.data import picked, processed, require
+from ..images.batches import processed
+from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
 from ..measuring.features import prefix_tokens

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..measuring.plots import INK, MARKERS, blank_figure, save_figure, shades
+from ..measuring.drawing import INK, MARKERS, blank_figure, save_figure, shades
 
 
 def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None = None) -> None:

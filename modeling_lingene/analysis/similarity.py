@@ -18,9 +18,11 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from ..configuration_base_lingene import BUNDLE_TYPES
+from ..extras import require
 from ..folders import check_empty, complete_or_absent, read_processor, write_json
 from ..found import check_holds_model
-from ..images.data import LabelledImages, batches, picked, require
+from ..images.batches import batches
+from ..images.data import LabelledImages, picked
 from ..images.pictures import load_pictures
 from ..measuring.features import load_encoder
 from ..measuring.metrics import check_device

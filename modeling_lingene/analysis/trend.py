@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from ..extras import require
 from ..folders import check_empty, complete_or_absent, write_json
 from ..found import check_holds_model
-from ..images.data import require
 from ..progress import progress_bar, quiet_loading
 from .figures import plot_trends
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 import torch
 
-from ..images.data import processed
+from ..images.batches import processed
 from ..images.decoding import upright_rgb
 from .sizes import Materialised
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..budget_lingene import BUDGETS
 from ..configuration_base_lingene import Size
-from ..images.data import require
+from ..extras import require
 from ..images.pictures import load_pictures
 from ..measuring.plots import COSTS, plot_cost
 from ..progress import quiet_loading

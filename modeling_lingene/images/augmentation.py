@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .data import require
+from ..extras import require
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import Augmentation, eraser, mixer, picture_transform
-from .data import UNREADABLE_LIMIT, LabelledImages, to_tensors
+from .batches import UNREADABLE_LIMIT, to_tensors
+from .data import LabelledImages
 
 
 MEMORY_BYTES = 1 << 32  # of decoded pixels, one byte each

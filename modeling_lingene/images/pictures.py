@@ -8,8 +8,9 @@ import dataclasses
 import os
 from pathlib import Path
 
+from ..extras import require
 from .class_folders import WHOLE, ImageFiles, picture_files, split_folders, warn_of_loose
-from .data import HELD_OUT, UNLABELLED, LabelledImages, NoSplit, choose_split, held_out, load_images, require
+from .data import HELD_OUT, UNLABELLED, LabelledImages, NoSplit, choose_split, held_out, load_images
 
 
 def load_pictures(data: str, split: str = "train", others: bool = False) -> LabelledImages:

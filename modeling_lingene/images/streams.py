@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..extras import require
 from ..found import is_path
 from .augmentation import Augmentation
-from .data import IMAGE_COLUMNS, LABEL_COLUMNS, EncodedImages, LabelledImages, check_set_within_reach, require
+from .data import IMAGE_COLUMNS, LABEL_COLUMNS, EncodedImages, LabelledImages, check_set_within_reach
 from .loaders import Layout, PictureImages, PictureMaker, collate, derived_seed
 
 

@@ -9,7 +9,8 @@ from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import layers_of
 from ..folders import read_processor
 from ..found import check_holds_model
-from ..images.data import LabelledImages, batches
+from ..images.batches import batches
+from ..images.data import LabelledImages
 from ..progress import progress_bar, quiet_loading
 from .exported import evaluate_exported, exported_format, exported_head
 from .features import load_encoder

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from ..budget_lingene import device_name
+from ..extras import require
 from ..folders import read_processor
 from ..found import EXPORT_FILE
-from ..images.data import LabelledImages, batches, require
+from ..images.batches import batches
+from ..images.data import LabelledImages
 from ..progress import progress_bar
 from ..reading_lingene import OBJECT, TEXT, check_fields, integer, map_of, number, one_of, read_json
 from .metrics import accuracy_fields, count_right, latency_ms, timing, timing_run

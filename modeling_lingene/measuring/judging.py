@@ -6,7 +6,7 @@ Notation: n pictures that are asked for, m of the train part, c classes, p patch
 import torch
 from torch.nn import functional
 
-from ..images.data import require
+from ..extras import require
 
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN, as DINO has them

@@ -24,12 +24,13 @@ from transformers import AutoModel, AutoModelForImageClassification, PretrainedC
 from ..budget_lingene import device_name
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import FAMILIES, has_class_token, layers_of
-from ..images.data import made_size
+from ..images.batches import made_size
 from ..progress import progress_bar
 from .features import no_pooler
 
 
 TIMED_SECONDS = 0.5  # how long a model is timed, unless asked otherwise
+TIMED_PASSES = 10  # at least
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -139,7 +140,7 @@ def latency_ms(
         model: as for `accuracy`.
         pixel_values: (b, C, h, w); None: `batch_size` images of `image_size`, or of the size that the model's config
             says.
-        min_run_time: seconds to measure for, after the warm-up, default `TIMED_SECONDS`; at least 10 passes are timed.
+        min_run_time: seconds to measure for, after the warm-up, default `TIMED_SECONDS`; or for `TIMED_PASSES`.
         threads: on the CPU; None: as many as torch uses.
 
     Returns:
@@ -159,7 +160,7 @@ def latency_ms(
     with _evaluating(model), torch.inference_mode():
         warm_up = timer.timeit(3)
         seconds = TIMED_SECONDS if min_run_time is None else min_run_time
-        measured = timer.blocked_autorange(min_run_time=max(seconds, 10 * warm_up.median))
+        measured = timer.blocked_autorange(min_run_time=max(seconds, TIMED_PASSES * warm_up.median))
     return {
         "median": 1000 * measured.median,
         "iqr": 1000 * measured.iqr,

@@ -1,11 +1,9 @@
-"""Figures from measured numbers, and what all figures share. The only file that imports matplotlib; it touches no
-backend and no global state.
+"""Figures of sizes: what every size of a bundle is worth, over what it costs and over its depth and components.
 
 Usage: `plot_sizes(json.loads(Path("bundle/sizes.json").read_text())["sizes"], "sizes.png")`.
 """
 
 import math
-import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -13,23 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..budget_lingene import METRICS, Metric, metric_of, readable, standard_error
+from .drawing import INK, LETTER, MARKERS, blank_figure, save_figure, shades
 
 
 COSTS = {"macs": "MACs of one image", "stored_params": "Stored parameters, components shared by the layers"}
-MARKERS = "osD^vPX*"
-INK = "#222222"
-CURVES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"))  # Okabe and Ito's; told apart without colour, too
 HEAT_INCHES = 11.5  # across; of wider pictures nothing can be read on a card
-LETTER = 0.085  # inches that a letter of 8 to 10 points is wide
 MOST_TICKS = 8  # on an axis of half of a picture
-FULL = {"agreement": 100, "cosine": 1}  # what a perfect conversion has
-# Colour (Okabe and Ito's, apart for all kinds of sight), that of the words on it, name, what it does.
-LAYER_PARTS = {
-    "attention": ("#0072b2", "white", "attention", "tokens read each other"),
-    "conv3": ("#e69f00", INK, "3x3 convolution", "every patch reads its neighbours"),
-    "conv1": ("#f0e442", INK, "1x1 convolution", "every patch by itself"),
-    "none": ("white", INK, "nothing", "tokens are not mixed"),
-}
 SHADES = 10  # standard errors that the colours of a heat map span at least: what is one apart looks alike
 LABEL = 20.0  # what a label covers of another one weighs more than anything else it may cover
 RING = {
@@ -213,172 +200,6 @@ def _at(row: dict[str, Any], width: Fraction) -> bool:
     return Fraction(row["width_ratio"]) == width
 
 
-def plot_history(history: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws the loss of every epoch and what was measured on held-out images, accuracy or loss, as a PNG.
-
-    Args:
-        history: a row per epoch, as `TrainingLoop.fit` returns it; a vertical line where a phase begins.
-        path: of the PNG; written atomically.
-        title: of the figure.
-
-    Raises:
-        ValueError: no rows.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not history:
-        raise ValueError("`history` must hold at least one epoch; got none.")
-    figure = blank_figure()
-    epochs = range(1, len(history) + 1)
-    curves = {"Training loss": [row["loss"] for row in history]}
-    if any("accuracy" in row for row in history):
-        curves["Accuracy on held-out images, %"] = [100 * row.get("accuracy", math.nan) for row in history]
-    if any("feature_loss" in row for row in history):
-        curves["Loss on held-out images"] = [row.get("feature_loss", math.nan) for row in history]
-    starts = [index for index, row in enumerate(history) if index == 0 or row["phase"] != history[index - 1]["phase"]]
-    for panel, (label, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if not math.isnan(value)]
-        panel.plot(
-            *zip(*known, strict=True), color=INK, linewidth=1.5, marker="o", markersize=3 if len(known) < 50 else 0
-        )
-        panel.set_xlim(0.5, len(history) + 0.5)
-        panel.set_xticks(_whole_ticks(len(history)))
-        for start in starts[1:]:
-            panel.axvline(start + 0.5, color="#999999", linestyle=":", linewidth=1.0)
-        if len(starts) > 1:
-            room = figure.get_figwidth() / len(curves) / len(history)
-            for start, name in _told_phases(starts, [history[start]["phase"] for start in starts], room):
-                panel.annotate(name, (start + 0.6, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
-        panel.set_xlabel("Epoch")
-        panel.set_ylabel(label)
-        panel.grid(color="#e6e6e6", linewidth=0.8)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    save_figure(figure, Path(path))
-
-
-def _told_phases(starts: Sequence[int], names: Sequence[str], room: float) -> list[tuple[int, str]]:
-    """Where phases begin, with their names, which do not run into each other: shortened to their last word, and left
-    out, where they are many.
-
-    Args:
-        room: inches of one epoch.
-    """
-    least = min(after - before for before, after in zip(starts, starts[1:])) * room
-    if max(map(len, names)) * LETTER > least:
-        names = [names[0], *(name.split()[-1] for name in names[1:])]
-    told, end = [], 0.0
-    for start, name in zip(starts, names, strict=True):
-        if start * room >= end:
-            told.append((start, name))
-            end = start * room + (len(name) + 1) * LETTER
-    return told
-
-
-def _whole_ticks(last: int) -> list[int]:
-    """Some of 1 to `last`, evenly spaced, which are epochs: there is no epoch 0, 2.5 or `last` + 1."""
-    from matplotlib.ticker import MaxNLocator
-
-    if last <= 10:
-        return list(range(1, last + 1))
-    return [int(tick) for tick in MaxNLocator(9, integer=True).tick_values(1, last) if 1 <= tick <= last]
-
-
-def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws what a converted bundle gives with its first k components, for every k, as a PNG.
-
-    Args:
-        rows: of a conversion's report: num_components, activation_residual, relative_logit_error and, for a
-            classifier, agreement, or without one cosine and cosine_p5.
-        path: of the PNG; written atomically.
-        title: of the figure.
-
-    Raises:
-        ValueError: no rows.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not rows:
-        raise ValueError("`rows` must hold at least one number of components; got none.")
-    figure = blank_figure()
-    last = "Class token" if "cosine" in rows[0] else "Logits"
-    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": last}]
-    labels = ["Relative error on the calibration images"]
-    if "agreement" in rows[0]:
-        panels.append({"agreement": "Agreement"})
-        labels.append("Images of the same class as the source's, %")
-    if "cosine" in rows[0]:
-        panels.append({"cosine": "Mean over images", "cosine_p5": "5th percentile"})
-        labels.append("Cosine of the class token with the source's")
-    counts = [row["num_components"] for row in rows]
-    for panel, curves, label in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, labels, strict=True):
-        for (key, name), (colour, line, marker) in zip(curves.items(), CURVES):
-            scale, style = 100 if key == "agreement" else 1, {"color": colour, "linestyle": line, "marker": marker}
-            panel.plot(counts, [scale * row[key] for row in rows], label=name, **style)
-        panel.set_xlabel("Components")
-        panel.set_xticks(counts if len(counts) <= 12 else _whole_ticks(counts[-1]))
-        panel.set_ylabel(label)
-        panel.set_ylim(
-            *_limits([value for one in panel.lines for value in one.get_ydata()], FULL.get(next(iter(curves))))
-        )
-        panel.grid(color="#e6e6e6", linewidth=0.8)
-        panel.spines[["top", "right"]].set_visible(False)
-        if len(curves) > 1:
-            panel.legend(frameon=False)
-    figure.suptitle(title)
-    save_figure(figure, Path(path))
-
-
-def _limits(values: Sequence[float], full: float | None) -> tuple[float, float]:
-    """Of an upright axis: from nothing to above the largest error; or the part below a perfect value that is used, so
-    that the last point does not lie on the edge and steps of a point can be seen.
-    """
-    if full is None:
-        return 0.0, 1.08 * max(values) or 1.0
-    used = max(full - min(values), 0.05 * full)
-    return full - 1.1 * used, full + 0.06 * used
-
-
-def plot_layers(layers: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
-    """Draws what every layer of a pruned network became, as a PNG: a row per layer, the input below.
-
-    Args:
-        layers: each with `mixer`, one of `LAYER_PARTS`, `units`, of its MLP, and `of`, as many as it had.
-        path: of the PNG; written atomically.
-        title: of the figure.
-
-    Raises:
-        ValueError: no layers.
-        ImportError: matplotlib is missing; the message says what to install.
-    """
-    if not layers:
-        raise ValueError("`layers` must hold at least one layer; got none.")
-    figure = blank_figure()
-    figure.set_size_inches(9, 2.2 + 0.36 * len(layers))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
-    places, most = range(1, len(layers) + 1), max(layer["of"] for layer in layers)
-    for place, layer in zip(places, layers):
-        colour, ink, name, _ = LAYER_PARTS[layer["mixer"]]
-        left.barh(place, 1, height=0.82, color=colour, edgecolor="#999999", linewidth=0.8)
-        left.text(0.5, place, name, ha="center", va="center", color=ink, fontsize=9)
-        right.barh(place, layer["of"], height=0.82, color="white", edgecolor="#999999", linewidth=0.8)
-        right.barh(place, layer["units"], height=0.82, color="#777777")
-        right.text(1.02 * most, place, f"{layer['units']} of {layer['of']}", va="center", fontsize=9, color=INK)
-    left.set_xlim(0, 1)
-    left.set_xticks([])
-    left.set_yticks(places)
-    left.set_ylabel("Layer (1 is next to the image)")
-    left.set_title("How tokens are mixed", fontsize=10)
-    right.set_xlim(0, 1.25 * most)
-    right.set_xticks([])
-    right.set_title("MLP units: kept (grey) of all", fontsize=10)
-    for panel in (left, right):
-        panel.tick_params(length=0)
-        panel.spines[:].set_visible(False)
-    shown = [part for name, part in LAYER_PARTS.items() if any(layer["mixer"] == name for layer in layers)]
-    figure.supxlabel("; ".join(f"{name}: {said}" for _, _, name, said in shown), fontsize=8.5)
-    figure.suptitle(title)
-    save_figure(figure, Path(path))
-
-
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
     """Which points no other point beats: at most the cost and at least the value, and better in one of them."""
     points = list(zip(costs, values, strict=True))
@@ -405,25 +226,6 @@ def readable_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
             if low <= tick <= high
         ]
     return ticks, [readable(tick) for tick in ticks]
-
-
-def blank_figure() -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('matplotlib is needed here: pip install "modeling_lingene[analysis]"') from error
-    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def shades(depths: Sequence[int]) -> dict[int, Any]:
-    """A colour per depth, in the order of depth, dark enough to read on white."""
-    from matplotlib import colormaps
-
-    scale = colormaps["plasma"]
-    return {depth: scale(0.75 - 0.7 * index / max(1, len(depths) - 1)) for index, depth in enumerate(depths)}
 
 
 def _draw_panel(panel: Any, rows: Sequence[dict], cost: str, colours: dict, markers: dict) -> None:
@@ -575,14 +377,3 @@ def _write(panel: Any, text: str, x: float, y: float, colour: Any) -> None:
         annotation_clip=False,
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a picture beside its place and renames it, so that no half-written one is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

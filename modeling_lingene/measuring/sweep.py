@@ -27,7 +27,8 @@ from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
-from ..images.data import HELD_OUT, WHOLE, Batches, LabelledImages, batches
+from ..images.batches import Batches, batches
+from ..images.data import HELD_OUT, WHOLE, LabelledImages
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes

@@ -23,9 +23,10 @@ from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..folders import read_processor
 from ..found import check_holds_model
+from ..images.batches import Batches, batches
 from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
-from ..images.data import HELD_OUT, Batches, LabelledImages, batches, held_out, load_images
+from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
 from .features import Kept, Reference, class_and_patches, load_encoder
 from .judging import agreement, cosines, knn_accuracy, mean_error, probe_accuracy

@@ -14,10 +14,10 @@ from ..folders import model_type_of
 from ..hub import check_repo_id, page_on_the_hub, verify_loads
 from ..kinds import PRUNED, PRUNED_TYPES
 from ..markdown import code, text
-from ..measuring.plots import LAYER_PARTS
 from ..measuring.tables import aligned_table, readable
 from ..readme import CARD_FILE, Page, agreed, read_page, write_readme
 from ..saving_lingene import TRAINING_FILE, ensure_repo
+from .picture import LAYER_PARTS
 
 
 PICTURE = "layers.png"

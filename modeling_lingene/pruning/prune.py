@@ -32,13 +32,13 @@ from ..families_lingene import layers_of
 from ..folders import check_empty, complete_or_absent, publish_model, read_config, write_json
 from ..found import check_holds_model
 from ..images.augmentation import Augmentation
+from ..images.batches import batches
 from ..images.classes import as_the_model_has_them, names_of
-from ..images.data import LabelledImages, batches, open_parts
+from ..images.data import LabelledImages, open_parts
 from ..images.loaders import Layout, training_images
 from ..kinds import model_class
 from ..lingene_pruned import PrunedClassifier
 from ..measuring.metrics import count_parameters, device_name, measure
-from ..measuring.plots import plot_layers
 from ..measuring.tables import readable
 from ..progress import quiet_loading, tell
 from ..training.asked import RUN_FILE, check_asked, keep_asked
@@ -53,6 +53,7 @@ from .choose import Worths, check_target, choose
 from .compare import nearest_size
 from .costs import Costs, costs_of
 from .importance import importance
+from .picture import plot_layers
 from .record import TRAINING, pruning_facts, write_pruning
 from .search import make_searched, search_phase, take_search
 from .write import Bottlenecks, dense_network, folded_network, simplest, write_network

@@ -20,13 +20,15 @@ from accelerate import Accelerator
 from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
 from ..hub import write_card
 from ..images.augmentation import AUGMENTATIONS, Augmentation
+from ..images.batches import batches, image_processor
 from ..images.classes import as_the_model_has_them
-from ..images.data import WHOLE, LabelledImages, batches, check_labels, image_processor, load_images, open_parts
+from ..images.data import WHOLE, LabelledImages, check_labels, load_images, open_parts
 from ..images.loaders import Layout, training_images
 from ..images.streams import open_stream
 from ..kinds import model_class
+from ..measuring.curves import plot_history
 from ..measuring.metrics import device_name
-from ..measuring.plots import plot_heat, plot_history, plot_sizes
+from ..measuring.plots import plot_heat, plot_sizes
 from ..measuring.sweep import measure_sizes
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import tell

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForImageClassification
 
+from ..extras import require
 from ..folders import read_processor
 from ..found import TIMM, check_holds_model, check_timm_within_reach, check_within_reach
+from ..images.batches import made_size
 from ..images.classes import names_of, places_of, told
-from ..images.data import made_size, require
 from ..images.loaders import Layout, MemoryImages, PictureImages
 
 

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from ..images.augmentation import Augmentation
-from ..images.data import image_processor, split_off
+from ..images.batches import image_processor
+from ..images.data import split_off
 from ..images.loaders import training_images
 from ..images.pictures import load_pictures
 from ..kinds import model_class

@@ -14,8 +14,9 @@ from ..components_lingene import Classifier
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config
+from ..images.batches import image_processor, made_size
 from ..images.classes import names_of, places_of, told
-from ..images.data import LabelledImages, image_processor, made_size
+from ..images.data import LabelledImages
 from ..kinds import model_class
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import quiet_loading

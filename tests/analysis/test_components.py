@@ -18,7 +18,7 @@ from modeling_lingene.analysis import figures as plots
 from modeling_lingene.analysis.components import alone, analyse_components, attention_map
 from modeling_lingene.cli import main
 from modeling_lingene.families_lingene import FAMILIES
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 pytest.importorskip("matplotlib")

@@ -17,7 +17,7 @@ from modeling_lingene.analysis import figures as plots
 from modeling_lingene.analysis import similarity
 from modeling_lingene.analysis.similarity import analyse_similarity, cka
 from modeling_lingene.cli import main
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 pytest.importorskip("matplotlib")

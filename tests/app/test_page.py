@@ -23,7 +23,7 @@ import helpers
 from modeling_lingene import LinGeneModel, cli, folders, hub
 from modeling_lingene.app import looking, page, sizes, views
 from modeling_lingene.app.cache import Cache
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.measuring.metrics import count_macs
 
 

@@ -23,7 +23,8 @@ from modeling_lingene.conversion.fitting import FITS
 from modeling_lingene.conversion.report import learning_rate
 from modeling_lingene.folders import publish_model, write_json
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import image_processor, load_images
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import load_images
 from modeling_lingene.images.loaders import training_images
 from modeling_lingene.measuring.metrics import device_name
 from modeling_lingene.modeling_lingene import LinGeneForImageClassification

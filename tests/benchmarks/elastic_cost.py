@@ -27,7 +27,8 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.folders import write_json
-from modeling_lingene.images.data import LabelledImages, batches, image_processor
+from modeling_lingene.images.batches import batches, image_processor
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring.metrics import count_macs, count_right, device_name
 from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.progress import quiet_loading

@@ -30,9 +30,11 @@ from transformers import (
 )
 
 from modeling_lingene.configuration_base_lingene import BundleConfig
+from modeling_lingene.extras import require
 from modeling_lingene.folders import write_json
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import LabelledImages, image_processor, load_images, require, split_off
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages, load_images, split_off
 from modeling_lingene.images.loaders import Layout, training_images
 from modeling_lingene.kinds import model_class
 from modeling_lingene.measuring.metrics import count_macs, device_name

@@ -34,7 +34,8 @@ from modeling_lingene.folders import (
     write_training,
 )
 from modeling_lingene.hub import write_card
-from modeling_lingene.images.data import batches, image_processor, load_images
+from modeling_lingene.images.batches import batches, image_processor
+from modeling_lingene.images.data import load_images
 from modeling_lingene.measuring.features import no_pooler
 from modeling_lingene.measuring.plots import plot_heat, plot_sizes
 from modeling_lingene.measuring.sweep import measure_sizes

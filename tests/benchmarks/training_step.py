@@ -23,7 +23,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import image_processor, load_images
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import load_images
 from modeling_lingene.images.loaders import Layout, MemoryImages
 from modeling_lingene.measuring.metrics import device_name
 from modeling_lingene.training.decomposition import DecompositionSettings, phases

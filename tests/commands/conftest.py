@@ -9,7 +9,7 @@ import pytest
 import helpers
 from helpers import BAR, ROWS
 from modeling_lingene import cli, folders
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 import helpers
 from helpers import ROWS, assert_table_shows, files, number, read, table
 from modeling_lingene import cli, hub, readme, saving_lingene
-from modeling_lingene.images.data import image_processor, load_images, to_tensors
+from modeling_lingene.images.batches import image_processor, to_tensors
+from modeling_lingene.images.data import load_images
 from modeling_lingene.measuring.metrics import count_macs
 
 

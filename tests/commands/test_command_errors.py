@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from helpers import ROWS, files, read
 from modeling_lingene import cli, folders
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training import recipes
 
 

@@ -16,7 +16,7 @@ import torch
 import helpers
 from modeling_lingene import LinGeneModel, cli
 from modeling_lingene.conversion.export import export
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.measuring import evaluation, exported
 from modeling_lingene.measuring.evaluation import evaluate_data
 from modeling_lingene.measuring.metrics import count_macs

@@ -37,7 +37,8 @@ from modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.conversion.closed_form import check_condition, condition, solve
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
-from modeling_lingene.images.data import LabelledImages, batches
+from modeling_lingene.images.batches import batches
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring.evaluation import evaluate_model
 
 

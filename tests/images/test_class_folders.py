@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling_lingene.images.batches import image_processor, to_tensors
 from modeling_lingene.images.class_folders import SPLIT_ALIASES
-from modeling_lingene.images.data import LabelledImages, image_processor, load_images, to_tensors
+from modeling_lingene.images.data import LabelledImages, load_images
 
 
 Image = pytest.importorskip("PIL.Image")

@@ -12,17 +12,8 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, pipeline
 
-from modeling_lingene.images.data import (
-    LabelledImages,
-    batches,
-    check_labels,
-    held_out,
-    image_processor,
-    load_images,
-    picked,
-    split_off,
-    to_tensors,
-)
+from modeling_lingene.images.batches import batches, image_processor, to_tensors
+from modeling_lingene.images.data import LabelledImages, check_labels, held_out, load_images, picked, split_off
 from modeling_lingene.images.pictures import load_pictures
 
 

@@ -6,7 +6,8 @@ The reference is one grey gradient, written in every mode; pictures that have no
 import numpy
 import pytest
 
-from modeling_lingene.images.data import LabelledImages, image_processor, to_tensors
+from modeling_lingene.images.batches import image_processor, to_tensors
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.decoding import upright_rgb
 
 

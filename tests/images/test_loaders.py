@@ -20,7 +20,8 @@ from transformers import ViTImageProcessorPil
 import helpers
 from modeling_lingene.images import loaders
 from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
-from modeling_lingene.images.data import LabelledImages, image_processor
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import Layout, MemoryImages, PictureImages, derived_seed, training_images
 
 

@@ -11,7 +11,7 @@ import torch
 
 import helpers
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.images.streams import open_stream
 

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 from walking import FLOWERS, PIXELS, lingene, plant
 
-from modeling_lingene.images.data import image_processor, load_images, to_tensors
+from modeling_lingene.images.batches import image_processor, to_tensors
+from modeling_lingene.images.data import load_images
 
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,8 @@ from transformers import (
 )
 from walking import FLOWERS, lingene, plant
 
-from modeling_lingene.images.data import load_images, to_tensors
+from modeling_lingene.images.batches import to_tensors
+from modeling_lingene.images.data import load_images
 
 
 pytestmark = pytest.mark.slow

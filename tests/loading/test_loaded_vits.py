@@ -282,7 +282,7 @@ def test_device_map_meta_gives_an_empty_model_of_that_size(bundle):
 def test_a_pipeline_takes_the_folder_and_a_size(bundle, model, tmp_path):
     """The shortest way from a bundle to a class name; depth goes through `model_kwargs`."""
     image_module = pytest.importorskip("PIL.Image")
-    from modeling_lingene.images.data import image_processor
+    from modeling_lingene.images.batches import image_processor
 
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)

@@ -11,7 +11,7 @@ from helpers import edit, read, table
 from modeling_lingene import LinGeneModel, folders, hub
 from modeling_lingene.budget_lingene import METRICS, choose_size, metric_of
 from modeling_lingene.bundle_lingene import Bundle
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.measuring import plots
 from modeling_lingene.measuring.tables import size_table
 

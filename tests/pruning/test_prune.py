@@ -35,7 +35,7 @@ from modeling_lingene import (
 from modeling_lingene.budget_lingene import TIMING
 from modeling_lingene.citations import PAPERS
 from modeling_lingene.cli import build_parser, main
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning import prune as pruning
 from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import PruneSettings, prune

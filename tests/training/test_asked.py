@@ -13,7 +13,7 @@ import pytest
 import helpers
 from modeling_lingene import cli
 from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning import prune
 from modeling_lingene.training import recipes
 from modeling_lingene.training.asked import RUN_FILE, asked_of, keep_asked
@@ -69,10 +69,19 @@ def test_what_is_kept_is_read_back_as_it_was(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("line", ["--resume run", "--resume --out run", "--resume run --out run"])
-def test_the_folder_alone_goes_on_with_the_run_to_the_same_end(stopped, capsys, line):
+def test_the_folder_alone_is_the_run_that_was_asked_for(tmp_path, monkeypatch, line):
+    """In whichever way it is given."""
+    calls = []
+    monkeypatch.setattr(recipes, "decompose", lambda *inputs, **named: calls.append((inputs, named)) or [])
+    keep_asked(Path("run"), {}, recipe=RECIPE)
+    assert cli.main(["decompose", *line.split(), "--quiet"]) == 0
+    assert calls == [((RECIPE, Path("run")), {"resume": True})]
+
+
+def test_the_folder_alone_goes_on_with_the_run_to_the_same_end(stopped, capsys):
     """The whole command again, with thirteen flags, was asked for; what comes out is what it would have given."""
     begun = [path.name for path in (stopped / "checkpoints").iterdir()]
-    assert begun and cli.main(["decompose", *line.split(), "--quiet"]) == 0
+    assert begun and cli.main(["decompose", "--resume", "run", "--quiet"]) == 0
     assert "| depth |" in capsys.readouterr().out
     recipes.decompose(RECIPE, "whole")
     went_on, whole = (json.loads(Path(run, "history.json").read_text())["epochs"] for run in ("run", "whole"))

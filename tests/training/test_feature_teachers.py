@@ -26,7 +26,7 @@ from transformers import (
 
 import helpers
 from modeling_lingene import LinGeneModel
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training.encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import helpers
 from modeling_lingene import cli, progress
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training.summary import network_lines, pictures_line
 
 

@@ -24,7 +24,8 @@ from transformers import (
 
 import helpers
 from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
-from modeling_lingene.images.data import LabelledImages, image_processor
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import Layout, MemoryImages, PictureImages
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.teachers import CachedTeacher, Teacher, load_teacher

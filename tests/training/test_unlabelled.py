@@ -16,7 +16,7 @@ import helpers
 from modeling_lingene import LinGeneConfig
 from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop

@@ -25,7 +25,8 @@ from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGe
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.images import data
-from modeling_lingene.images.data import LabelledImages, image_processor
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import sweep
 from modeling_lingene.training import recipes, warm_start

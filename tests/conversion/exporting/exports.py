@@ -17,7 +17,7 @@ import helpers
 from helpers import read
 from modeling_lingene import LinGeneForImageClassification, cli
 from modeling_lingene.conversion.export import load_code
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 LABELS = {index: f"thing {index}" for index in range(7)}

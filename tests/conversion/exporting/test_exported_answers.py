@@ -32,7 +32,7 @@ from modeling_lingene.conversion import export as module
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import _differences, export, load_code
 from modeling_lingene.conversion.graphs import Outputs
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 
 
 ONNX_FLOAT, ONNX_INT8, ONNX_HALF = 1, 3, 10  # of TensorProto.DataType

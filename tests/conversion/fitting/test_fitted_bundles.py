@@ -36,7 +36,7 @@ from modeling_lingene.conversion.fitting import (
     fold_norms,
 )
 from modeling_lingene.conversion.report import LEARNING_RATES, advice, count_legend, count_table, learning_rate
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training import options
 
 

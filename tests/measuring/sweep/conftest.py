@@ -30,7 +30,7 @@ import helpers
 from helpers import BAR
 from modeling_lingene import cli, folders
 from modeling_lingene.images import data
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.measuring import profiling, sweep, yardsticks
 
 

@@ -21,7 +21,8 @@ from transformers import AutoModel, ViTConfig, ViTModel
 import helpers
 from helpers import edit, files, read, table
 from modeling_lingene import LinGeneModel, folders
-from modeling_lingene.images.data import LabelledImages, image_processor
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring import encoders, evaluation, features, metrics, profiling, sweep, yardsticks
 from modeling_lingene.measuring.evaluation import evaluate_data, evaluate_model
 

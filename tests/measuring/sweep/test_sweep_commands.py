@@ -35,7 +35,7 @@ from lingene import telling
 from lingene.main import options_of
 from modeling_lingene import LinGeneConfig, LinGeneModel, folders, hub
 from modeling_lingene.budget_lingene import device_name
-from modeling_lingene.images.data import image_processor
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.measuring import metrics, plots, profiling, sweep
 from modeling_lingene.measuring.evaluation import evaluate_model
 
