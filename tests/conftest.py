@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from modeling_lingene.measuring import drawing, metrics
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 SHIPPED = {
     place: getattr(*place) for place in ((metrics, "TIMED_SECONDS"), (metrics, "TIMED_PASSES"), (drawing, "DPI"))
 }

@@ -106,6 +106,7 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path, fields):
     torch.testing.assert_close(model.classifier(found.pooler_output), logits(model, images))
 
 
+@pytest.mark.slow  # a new process; a ViT is loaded in one at every run
 def test_it_loads_where_this_package_is_not_installed(tmp_path):
     """By both Auto classes, from the code beside its weights; a Swin's takes along what it needs and no more."""
     model = network(mixed_config())

@@ -390,14 +390,17 @@ def test_a_crash_while_saving_over_a_bundle_leaves_the_old_the_new_or_a_refusal(
     old, new = helpers.tiny_model(), helpers.tiny_model(helpers.tiny_config(**fields), seed=1)
     old.save_pretrained(tmp_path / "old")
     old_logits, new_logits, step, outcomes = logits(old, depth=6), logits(new, depth=6), 0, []
-    crashed = True
+    crashed, known = True, {}
     while crashed:
         step += 1
         folder = tmp_path / f"step {step}" / "bundle"
         shutil.copytree(tmp_path / "old", folder)
         write_sizes(folder)
         crashed = save_crashing_at(step, lambda to=folder: new.save_pretrained(to), monkeypatch)
-        found = loaded_or_refused(folder)
+        content = tuple((path.name, sha256(path)) for path in sorted(folder.iterdir()))
+        if content not in known:  # most steps leave what an earlier one left
+            known[content] = loaded_or_refused(folder)
+        found = known[content]
         kinds = {"refused": found is None}
         if found is not None:
             kinds["old"] = torch.allclose(found, old_logits, atol=1e-4)

@@ -313,7 +313,7 @@ def test_timm_swins_come_in_and_go_out_again(tmp_path):
     assert (back(images) - expected).norm() / expected.norm() < 1e-5
 
 
-@pytest.mark.parametrize("to", ["transformers", "program", "onnx"])
+@pytest.mark.parametrize("to", ["transformers", "program", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_size_is_exported_and_answers_alike(to, tmp_path):
     """Each format is run by its own reader when it is written, on one and on three images."""
     if to == "onnx":

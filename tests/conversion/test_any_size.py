@@ -72,7 +72,7 @@ def test_the_model_is_itself_afterwards(family):
     [
         ("dinov2", "onnx", "classifier"),
         ("dinov2", "transformers", "encoder"),
-        ("dinov2_with_registers", "program", "classifier"),
+        pytest.param("dinov2_with_registers", "program", "classifier", marks=pytest.mark.slow),
         pytest.param("dinov2", "program", "encoder", marks=pytest.mark.slow),
         pytest.param("dinov2_with_registers", "onnx", "encoder", marks=pytest.mark.slow),
     ],

@@ -57,7 +57,13 @@ def written(bundle, tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    "to, weights", [("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8"), ("program", "float32")]
+    "to, weights",
+    [
+        ("onnx", "float32"),
+        pytest.param("onnx", "float16", marks=pytest.mark.slow),
+        ("onnx", "int8"),
+        ("program", "float32"),
+    ],
 )
 def test_no_file_tells_where_and_by_whom_it_was_built(written, bundle, to, weights):
     """Exporters write the lines of Python that a node was traced from: folders, user names, most of a small file."""

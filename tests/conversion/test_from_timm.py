@@ -25,8 +25,8 @@ from modeling_lingene.loading_lingene import stock_model
 
 
 # Of deit3 and DINOv2 with LayerScale; deit3 adds no position to the class token, nor does DINOv2 with registers.
-TIMM = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_dinov2"]
-TIMM += ["vit_small_patch14_reg4_dinov2"]
+TIMM = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"]
+TIMM += [pytest.param("vit_small_patch14_dinov2", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", TIMM)

@@ -159,7 +159,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch,
     same(prune(vit, tmp_path / "run", SETTINGS, TRAINING, resume=True), done["none"][1])
 
 
-@pytest.mark.parametrize("step", [4, 14])  # of the ten steps of the search, and of the ten of the tuning
+# Of the ten steps of the search, and of the ten of the tuning.
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 14])
 def test_a_run_that_is_stopped_in_training_goes_on_bit_by_bit(tmp_path, monkeypatch, done, vit, step):
     """The loop's own checkpoints, of both trainings."""
     settings = replace(SETTINGS, search="published", fold=True, teacher="dense")

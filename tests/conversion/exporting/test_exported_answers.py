@@ -71,7 +71,8 @@ def test_timm_builds_the_model_from_the_folder_alone_where_it_knows_the_epsilon(
         )
 
 
-@pytest.mark.parametrize("to", FORMATS)
+# What is compared, and how, is the same for all; the formats with a folder of their own are traced for other tests.
+@pytest.mark.parametrize("to", [pytest.param(to, marks=[pytest.mark.slow] * (to == "onnx")) for to in FORMATS])
 def test_an_export_is_compared_on_pictures_where_they_are_given(tmp_path, capsys, to):
     """Random images are unlike any that it will see; the share that keeps its class is counted again here."""
     needed(to), pytest.importorskip("sklearn")
@@ -339,7 +340,9 @@ def test_a_graph_of_unusual_shapes_is_that_of_the_source(tmp_path, to):
         assert relative(graph(values), model(values).logits) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", pytest.param("deit3_small_patch16_224", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_a_timm_model_comes_back_from_a_bundle(tmp_path, name):
     """Tensor by tensor; of deit3 LayerScale is folded and the class token has a position, which is nothing."""

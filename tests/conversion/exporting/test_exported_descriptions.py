@@ -39,7 +39,9 @@ def test_preprocessing_comes_along_in_every_format(origin, written, to):
     assert AutoImageProcessor.from_pretrained(written(origin, to, size=SMALL)).image_std == pytest.approx(STD)
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize(
+    "to", [pytest.param(to, marks=[pytest.mark.slow] * (to in ("onnx", "program"))) for to in FORMATS]
+)
 def test_a_bundle_without_preprocessing_exports_none(origin, tmp_path, to):
     """Nothing is invented; the model is the same."""
     needed(to)
