@@ -147,7 +147,7 @@ def test_the_plot_is_an_image(run):
     """The user's first sight of a result; an empty canvas has one colour."""
     image = pytest.importorskip("PIL.Image").open(run.out / "sizes.png")
     image.load()
-    assert image.format == "PNG" and min(image.size) > 300 and len(image.convert("RGB").getcolors(2**24)) > 10
+    assert image.format == "PNG" and min(image.size) > 100 and len(image.convert("RGB").getcolors(2**24)) > 10
 
 
 def test_a_digit_goes_through_the_bundle_with_a_stock_pipeline(run):

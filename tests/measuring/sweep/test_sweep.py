@@ -124,7 +124,7 @@ def test_the_pictures_of_a_sweep_open(whole, name):
 
     with Image.open(whole.folder / name) as picture:
         picture.load()
-        assert picture.format == "PNG" and min(picture.size) > 200
+        assert picture.format == "PNG" and min(picture.size) > 100
         assert len(picture.convert("L").getcolors()) > 10
 
 
