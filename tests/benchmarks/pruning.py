@@ -90,9 +90,9 @@ class PruningProtocol(Protocol):
     def _convolutions(self) -> int:
         """MACs of one picture through the convolutions of all layers."""
         config = self.config(self.rows["dense"])
-        fields = ("hidden_size", "num_attention_heads", "image_size", "patch_size")
+        fields = ("hidden_size", "num_attention_heads", "num_hidden_layers", "image_size", "patch_size")
         costs = costs_of(LinGeneViTConfig(**{field: getattr(config, field) for field in fields}))
-        return config.num_hidden_layers * (costs.mixers["conv1"] + costs.mixers["conv3"])
+        return sum(layer.mixers["conv1"] + layer.mixers["conv3"] for layer in costs.layers)
 
     @staticmethod
     def _prunes(row: Row) -> bool:
