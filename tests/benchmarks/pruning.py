@@ -90,8 +90,10 @@ class PruningProtocol(Protocol):
     def _convolutions(self) -> int:
         """MACs of one picture through the convolutions of all layers."""
         config = self.config(self.rows["dense"])
-        fields = ("hidden_size", "num_attention_heads", "num_hidden_layers", "image_size", "patch_size")
-        costs = costs_of(LinGeneViTConfig(**{field: getattr(config, field) for field in fields}))
+        fields = ("hidden_size", "num_attention_heads", "image_size", "patch_size")
+        layers = {"mixers": ["attention"], "intermediate_sizes": [config.intermediate_size]}
+        layers = {name: config.num_hidden_layers * one for name, one in layers.items()}
+        costs = costs_of(LinGeneViTConfig(**layers, **{field: getattr(config, field) for field in fields}))
         return sum(layer.mixers["conv1"] + layer.mixers["conv3"] for layer in costs.layers)
 
     @staticmethod
