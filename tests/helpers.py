@@ -34,8 +34,10 @@ from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import MemoryImages
+from modeling_lingene.measuring import drawing
 
 
+DPI = drawing.DPI  # as people get pictures; tests draw smaller ones
 torch.set_num_threads(1)  # for rows, which name the device with them, and fixtures of modules, too
 
 

@@ -92,9 +92,11 @@ def test_the_defaults_are_the_best_on_the_validation_part_or_equal_to_it():
     schedules, sizes = (Table.read(name) for name in TABLES)
     defaults = DecompositionSettings()
     assert (defaults.schedule, defaults.sampling) == ("elastic", "one") and not defaults.isolated_activation
+    assert defaults.prefixes(6) == SCALES["fashion"].totals == (1, 2, 4, 6)  # drawn: the row `one, prefixes`
     mean = {name: table.average(name, "validation") for table in (schedules, sizes) for name in table.rows}
     alternatives = {
         "one": ("one, full share 0.5", "sandwich", "scala's networks", "scala as published, depths drawn"),
+        "one, prefixes": ("one",),
         "elastic, degree weight 1": ("elastic", "incremental", "incremental, outside frozen"),
         "incremental": ("incremental, degree weight 1",),
     }

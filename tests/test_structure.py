@@ -149,7 +149,7 @@ def test_an_import_is_found_in_every_form():
     forms |= {"import modeling_lingene.images.data": "images.data", "from .. import hub": "hub", "import os": None}
     for statement, module in forms.items():
         assert imported_modules(ast.parse(statement).body, "measuring") == ({module} if module else set()), statement
-    assert imported_modules(ast.parse("from .images.data import require").body) == {"images.data"}
+    assert imported_modules(ast.parse("from .images.data import load_images").body) == {"images.data"}
     with pytest.raises(AssertionError, match="does not exist"):
         imported_modules(ast.parse("from .metrics import accuracy").body)
 

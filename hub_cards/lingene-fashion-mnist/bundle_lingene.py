@@ -363,7 +363,8 @@ def combining(
     """
     first, depth = parts[0], len(table)
     # numpy asks for huge pages, which halves the time that the system takes to hand out this much memory; and each of
-    # its rows becomes a tensor that knows nothing of the others, so that it is saved and copied alone.
+    # its rows becomes a tensor that knows nothing of the others, so that it is saved and copied alone (the memory goes
+    # when the last of them goes).
     memory = numpy.empty((depth, first.numel() * dtype.itemsize), dtype=numpy.uint8)
     whole = torch.from_numpy(memory).view(dtype)
     layers = [torch.from_numpy(row).view(dtype).view(first.shape) for row in memory]

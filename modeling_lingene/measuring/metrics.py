@@ -140,7 +140,8 @@ def latency_ms(
         model: as for `accuracy`.
         pixel_values: (b, C, h, w); None: `batch_size` images of `image_size`, or of the size that the model's config
             says.
-        min_run_time: seconds to measure for, after the warm-up, default `TIMED_SECONDS`; or for `TIMED_PASSES`.
+        min_run_time: seconds to measure for, after the warm-up, default `TIMED_SECONDS`; longer where
+            `TIMED_PASSES` passes take longer.
         threads: on the CPU; None: as many as torch uses.
 
     Returns:

@@ -102,7 +102,8 @@ def schedules_table(names: dict[str, str] | None = None, results: str = "schedul
 WAYS = {
     "alone": "each size alone, all of them",
     "alone, long": "some alone, for as many pictures as the bundle sees",
-    "one": "one bundle, one network a step: the default",
+    "one": "one bundle, one network a step, of all components",
+    "one, prefixes": "the same with prefixes of the components drawn too: the default",
     "scala as published, depths drawn": "one bundle, four networks a step (`--method scala`), depths drawn",
 }
 
@@ -218,8 +219,9 @@ def bullets(sentences: Callable[[], list[str]]) -> str:
 
 def bundle_or_alone() -> str:
     """What a bundle costs, and what it is worth beside its sizes alone, in the computed sentences."""
-    said = [said for said in sizes() if said.startswith(("The bundle (`one`", "Against"))]
-    return "\n".join(textwrap.wrap(" ".join(said), 119))
+    said = [said for said in sizes() if said.startswith(("The bundle (`one`", "Against", "`one, prefixes`"))]
+    told = " ".join(said).replace("`one, prefixes` against `one`", "The default against it")
+    return "\n".join(textwrap.wrap(told, 119))
 
 
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}

@@ -179,9 +179,9 @@ def sizes() -> list[str]:
     together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
     of = "the" if len(twins) == len(sizes) else f"of the {len(sizes)} sizes"
     said += [
-        f"The bundle (`one`: one network a step) costs {one['cost']:.2f} trainings of the largest network and sees "
-        f"{one['pictures'] / seen:.1f} times the pictures of each size alone; {of} {len(twins)} trained alone cost "
-        f"{together:.2f} together.",
+        f"The bundle (`one`: one network a step, of all components) costs {one['cost']:.2f} trainings of the largest "
+        f"network and sees {one['pictures'] / seen:.1f} times the pictures of each size alone; {of} {len(twins)} "
+        f"trained alone cost {together:.2f} together.",
         f"Against these, trained for the largest one's epochs, the bundle is {beside('one', twins)}.",
     ]
     if long:

@@ -6,6 +6,7 @@ pytest tests/commands/test_help.py
 import argparse
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -70,13 +71,18 @@ def test_help_a_version_and_a_typo_import_nothing_heavy(line):
     assert "Traceback" not in done.stderr and done.stdout + done.stderr
 
 
-def test_lingene_is_one_program_by_its_two_names():
-    """The script that is installed, and a module; torchrun's `modeling_lingene.cli` is in test_training_commands."""
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_lingene_is_one_program_by_its_three_names(capsys, monkeypatch):
+    """The script that is installed, and two modules, since torchrun takes a module; run as one, each does the same."""
     (script,) = entry_points(group="console_scripts", name="lingene")
     assert script.load() is cli.main
     command = [sys.executable, "-m", "lingene", "zoo", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert told.startswith("usage: lingene zoo")
+    monkeypatch.setattr(sys, "argv", ["cli.py", "zoo", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("modeling_lingene.cli", run_name="__main__")
+    assert not ended.value.code and capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -24,6 +24,7 @@ import helpers
 from modeling_lingene.folders import bundle_weights_id, check_folder, write_training
 from modeling_lingene.images import data
 from modeling_lingene.images.data import load_images, open_parts
+from modeling_lingene.measuring import drawing
 from modeling_lingene.measuring.sweep import sweep_data
 from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
@@ -147,7 +148,11 @@ def test_the_plot_is_an_image(run):
     """The user's first sight of a result; an empty canvas has one colour."""
     image = pytest.importorskip("PIL.Image").open(run.out / "sizes.png")
     image.load()
-    assert image.format == "PNG" and min(image.size) > 100 and len(image.convert("RGB").getcolors(2**24)) > 10
+    assert (
+        image.format == "PNG"
+        and min(image.size) > 300 * drawing.DPI / helpers.DPI
+        and len(image.convert("RGB").getcolors(2**24)) > 10
+    )
 
 
 def test_a_digit_goes_through_the_bundle_with_a_stock_pipeline(run):

@@ -43,7 +43,7 @@ import helpers
 from helpers import files, read
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, folders
 from modeling_lingene.images.data import EncodedImages
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import drawing, sweep
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_pictures_of_a_sweep_open(whole, name):
 
     with Image.open(whole.folder / name) as picture:
         picture.load()
-        assert picture.format == "PNG" and min(picture.size) > 100
+        assert picture.format == "PNG" and min(picture.size) > 200 * drawing.DPI / helpers.DPI
         assert len(picture.convert("L").getcolors()) > 10
 
 
