@@ -1,4 +1,7 @@
-"""Fixtures of all tests; the plain functions behind them are in helpers.py."""
+"""Fixtures of all tests; the plain functions behind them are in helpers.py.
+
+torch and what needs it are imported where they are used: the process that hands tests to others waits for this file.
+"""
 
 import functools
 import gc
@@ -7,27 +10,21 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 
-import helpers
-from modeling_lingene import folders, found
-from modeling_lingene.measuring import drawing, metrics
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
-SHIPPED = {
-    place: getattr(*place) for place in ((metrics, "TIMED_SECONDS"), (metrics, "TIMED_PASSES"), (drawing, "DPI"))
-}
-metrics.TIMED_SECONDS, metrics.TIMED_PASSES, drawing.DPI = 1e-3, 1, 40  # hundreds of sizes are timed and drawn
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """Threads that wait for each other make tiny models a hundred times slower where tests run in parallel."""
+    import torch
+
     yield
     torch.set_num_threads(1)
 
@@ -35,14 +32,29 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def within_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands find the Hub there, wherever tests run; what they say where it is not is for test_found.py."""
+    from modeling_lingene import found
+
     monkeypatch.setattr(found, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shipped() -> Iterator[dict[tuple[ModuleType, str], float]]:
+    """How people get it timed and drawn; here hundreds of sizes are timed once, and drawn small."""
+    from modeling_lingene.measuring import drawing, metrics
+
+    quick = {(metrics, "TIMED_SECONDS"): 1e-3, (metrics, "TIMED_PASSES"): 1, (drawing, "DPI"): 40}
+    shipped = {place: getattr(*place) for place in quick}
+    with pytest.MonkeyPatch.context() as patch:
+        for place, value in quick.items():
+            patch.setattr(*place, value)
+        yield shipped
+
+
 @pytest.fixture
-def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_shipped(shipped: dict[tuple[ModuleType, str], float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Timed and drawn as people get it."""
-    for (module, name), value in SHIPPED.items():
-        monkeypatch.setattr(module, name, value)
+    for place, value in shipped.items():
+        monkeypatch.setattr(*place, value)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,6 +73,8 @@ def one_registry() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved bundle of `tiny_model()`; read only, a test that writes copies it."""
+    import helpers
+
     return helpers.bundle(tmp_path_factory.mktemp("session") / "bundle")
 
 
@@ -73,6 +87,9 @@ def folder(bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def measured(folder: Path) -> Path:
     """The same with measured sizes, `helpers.ROWS`."""
+    import helpers
+    from modeling_lingene import folders
+
     folders.write_sizes(folder, helpers.ROWS)
     return folder
 
