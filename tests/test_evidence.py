@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from elastic import COST  # noqa: E402
 from protocol import MEASURED, NOISE, SCALES, SEEDS, Row, judged, lowest_good  # noqa: E402
-from sentences import Table, counted, with_range  # noqa: E402
+from sentences import Table, counted, stayed, with_range  # noqa: E402
 
 
 TABLES = ("schedules_fashion", "sizes_fashion")
@@ -35,12 +35,14 @@ def table(**rows: list[float]) -> Table:
         ([0.80, 0.81, 0.90], [0.70, 0.71, 0.805], "equal"),  # the ranges meet
         ([0.800, 0.801, 0.802], [0.797, 0.798, 0.799], "equal"),  # less than half a point
         ([0.80, 0.80, 0.80], [0.80, 0.80, 0.80], "equal"),
+        ([0.81], [0.795], "equal"),  # of one seed each less than two points say nothing
+        ([0.81], [0.785], "better"),
     ],
 )
 def test_a_row_is_better_only_where_no_seed_of_the_other_reaches_it(one, other, verdict):
     """A single seed differs by more than two points from another at some sizes."""
     found, difference = table(one=one, other=other).compare("one", "other", "size")
-    assert found == verdict and difference == pytest.approx(sum(one) / 3 - sum(other) / 3)
+    assert found == verdict and difference == pytest.approx(sum(one) / len(one) - sum(other) / len(other))
 
 
 def test_verdicts_are_counted_and_their_differences_told():
@@ -52,6 +54,22 @@ def test_verdicts_are_counted_and_their_differences_told():
     assert with_range([0.784, 0.782, 0.785]) == "78.4 (78.2-78.5)" and with_range([0.5, 0.5]) == "50.0"
 
 
+def test_a_fourth_seed_may_change_a_verdict_and_the_text_says_so():
+    """A range that grows meets another's; what was never compared is not counted."""
+    rows = {"one": [0.80, 0.81, 0.82], "other": [0.70, 0.71, 0.72], "third": [0.5, 0.5, 0.5]}
+    results = {"rows": [{"row": name, "test": {"size": values}} for name, values in rows.items()]}
+    again = {"rows": [{"row": "other", "test": {"size": [0.805]}}]}
+    before, after = Table(results), Table(json.loads(json.dumps(results)), again)
+    assert after.rows["other"]["test"]["size"] == [0.70, 0.71, 0.72, 0.805]
+    for found in (before, after):
+        found.compare("one", "other", "size"), found.compare("one", "third", "size")
+    assert stayed(before.verdicts, after.verdicts) == (
+        "1 of 2 verdicts are the same with a fourth seed, 0 turned round; changed: `one` against `other`, size, from "
+        "better to equal"
+    )
+    assert stayed(before.verdicts, before.verdicts) == "2 of 2 verdicts are the same with a fourth seed"
+
+
 def test_a_learning_rate_is_the_lowest_that_is_as_good_as_the_best():
     """The highest of equal ones was as good with one seed and three points worse with another."""
     assert lowest_good({0.002: 0.70, 0.004: 0.752, 0.008: 0.756, 0.016: 0.74}) == 0.004
@@ -61,7 +79,7 @@ def test_a_learning_rate_is_the_lowest_that_is_as_good_as_the_best():
     assert judged(Row(measured={"a": {}, "b": {}}), {"a": 0.1, "b": 0.9}) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", [*TABLES, SWIN])
+@pytest.mark.parametrize("name", [*TABLES, SWIN, "pruning_fashion"])
 def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_command(name):
     """What a reader needs to believe a number, and to repeat it."""
     results = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))

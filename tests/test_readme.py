@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PAGES = ["README.md", "hub_cards/README.md", "modeling_lingene/training/README.md", "conversion/README.md"]
-PAGES += ["modeling_lingene/analysis/README.md"]
+PAGES += ["modeling_lingene/analysis/README.md", "modeling_lingene/pruning/README.md"]
 
 
 def page(name: str) -> str:

@@ -427,6 +427,24 @@ class Protocol:
             "rows": [self.finish(name) | {"command": f"{line} --rows '{name}'"} for name in done],
         }
 
+    def again(self, name: str, seed: int) -> dict:
+        """A row's test accuracies with one more seed, at its learning rate."""
+        row, rate, file = self.rows[name], self.choose(name), self.work / slug(name) / f"again-{seed}.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        self.run(name, seed, rate)
+        tests = self.accuracies(row, self.work / slug(name) / f"{seed}-{rate:g}", "test")
+        entry = {"row": name, "rate": rate, "test": {label: [accuracy] for label, accuracy in tests.items()}}
+        write_json(file, entry)
+        return entry
+
+    def collect_again(self, command: str, seed: int) -> dict:
+        """What `again` has done, as a results file."""
+        done = [name for name in self.rows if (self.work / slug(name) / f"again-{seed}.json").is_file()]
+        line = f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name} --seed {seed}"
+        described = self.described() | {"seeds": [seed]}
+        return {"command": line, "protocol": described, "rows": [self.again(name, seed) for name in done]}
+
     def described(self) -> dict:
         """What rows must have in common to stand in one table."""
         said = {"scale": self.name, "seeds": self.scale.seeds, "rates": self.scale.rates, "noise": NOISE}
@@ -536,11 +554,14 @@ def main(
     parser.add_argument("--rows", help="separated by semicolons; default all")
     parser.add_argument("--bundle", type=Path, help="folder, for rows that tune its sizes")
     parser.add_argument("--known", type=Path, help="results file whose rows are not run again")
+    parser.add_argument("--seed", type=int, help="run rows once more with this seed, at the rates that were chosen")
     parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
     arguments = parser.parse_args()
     protocol = kind(arguments.data, arguments.work, arguments.scale, rows, arguments.bundle, known=arguments.known)
+    again = arguments.seed is not None
     if arguments.collect:
-        return write_json(arguments.collect, protocol.collect(script))
+        results = protocol.collect_again(script, arguments.seed) if again else protocol.collect(script)
+        return write_json(arguments.collect, results)
     for name in arguments.rows.split(";") if arguments.rows else protocol.rows:
-        entry = protocol.finish(name)
+        entry = protocol.again(name, arguments.seed) if again else protocol.finish(name)
         print(name, {key: [f"{100 * value:.1f}" for value in values] for key, values in entry["test"].items()})

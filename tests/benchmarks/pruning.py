@@ -4,9 +4,10 @@
     python tests/benchmarks/pruning.py --data FOLDER --work DIR --collect FILE.json
 
 Every pruning starts from the dense network of the same seed. `published` searches for as many epochs as the dense
-network was trained, and tunes for as many; `none` (training-free) and `random` tune for both; `smaller` is an unpruned
-size of the nearest MACs, trained from scratch for as many pictures as all of that, the dense training included. All
-learn from the same teacher. `--scale smoke` is a try of a minute, and no measurement.
+network was trained, and tunes for as many; `none` (training-free) and `random` tune for both. `smaller` is an unpruned
+size of the nearest MACs, and `dense, long` the dense network, both trained from scratch for as many pictures as all of
+that, the dense training included: pruned networks have seen three times the pictures of `dense`. All learn from the
+same teacher. `--scale smoke` is a try of a minute, and no measurement.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
-from protocol import MEASURED, SCALES, Protocol, Row, Scale, dense, judged, label, main, slug
+from protocol import MEASURED, SCALES, Protocol, Row, Scale, alone, dense, judged, label, main, slug
 
 from modeling_lingene.configuration_lingene import LinGeneConfig
 from modeling_lingene.folders import write_json
@@ -26,6 +27,7 @@ from modeling_lingene.pruning.prune import PruneSettings, prune
 
 SHARES = (0.7, 0.5)
 SEARCHES = ("published", "none", "random")
+LONG = "dense, long"
 SCALES["smoke"] = dataclasses.replace(
     SCALES["fashion"],
     images=(640, 320),
@@ -37,7 +39,8 @@ SCALES["smoke"] = dataclasses.replace(
 
 
 def rows(scale: Scale) -> dict[str, Row]:
-    found = {"dense": dense(scale)}
+    full = (scale.depths[-1], "1")
+    found = {"dense": dense(scale), LONG: alone(scale, *full, pictures_of=named("published", SHARES[0]))}
     for share in SHARES:
         for search in SEARCHES:
             found[named(search, share)] = Row({"pruned": {}}, {"search": search, "target_macs": share})

@@ -114,12 +114,12 @@ def elastic_table() -> str:
 
 
 def sizes_table(ways: dict[str, str] | None = None) -> str:
-    """The rows by these names, or all that are measured; what is trained alone, in one line."""
+    """The rows by these names, in their order, or all that are measured; what is trained alone, in one line."""
     table, scale = Table.read("sizes_fashion"), SCALES["fashion"]
     lines = [f"| training | cost | {' | '.join(f'width {width}' for width in scale.widths)} |"]
     lines.append("|---|---:|" + "---:|" * len(scale.widths))
     bundles = [name for name in table.rows if name != "dense" and not name.startswith("alone")]
-    for row in ("alone", "alone, long", *bundles):
+    for row in ways or ("alone", "alone, long", *bundles):
         cells, names = [], set()
         for width in scale.widths:
             found = [(_row_of(table, row, label(depth, width)), label(depth, width)) for depth in scale.depths]
@@ -127,10 +127,47 @@ def sizes_table(ways: dict[str, str] | None = None) -> str:
             cells.append(" / ".join(points(table.mean(name, size)) if name else "-" for name, size in found))
         if names:
             cost = sum(table.rows[name]["cost"] for name in names)
-            name = row if ways is None else ways.get(row)
-            if name:
-                lines.append(f"| {name} | {cost:.2f} | {' | '.join(cells)} |")
+            lines.append(f"| {ways[row] if ways else row} | {cost:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+PRUNED = {
+    "published": "`--search published`",
+    "none": "`--search none`",
+    "random": "`--search random`",
+    "smaller": "an unpruned size, from scratch",
+}
+
+
+def pruning_table() -> str:
+    """Every way to a share of the MACs: accuracy and cost; the dense network first."""
+    table = Table.read("pruning_fashion")
+    lines = ["| network | 70 % of the MACs | cost | 50 % of the MACs | cost |", "|---|---:|---:|---:|---:|"]
+
+    def cells(name: str) -> list[str]:
+        if not table.has(name):
+            return ["", ""]
+        (accuracies,), cost = table.rows[name]["test"].values(), table.rows[name]["cost"]
+        return [with_range(accuracies), f"{cost:.2f}"]
+
+    for name, what in (("dense", "dense, all its MACs"), ("dense, long", "the same for three times the epochs")):
+        lines.append(f"| {what} | {' | '.join(2 * cells(name))} |")
+    for way, what in PRUNED.items():
+        both = [cell for share in (70, 50) for cell in cells(f"{way}, {share} of 100")]
+        lines.append(f"| {what} | {' | '.join(both)} |")
+    return "\n".join(lines)
+
+
+def pruning_times() -> str:
+    """A step of the search, and what half of the MACs are worth in time."""
+    results = json.loads((RESULTS / "pruning_cost.json").read_text(encoding="utf-8"))
+    step, speed = results["search_step"]["ratio"], [row["ratio"] for row in results["speed"]]
+    said = (
+        f"Of a ViT-Small, a step of the search takes {step:.2f} times a plain one, and networks of half its MACs "
+        f"answer {min(speed):.1f} to {max(speed):.1f} times as fast as it, by what their layers became (batch 32, 197 "
+        f"tokens, {results['hardware']}; `tests/benchmarks/results/pruning_cost.json`)."
+    )
+    return "\n".join(textwrap.wrap(said, 119))
 
 
 def backbone_table() -> str:
@@ -226,6 +263,7 @@ def bundle_or_alone() -> str:
 
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
+NOTES |= {"pruning table": pruning_table}
 NOTES |= {"swin table": functools.partial(schedules_table, results="schedules_swin")}
 NOTES |= {"backbone table": backbone_table, "components table": components_table}
 PAGES = {  # what lies between the markers of each page
@@ -236,6 +274,11 @@ PAGES = {  # what lies between the markers of each page
         "decomposition": decomposition_table,
         "rates": feature_rates,
         "swin rates": swin_rates,
+    },
+    "modeling_lingene/pruning/README.md": {
+        "pruning table": pruning_table,
+        "pruning": functools.partial(bullets, SENTENCES["pruning"]),
+        "times": pruning_times,
     },
     "modeling_lingene/analysis/README.md": {"trend": worked_trend},
     "conversion/README.md": {
