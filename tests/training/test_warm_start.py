@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from asking import OTHERS
 from converting import CLASSIFIERS
 from converting import source as stock_source
 from safetensors.torch import load_file
-from test_options import OTHERS
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTImageProcessorPil
 
 import helpers
