@@ -1,5 +1,6 @@
 """Bundles, counters and times of the tests of sweeps, profiles and budgets."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import encoding
 import pytest
+import torch
 from sweeping import (
     GRID,
     HERE,
@@ -16,6 +19,7 @@ from sweeping import (
     ORDER,
     PROGRESS,
     STORED,
+    Watched,
     counted_macs,
     forget,
     made_up_run,
@@ -24,14 +28,14 @@ from sweeping import (
     timed_rows,
     weights_id,
 )
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
 import helpers
 from helpers import BAR
-from modeling_lingene import cli, folders
+from modeling_lingene import LinGeneModel, cli, folders
 from modeling_lingene.images import data
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.measuring import profiling, sweep, yardsticks
+from modeling_lingene.measuring import encoders, metrics, profiling, sweep, yardsticks
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +174,59 @@ def lingene(capfd, monkeypatch):
         return SimpleNamespace(code=code, out=captured.out, errors=errors)
 
     return run
+
+
+@pytest.fixture
+def untimed(monkeypatch) -> None:
+    """No clock where there is no classifier; MACs are counted."""
+    for module in (encoders, metrics):
+        monkeypatch.setattr(module, "latency_ms", made_up_time)
+        monkeypatch.setattr(module, "timing_run", made_up_run)
+    monkeypatch.setattr(sweep, "count_macs", metrics.count_macs)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> Path:
+    """An encoder bundle of trained depths 3 and 6 and widths 1/2 and 1; read only."""
+    folder = tmp_path_factory.mktemp("encoder") / "bundle"
+    config = helpers.tiny_config(trained_depths=[6, 3], **STORED)
+    helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(folder)
+    image_processor(16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(encoder, tmp_path) -> Path:
+    """A copy of it that a test may write to."""
+    return Path(shutil.copytree(encoder, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory) -> Path:
+    """A stock encoder of the bundle's width with a pooler, and preprocessing that halves the values."""
+    folder = tmp_path_factory.mktemp("other") / "vit"
+    torch.manual_seed(5)
+    shape = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
+    model = ViTModel(ViTConfig(**shape, intermediate_size=64))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(folder)
+    processor = image_processor(16)
+    processor.image_std = [1.0] * 3
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(encoder, tmp_path_factory) -> SimpleNamespace:
+    """A sweep of all four measures that a classifier does not need, and how often each image was decoded."""
+    folder = Path(shutil.copytree(encoder, tmp_path_factory.mktemp("whole") / "bundle"))
+    images = dataclasses.replace(encoding.TEST, images=Watched(encoding.TEST.images))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(encoders, "latency_ms", made_up_time)
+        patched.setattr(encoders, "timing_run", made_up_run)
+        rows = sweep.sweep(
+            folder, images, metric="knn,probe,cosine", train=encoding.TRAIN, batch_size=4, **encoding.GRID
+        )
+    return SimpleNamespace(folder=folder, rows=rows, decoded=images.images.decoded)
