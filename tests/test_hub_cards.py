@@ -27,6 +27,7 @@ from modeling_lingene import cli, folders, hub, readme, zoo
 
 CARDS = Path(__file__).parents[1] / "hub_cards"
 FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))
+NOTES = {"lingene-cifar10": "JPEG re-encoding"}  # what a card says that no program knows
 AGAIN = "run `python tests/benchmarks/release.py FOLDER`"
 STRANGER = r"""
 import json, os, re, sys
@@ -80,7 +81,9 @@ def test_its_code_and_card_are_those_of_today(folder):
     repo = next(line for line in card.splitlines() if line.startswith("# "))[2:]
     page = readme.parsed(card, folder.name)
     assert readme.merged(page, hub.render_card(folder, repo)) == card, AGAIN
-    assert page.written() == "license: apache-2.0\n", AGAIN
+    license, _, note = page.written().partition("\n")
+    assert license == "license: apache-2.0" and (folder.name in NOTES) == bool(note), AGAIN
+    assert NOTES.get(folder.name, "") in " ".join(note.split())
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

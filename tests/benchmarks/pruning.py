@@ -28,6 +28,7 @@ from modeling_lingene.pruning.prune import PruneSettings, prune
 SHARES = (0.7, 0.5)
 SEARCHES = ("published", "none", "random")
 LONG = "dense, long"
+GATES = (1e-2, 3e-2, 1e-1)  # learning rates that were tried in place of the published one, one run each
 SCALES["smoke"] = dataclasses.replace(
     SCALES["fashion"],
     images=(640, 320),
@@ -46,6 +47,9 @@ def rows(scale: Scale) -> dict[str, Row]:
             found[named(search, share)] = Row({"pruned": {}}, {"search": search, "target_macs": share})
         size = nearest(scale, share)
         found[named("smaller", share)] = Row({label(*size): {}}, size=size, pictures_of=named("published", share))
+    for gates in GATES:
+        settings = {"search": "published", "target_macs": SHARES[-1], "gate_learning_rate": gates}
+        found[named(f"gates {gates:g}", SHARES[-1])] = Row({"pruned": {}}, settings)
     return found
 
 
@@ -136,6 +140,16 @@ class PruningProtocol(Protocol):
         write_json(out / MEASURED, run)
         print(f"{name}, seed {seed}, rate {rate:g}: {judged(row, run['validation']):.4f}", flush=True)
         return run
+
+    def collect(self, command: str) -> dict:
+        """With single runs of what was tried: its validation accuracy, by learning rate."""
+        tried = {}
+        for name in (named(f"gates {gates:g}", SHARES[-1]) for gates in GATES):
+            files = sorted((self.work / slug(name)).glob(f"{self.scale.seeds[0]}-*/{MEASURED}"))
+            found = {file.parent.name.partition("-")[2]: json.loads(file.read_text())["validation"] for file in files}
+            tried |= {name: {rate: accuracies["pruned"] for rate, accuracies in found.items()}} if found else {}
+        results = super().collect(command)
+        return results | {"tried": tried} if tried else results
 
     def accuracies(self, row: Row, out: Path, part: str) -> dict[str, float]:
         return super().accuracies(dataclasses.replace(row, size=row.size or (0, "1")), out, part)

@@ -4,6 +4,7 @@ it was trained, and a few pictures with what two sizes say of them.
 python tests/benchmarks/release.py RUN/bundle hub_cards/lingene-fashion-mnist --data FOLDER
 python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist --data FOLDER     # code, card and predictions alone
 python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist                   # code and card alone
+python tests/benchmarks/release.py RUN/bundle hub_cards/NAME --data FOLDER --totals 1,2,4,9 --pictures digits
 """
 
 import argparse
@@ -22,6 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
+from lingene.options import integers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.folders import (
@@ -56,7 +58,12 @@ def refresh(folder: Path) -> None:
     check_folder(folder)
 
 
-def release(bundle: Path, folder: Path, data: str) -> None:
+def release(bundle: Path, folder: Path, data: str, totals: Sequence[int] = ()) -> None:
+    """All of the folder but code, card and predictions.
+
+    Args:
+        totals: numbers of components to measure; default those that the bundle's own sizes have.
+    """
     rows = Bundle(bundle, LinGeneConfig.from_pretrained(bundle)).measured()
     model = LinGeneForImageClassification.from_pretrained(bundle, constrained=True, dtype=torch.float16)
     for old in (*folder.glob("*.safetensors"), *folder.glob("*.json")):  # a save over another one names its files anew
@@ -65,7 +72,7 @@ def release(bundle: Path, folder: Path, data: str) -> None:
     processor = image_processor(model.config.image_size)
     processor.save_pretrained(folder)
     config, test = model.config, load_images(data, "test")
-    totals = sorted({row["num_components"] for row in rows})
+    totals = totals or sorted({row["num_components"] for row in rows})
     widths = config.trained_width_ratios
     sizes = [(depth, width, total) for depth in config.trained_depths for width in widths for total in totals]
     measured = measure_sizes(folder, batches(test, processor, 500), sizes, threads=1)
@@ -74,7 +81,7 @@ def release(bundle: Path, folder: Path, data: str) -> None:
     plot_heat(measured, folder / "sizes_heat.png")
     trained = read_training(bundle, Bundle(bundle, config).weights_id)
     if trained is not None:
-        write_training(folder, trained)
+        write_training(folder, trained | {"dataset": test.name})  # a benchmark calls its parts of the set `data`
     print(size_table(measured))
 
 
@@ -119,12 +126,14 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--data")
+    parser.add_argument("--totals", type=integers, default=(), help="of a bundle that was never measured: 1,2,4")
+    parser.add_argument("--pictures", help="a set whose pictures may be given away, where those of --data may not")
     arguments = parser.parse_args()
     folder = arguments.folder or arguments.bundle
     if arguments.folder is not None:
-        release(arguments.bundle, folder, arguments.data)
+        release(arguments.bundle, folder, arguments.data, arguments.totals)
     if arguments.data is not None:
-        record(folder, load_images(arguments.data, "test").images)
+        record(folder, load_images(arguments.pictures or arguments.data, "test").images)
     refresh(folder)
 
 

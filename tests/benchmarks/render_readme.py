@@ -113,9 +113,10 @@ def elastic_table() -> str:
     return sizes_table(WAYS)
 
 
-def sizes_table(ways: dict[str, str] | None = None) -> str:
+def sizes_table(ways: dict[str, str] | None = None, results: str = "sizes_fashion") -> str:
     """The rows by these names, in their order, or all that are measured; what is trained alone, in one line."""
-    table, scale = Table.read("sizes_fashion"), SCALES["fashion"]
+    table = Table.read(results)
+    scale = SCALES[table.results["protocol"]["scale"]]
     lines = [f"| training | cost | {' | '.join(f'width {width}' for width in scale.widths)} |"]
     lines.append("|---|---:|" + "---:|" * len(scale.widths))
     bundles = [name for name in table.rows if name != "dense" and not name.startswith("alone")]
@@ -246,7 +247,8 @@ def _row_of(table: Table, row: str, size: str) -> str:
     """The row that measured a size; empty where none did."""
     if table.has(row):
         return row
-    name = "dense" if row == "alone" and size in table.labels("dense") else f"{row}, {size}"
+    largest = row == "alone" and table.has("dense") and size in table.labels("dense")
+    name = "dense" if largest else f"{row}, {size}"
     return name if table.has(name) else ""
 
 
@@ -264,6 +266,7 @@ def bundle_or_alone() -> str:
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
 NOTES |= {"pruning table": pruning_table}
+NOTES |= {"cifar table": functools.partial(sizes_table, results="sizes_cifar")}
 NOTES |= {"swin table": functools.partial(schedules_table, results="schedules_swin")}
 NOTES |= {"backbone table": backbone_table, "components table": components_table}
 PAGES = {  # what lies between the markers of each page

@@ -185,7 +185,7 @@ def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
     """A bundle against its sizes alone, and the samplings."""
     table = table or Table.read("sizes_fashion")
     said = protocol(table)
-    if not table.has(bundle):
+    if not table.has(bundle, "dense"):
         return said
     one, sizes = table.rows[bundle], table.labels(bundle)
     twins = {label: "dense" if label in table.labels("dense") else f"alone, {label}" for label in sizes}
@@ -259,6 +259,11 @@ def fourth_seed() -> list[str]:
     return said or ["Still to be run."]
 
 
+def cifar() -> list[str]:
+    """A bundle in colour, of the default training."""
+    return sizes(Table.read("sizes_cifar"), bundle="one, prefixes")
+
+
 def stayed(before: dict[tuple[str, str, str], str], after: dict[tuple[str, str, str], str]) -> str:
     """How many verdicts are the same, and which are not."""
     changed = [key for key in before if after[key] != before[key]]
@@ -285,6 +290,7 @@ def pruning() -> list[str]:
             beside = [than(table, found, name) for name in others]
             said.append(f"At {share} % of the MACs {costing(table, found)} is {'; '.join(beside)}.")
     half, unpruned = "published, 50 of 100", "smaller, 50 of 100"
+    said += gates_tried(table, half)
     if table.has(half, unpruned, long):
         (label,) = table.labels(half)
         dense, longer, above = (table.compare(half, name, label) for name in ("dense", long, unpruned))
@@ -295,6 +301,19 @@ def pruning() -> list[str]:
             f"the unpruned size of equal MACs, {'met' if above[0] == 'better' else 'not met'}."
         )
     return said
+
+
+def gates_tried(table: Table, published: str) -> list[str]:
+    """Learning rates of the gates beside the published one, of single runs."""
+    tried = table.results.get("tried", {})
+    if not (tried and table.has(published)):
+        return []
+    told = [
+        f"{points(accuracy)} at `{name.partition(',')[0]}` against {points(table.rows[published]['rates'][rate])}"
+        for name, accuracies in tried.items()
+        for rate, accuracy in accuracies.items()
+    ]
+    return [f"Higher learning rates of the gates, one run each, on the validation part: {', '.join(told)}."]
 
 
 def costing(table: Table, row: str) -> str:
@@ -469,7 +488,7 @@ def loading() -> list[str]:
 
 SENTENCES = {"loading": loading, "conversion": conversion, "schedules": schedules, "sizes": sizes}
 SENTENCES |= {"backbone": backbone, "swin": swin, "pruning": pruning}
-SENTENCES |= {"fourth seed": fourth_seed}
+SENTENCES |= {"cifar": cifar, "fourth seed": fourth_seed}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Laws of a sweep: its rows are what a user gets who loads that size; images are decoded once; rows add up.
 
-pytest tests/sweep
+pytest tests/measuring/sweep
 """
 
 import dataclasses

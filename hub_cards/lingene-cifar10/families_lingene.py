@@ -1,0 +1,287 @@
+"""The families that a bundle may stand for, one row each: what sets a family apart from a plain Vision Transformer.
+
+All of them share the loading of `loading_lingene`, and those whose layers are all alike the block of `vit_lingene`. A
+bundle records its family and materialises into that family's own classes of transformers; a new family is a row here,
+as long as its blocks are pre-norm attention and MLP, and a row of `from_transformers`, which says what of its
+checkpoints may be left out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row.
+
+    Args:
+        config, encoder, classifier, backbone: its classes in transformers; `backbone` is None where there is none.
+        prefix: of the encoder's tensors in a model with a head.
+        parts: part of a block in a bundle -> its name in the family's files, below `blocks`.
+        blocks: where layer `{layer}` lies in the family's files, in stage `{stage}` where there are any, from 0.
+        stages: whether it is a network of stages of several widths, not one stack of layers.
+        scales: part -> the LayerScale on its output; folded into the part by conversion, ones in what materialises.
+        fields: of `LinGeneConfig`, beyond those of every family, that its configuration has under the same name.
+        fixed: field of its configuration -> the only value of it that a bundle expresses.
+        mlp_ratio: whether its configuration has MLP units as a whole multiple of the hidden size.
+        options: keywords that its encoder is loaded with.
+        interpolates: whether it takes images of any size, its positions, a square of them, following by themselves.
+        antialias: whether fewer positions are averages of more.
+        inner_dropout: whether `hidden_dropout_prob` acts within blocks as well as on embeddings.
+        pools: whether its `pooler_output` is the normed class token.
+        mask_token: whether a token may stand in for patches that are masked.
+        registers: whether there are tokens without positions between the class token and the patches.
+        reads_patches: whether its head reads the mean of the patch tokens beside the class token.
+    """
+
+    config: str
+    encoder: str
+    classifier: str
+    backbone: str | None
+    prefix: str
+    parts: Mapping[str, str]
+    blocks: str = "encoder.layer.{layer}."
+    stages: bool = False
+    scales: Mapping[str, str] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    mlp_ratio: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    interpolates: bool = False
+    antialias: bool = False
+    inner_dropout: bool = True
+    pools: bool = False
+    mask_token: bool = False
+    registers: bool = False
+    reads_patches: bool = False
+
+    @property
+    def traces_any_size(self) -> bool:
+        """Whether one exported graph takes images of every size; windows are laid out for one."""
+        return self.interpolates and not self.stages
+
+
+# The names that checkpoints have always had: transformers maps them to its modules' names of the day and back.
+ATTENTION = {
+    "attention.query": "attention.attention.query",
+    "attention.key": "attention.attention.key",
+    "attention.value": "attention.attention.value",
+    "attention.output": "attention.output.dense",
+}
+DINOV2 = dict(
+    parts={**ATTENTION, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
+    scales={"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"},
+    fixed={"layerscale_value": 1.0, "use_swiglu_ffn": False},
+    mlp_ratio=True,
+    interpolates=True,
+    inner_dropout=False,
+    pools=True,
+    mask_token=True,
+    reads_patches=True,
+)
+BIAS_TABLE = "relative_position_bias_table"  # a parameter by itself, no module's weight
+BACKBONE_FIELDS = ("drop_path_rate", "apply_layernorm", "reshape_hidden_states")
+FAMILIES = {
+    "vit": Family(
+        config="ViTConfig",
+        encoder="ViTModel",
+        classifier="ViTForImageClassification",
+        backbone=None,
+        prefix="vit.",
+        parts={
+            **ATTENTION,
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+        },
+        options={"add_pooling_layer": False},
+    ),
+    "dinov2": Family(
+        config="Dinov2Config",
+        encoder="Dinov2Model",
+        classifier="Dinov2ForImageClassification",
+        backbone="Dinov2Backbone",
+        prefix="dinov2.",
+        fields=BACKBONE_FIELDS,
+        **DINOV2,
+    ),
+    "dinov2_with_registers": Family(
+        config="Dinov2WithRegistersConfig",
+        encoder="Dinov2WithRegistersModel",
+        classifier="Dinov2WithRegistersForImageClassification",
+        backbone="Dinov2WithRegistersBackbone",
+        prefix="dinov2_with_registers.",
+        fields=(*BACKBONE_FIELDS, "num_register_tokens"),
+        antialias=True,
+        registers=True,
+        **DINOV2,
+    ),
+    "swin": Family(
+        config="SwinConfig",
+        encoder="SwinModel",
+        classifier="SwinForImageClassification",
+        backbone=None,
+        prefix="swin.",
+        parts={
+            **{f"attention.{part}": f"attention.self.{part}" for part in ("query", "key", "value")},
+            "attention.position_bias": f"attention.self.{BIAS_TABLE}",
+            "attention.output": "attention.output.dense",
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+        },
+        blocks="encoder.layers.{stage}.blocks.{layer}.",
+        stages=True,
+        fixed={"use_absolute_embeddings": False},
+        interpolates=True,
+        pools=True,
+    ),
+}
+# Stages are counted from 1, as transformers' backbones name them; a stage that no component stands for has own layers.
+STAGE = re.compile(r"stage(?P<stage>\d+)\.(?P<inner>.+)")
+OWN_LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<inner>.+)")
+# Fields of `LinGeneConfig` that not every family has, and what they are where it has not.
+FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden_states": True}
+FAMILY_FIELDS |= {"num_register_tokens": 0}
+
+
+def has_class_token(config: PretrainedConfig) -> bool:
+    """Whether the first token that a configuration's model gives stands for the image; networks of stages have none.
+
+    Args:
+        config: of a bundle, or a family's own.
+    """
+    row = FAMILIES.get(getattr(config, "family", config.model_type))
+    return row is None or not row.stages
+
+
+def layers_of(config: PretrainedConfig) -> int | str:
+    """The number of layers of a family's own model, as it is told: of a network of stages "2-2-6-2"."""
+    depths = getattr(config, "depths", None)
+    return "-".join(map(str, depths)) if depths is not None else config.num_hidden_layers
+
+
+def stock_class(family: str, kind: str) -> type[PreTrainedModel]:
+    """A family's `encoder`, `classifier` or `backbone` in transformers; loaded when it is asked for."""
+    return getattr(transformers, getattr(FAMILIES[family], kind))
+
+
+def stock_config(family: str, fields: Mapping[str, Any]) -> PretrainedConfig:
+    """A family's own configuration from fields of `LinGeneConfig` and of every configuration of transformers."""
+    row, fields = FAMILIES[family], dict(fields)
+    if row.mlp_ratio:
+        fields["mlp_ratio"] = fields.pop("intermediate_size") // fields["hidden_size"]
+    return getattr(transformers, row.config)(**fields, **row.fixed)
+
+
+def own_fields(family: str, config: PretrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of `LinGeneConfig` that a family's own configuration says, of those named and of the family's."""
+    row = FAMILIES[family]
+    found = {name: getattr(config, name) for name in (*names, *row.fields) if hasattr(config, name)}
+    if row.mlp_ratio:
+        found["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
+    return found
+
+
+def stock_weights(family: str, outside: Mapping, layers: Mapping[str, list], head: bool) -> dict:
+    """A bundle's tensors of one size under the names of the family's files.
+
+    Args:
+        outside: the tensors outside the blocks, by key of the bundle.
+        layers: per block tensor the list of its layers' weights.
+        head: of the model with a head.
+    """
+    row, weights = FAMILIES[family], {}
+    prefix = row.prefix if head else ""
+    for key, tensor in outside.items():
+        if key.startswith("classifier."):
+            weights[key] = tensor
+        elif key == "embeddings.mask_token":
+            weights[prefix + key] = tensor.squeeze(0)
+        else:
+            weights[prefix + stock_name(family, key)] = tensor.flatten(-2) if ".downsample." in key else tensor
+    if "classifier.patch_weight" in weights:
+        halves = (weights["classifier.weight"], weights.pop("classifier.patch_weight"))
+        weights["classifier.weight"] = torch.cat(halves, dim=1)
+    for name, rows in layers.items():
+        part, _, kind = name.rpartition(".")
+        for layer, tensor in enumerate(rows):
+            weights[prefix + stock_name(family, name, layer)] = tensor
+            if part in row.scales and kind == "bias":
+                where = row.blocks.format(layer=layer)
+                weights[f"{prefix}{where}{row.scales[part]}"] = tensor.new_ones(tensor.shape)
+    return weights
+
+
+def stock_name(family: str, key: str, layer: int | None = None) -> str:
+    """The name in a family's files of a tensor of a bundle, but for the classifier and what a head's model prefixes.
+
+    Args:
+        key: in the bundle; of a block tensor its name in a component.
+        layer: of a block tensor, from 0.
+    """
+    row = FAMILIES[family]
+    found = STAGE.fullmatch(key)
+    stage, inner = (int(found["stage"]) - 1, found["inner"]) if found else (None, key)
+    own = OWN_LAYER.fullmatch(inner)
+    if own:
+        layer, inner = int(own["layer"]), own["inner"]
+    if layer is None:
+        inner = inner.replace("patch_embeddings.", "patch_embeddings.projection.")
+        return f"encoder.layers.{stage}.{inner}" if found else inner
+    part, _, kind = inner.rpartition(".")
+    place = row.blocks.format(stage=stage, layer=layer) + row.parts[part]
+    return place if place.endswith(BIAS_TABLE) else f"{place}.{kind}"
+
+
+def own_name(family: str, name: str, stacks: tuple[str, ...]) -> str:
+    """Back from `stock_name`: the key of a tensor in a bundle, or `blocks.{layer}.` and its name in a component.
+
+    Args:
+        name: in the family's files, without the prefix of a model with a head. One that is not known stays.
+        stacks: of the bundle's configuration.
+    """
+    row = FAMILIES[family]
+    parts = {disk: own for own, disk in row.parts.items()} | {disk: f"{own}.scale" for own, disk in row.scales.items()}
+    places = re.escape(row.blocks).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{stage\}", r"(?P<stage>\d+)")
+    found = re.fullmatch(f"{places}(?P<inner>.+)", name)
+    if found:
+        stage = f"stage{int(found['stage']) + 1}." if row.stages else ""
+        inner, kind = found["inner"], ""
+        if inner not in parts:  # LayerScale has no weight and bias
+            inner, _, kind = inner.rpartition(".")
+        elif inner.endswith(BIAS_TABLE):
+            kind = "weight"
+        if inner not in parts:
+            return name
+        own = f"{parts[inner]}.{kind}".rstrip(".")
+        return f"blocks.{found['layer']}.{stage}{own}" if stage in stacks else f"{stage}layers.{found['layer']}.{own}"
+    between = re.fullmatch(r"encoder\.layers\.(\d+)\.(downsample\..+)", name) if row.stages else None
+    if between:
+        return f"stage{int(between[1]) + 1}.{between[2]}"
+    return name.replace("embeddings.patch_embeddings.projection.", "embeddings.patch_embeddings.")
+
+
+def own_shapes(family: str, outside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors outside the blocks, by the bundle's keys, with the shapes that a bundle gives them: back from
+    `stock_weights`. What is not of the expected kind is left for whoever checks shapes.
+    """
+    own = {
+        # Four patches that are merged have channels each.
+        key: tensor.unflatten(-1, (4, -1)) if ".downsample." in key and tensor.shape[-1] % 4 == 0 else tensor
+        for key, tensor in outside.items()
+    }
+    token, weight = own.get("embeddings.mask_token"), own.get("classifier.weight")
+    if token is not None and token.dim() == 2:
+        own["embeddings.mask_token"] = token.unsqueeze(0)
+    if FAMILIES[family].reads_patches and weight is not None and weight.shape[-1] % 2 == 0:
+        own["classifier.weight"], own["classifier.patch_weight"] = weight.chunk(2, dim=-1)
+    return own

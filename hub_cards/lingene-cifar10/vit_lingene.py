@@ -1,0 +1,225 @@
+"""The Vision Transformer as pure functions of (hidden states, weights): embeddings, one pre-norm block, attention.
+
+Weights come in as a dictionary of tensors named as in a bundle, so the same block serves every depth and width. The
+network is that of `transformers.ViTModel`: pre-norm blocks, final LayerNorm, class token; what the families differ in
+is asked for by argument, or by the tensors that are there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What a block needs beside its weights; dropout probabilities are 0 outside training."""
+
+    head_size: int
+    layer_norm_eps: float
+    activation: Callable
+    hidden_dropout: float
+    attention_dropout: float
+    attend: Callable  # one of transformers' attention functions
+    module: nn.Module  # the model they are called for: they read `training`, `is_causal` and `config` from it
+    drop_path: float = 0.0  # probability that a branch is left out, per image
+
+
+def eager_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=1.0, **kwargs):
+    """Attention written out, for `output_attentions`; signature and results as transformers' attention functions.
+
+    Args:
+        query, key, value: (b, h, t, head size).
+        attention_mask: added to the scores, (b or 1, h or 1, t, t); or None.
+
+    Returns:
+        (b, t, h, head size) and the attention weights (b, h, t, t).
+    """
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def attention_function(implementation: str | None) -> Callable:
+    """transformers' attention function of that name (sdpa, flash_attention_2, ...), ours for eager."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention)
+
+
+def linear(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    return functional.linear(hidden, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def layer_norm(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], name: str, eps: float) -> torch.Tensor:
+    gain = weights[f"{name}.weight"]
+    return functional.layer_norm(hidden, gain.shape, gain, weights[f"{name}.bias"], eps)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    settings: BlockSettings,
+    bias: torch.Tensor | None = None,
+):
+    """Multi-head attention of projected tokens, 3 x (b, t, d) -> (b, t, d), and the attention weights or None.
+
+    Args:
+        bias: added to the scores, (b or 1, h or 1, t, t).
+    """
+    batch, tokens, _ = query.shape
+    heads = (part.view(batch, tokens, -1, settings.head_size).transpose(1, 2) for part in (query, key, value))
+    mixed, probabilities = settings.attend(
+        settings.module,
+        *heads,
+        bias,
+        dropout=settings.attention_dropout,
+        scaling=settings.head_size**-0.5,
+        is_causal=False,
+    )
+    return mixed.reshape(batch, tokens, -1), probabilities
+
+
+def attention(
+    hidden: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    settings: BlockSettings,
+    bias: torch.Tensor | None = None,
+):
+    """Multi-head self-attention (b, t, d) -> (b, t, d), and the attention weights or None; `bias` as for `attend`."""
+    projected = (linear(hidden, weights, f"attention.{name}") for name in ("query", "key", "value"))
+    mixed, probabilities = attend(*projected, settings, bias)
+    return linear(mixed, weights, "attention.output"), probabilities
+
+
+def block(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings):
+    """One pre-norm encoder block.
+
+    Args:
+        hidden: (b, t, d).
+        weights: the tensors of one layer, named as in `LinGeneConfig.component_shapes`.
+
+    Returns:
+        (b, t, d), and the attention weights (b, h, t, t) where the attention function returns them, else None.
+    """
+    normed = layer_norm(hidden, weights, "norm1", settings.layer_norm_eps)
+    mixed, probabilities = attention(normed, weights, settings)
+    return with_mlp(hidden + branch(mixed, settings), weights, settings), probabilities
+
+
+def with_mlp(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings) -> torch.Tensor:
+    """The second branch of a block added to the residual stream (b, t, d)."""
+    normed = layer_norm(hidden, weights, "norm2", settings.layer_norm_eps)
+    units = settings.activation(linear(normed, weights, "mlp.fc1"))
+    return hidden + branch(linear(units, weights, "mlp.fc2"), settings)
+
+
+def branch(added: torch.Tensor, settings: BlockSettings) -> torch.Tensor:
+    """What a branch adds to the residual stream (b, t, d), after dropout and stochastic depth."""
+    added = functional.dropout(added, settings.hidden_dropout)
+    if settings.drop_path == 0:
+        return added
+    kept = (
+        torch.rand((added.shape[0], 1, 1), dtype=added.dtype, device=added.device).add(1 - settings.drop_path).floor()
+    )
+    return added / (1 - settings.drop_path) * kept
+
+
+def interpolated_positions(
+    positions: torch.Tensor, grid: tuple[int, int], target: tuple[int, int], antialias: bool = False
+) -> torch.Tensor:
+    """Position embeddings at another number of patches, bicubic as in transformers; the class token's stays.
+
+    Args:
+        positions: (1, 1 + grid[0] * grid[1], d).
+        antialias: whether fewer positions are averages of more.
+
+    Returns:
+        (1, 1 + target[0] * target[1], d), computed in at least float32.
+    """
+    class_position, patches = positions[:, :1], positions[:, 1:]
+    size, wide = patches.shape[-1], torch.promote_types(patches.dtype, torch.float32)
+    patches = patches.to(wide).reshape(1, *grid, size).permute(0, 3, 1, 2)
+    patches = functional.interpolate(patches, size=target, mode="bicubic", align_corners=False, antialias=antialias)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, -1, size).to(positions.dtype)
+    return torch.cat((class_position, patches), dim=1)
+
+
+def embed(
+    pixel_values: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    image_size: tuple[int, int],
+    interpolate: bool = False,
+    antialias: bool = False,
+    masked: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Patches, class token, positions, and register tokens where there are any.
+
+    Args:
+        pixel_values: (b, channels, height, width).
+        weights: the `embeddings.*` tensors of a bundle.
+        image_size: (height, width) that the position embeddings are for.
+        interpolate: accept images of another size.
+        antialias: see `interpolated_positions`.
+        masked: (b, patches) bool; the mask token stands in for these.
+
+    Returns:
+        (b, t, d).
+
+    Raises:
+        ValueError: another number of channels, images smaller than a patch, another image size without interpolation;
+            masked patches where there is no mask token.
+    """
+    kernel = weights["embeddings.patch_embeddings.weight"]
+    size, patch = tuple(pixel_values.shape[-2:]), tuple(kernel.shape[-2:])
+    check_pixels(pixel_values, kernel, image_size, interpolate)
+    patches = functional.conv2d(pixel_values, kernel, weights["embeddings.patch_embeddings.bias"], stride=patch)
+    hidden = patches.flatten(2).transpose(1, 2)
+    if masked is not None:
+        hidden = with_masked(hidden, weights.get("embeddings.mask_token"), masked)
+    positions = weights["embeddings.position_embeddings"]
+    grid, target = (tuple(pixels // step for pixels, step in zip(sizes, patch)) for sizes in (image_size, size))
+    if grid != target:
+        positions = interpolated_positions(positions, grid, target, antialias)
+    class_token = weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1)
+    hidden = torch.cat((class_token, hidden), dim=1) + positions
+    registers = weights.get("embeddings.register_tokens")
+    if registers is not None:
+        hidden = torch.cat((hidden[:, :1], registers.expand(hidden.shape[0], -1, -1), hidden[:, 1:]), dim=1)
+    return hidden
+
+
+def check_pixels(
+    pixel_values: torch.Tensor, kernel: torch.Tensor, image_size: tuple[int, int], interpolate: bool
+) -> None:
+    """Refuse images that these patches and positions are not for; arguments and errors as for `embed`."""
+    size, patch = tuple(pixel_values.shape[-2:]), kernel.shape[-2:]
+    if pixel_values.shape[1] != kernel.shape[1]:
+        raise ValueError(f"`pixel_values` must have {kernel.shape[1]} channels, got {pixel_values.shape[1]}.")
+    if not interpolate and size != image_size:
+        raise ValueError(
+            f"`pixel_values` must be images of {image_size[0]}x{image_size[1]}, got {size[0]}x{size[1]}; resize them, "
+            "or pass interpolate_pos_encoding=True."
+        )
+    if size[0] < patch[0] or size[1] < patch[1]:
+        raise ValueError(
+            f"`pixel_values` must be images of at least one patch, {patch[0]}x{patch[1]}, got {size[0]}x{size[1]}; "
+            "resize them."
+        )
+
+
+def with_masked(patches: torch.Tensor, token: torch.Tensor | None, masked: torch.Tensor) -> torch.Tensor:
+    """Patches (b, patches, d) with the mask token (1, 1, d) in place of those masked, (b, patches) bool."""
+    if token is None:
+        raise ValueError("`bool_masked_pos` needs a mask token, and models of this family have none; leave it out.")
+    if masked.shape != patches.shape[:2]:
+        raise ValueError(
+            f"`bool_masked_pos` must be of shape {tuple(patches.shape[:2])}, images and patches, got "
+            f"{tuple(masked.shape)}."
+        )
+    return torch.where(masked.bool().unsqueeze(-1), token.to(patches.dtype), patches)
