@@ -27,7 +27,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from protocol import slug, write_set
+from preparing import write_set
+from protocol import slug
 from transformers import AutoModel, BitImageProcessor
 
 from modeling_lingene.configuration_lingene import LinGeneConfig

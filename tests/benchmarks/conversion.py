@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from protocol import accuracy_of, fit_plain
+from preparing import accuracy_of, fit_plain
 from transformers import ViTForImageClassification
 
 from modeling_lingene.conversion.convert import convert

@@ -6,7 +6,8 @@
 Measured is every prefix of the components, at the trained depth.
 """
 
-from protocol import Row, Scale, dense, main, prefixes
+from protocol import main
+from scales import Row, Scale, dense, prefixes
 
 
 def rows(scale: Scale) -> dict[str, Row]:

@@ -8,7 +8,8 @@ components, which `constrained=True` gives. What was tuned is saved and loaded a
 is that of the row `one` of `elastic.py` with the first seed.
 """
 
-from protocol import Row, Scale, alone, dense, label, main
+from protocol import main
+from scales import Row, Scale, alone, dense, label
 
 
 def rows(scale: Scale) -> dict[str, Row]:

@@ -8,7 +8,8 @@ of the row `one`. The other rows train one bundle; how many epochs that are foll
 draws. Measured is every size, through `from_pretrained`.
 """
 
-from protocol import Row, Scale, alone, dense, grid, label, main
+from protocol import main
+from scales import Row, Scale, alone, dense, grid, label
 
 
 COST = 2.0  # in trainings of the dense network

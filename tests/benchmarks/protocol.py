@@ -22,177 +22,30 @@ from pathlib import Path
 
 import torch
 import transformers
+from preparing import accuracy_of, fit_plain, make_teacher, write_parts
+from scales import RATES, SCALES, Row, Scale
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
 )
 
 from modeling_lingene.configuration_base_lingene import BundleConfig
-from modeling_lingene.extras import require
 from modeling_lingene.folders import write_json
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.images.data import LabelledImages, load_images, split_off
-from modeling_lingene.images.loaders import Layout, training_images
+from modeling_lingene.images.data import LabelledImages, load_images
+from modeling_lingene.images.loaders import training_images
 from modeling_lingene.kinds import model_class
 from modeling_lingene.measuring.metrics import count_macs, device_name
 from modeling_lingene.progress import quiet_loading
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
-from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings, make_accelerator
+from modeling_lingene.training.loop import make_accelerator
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.recipes import ModelSettings, Recipe, train
-from modeling_lingene.training.teachers import load_teacher
+from modeling_lingene.training.recipes import Recipe, train
 
 
-RATES = (2e-3, 4e-3, 8e-3)
-SEEDS = (0, 1, 2)
 NOISE = 0.005  # of accuracy: smaller differences choose nothing
-RESULTS = Path(__file__).parent / "results"
 MEASURED = "measured.json"  # of a run that is done: what it was worth; the run's own files have other names
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """What a machine can do.
-
-    Args:
-        images: for training and for validation.
-        training: its epochs are those of the dense network.
-        totals, depths, widths: numbers of components, layers, shares of the width that are measured; the last is all.
-        teacher: of a residual network; empty: labels alone.
-        rates: the list begins with; one alone is taken as it is, from another table.
-        seeds: of a row; differences under 2 points need three.
-    """
-
-    image_size: int
-    images: tuple[int, int]
-    model: ModelSettings
-    training: TrainingSettings
-    augmentation: Augmentation
-    totals: tuple[int, ...]
-    depths: tuple[int, ...]
-    widths: tuple[str, ...]
-    teacher: dict
-    teacher_epochs: int = 0
-    rates: tuple[float, ...] = RATES
-    seeds: tuple[int, ...] = SEEDS
-
-
-SCALES = {
-    "fashion": Scale(  # CPU
-        28,
-        (12_800, 5_000),
-        ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
-        TrainingSettings(epochs=8, batch_size=128, device="cpu", evaluate_every=0),
-        Augmentation(crop_padding=2, flip=True),
-        totals=(1, 2, 4, 6),
-        depths=(3, 4, 6),
-        widths=("1/4", "1/2", "3/4", "1"),
-        teacher={"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [2, 2, 2]},
-        teacher_epochs=30,
-    ),
-    "tiny": Scale(  # one GPU
-        32,
-        (90_000, 10_000),
-        ModelSettings(192, 6, patch_size=4, depth=12),
-        TrainingSettings(epochs=10, batch_size=512, precision="bf16", evaluate_every=0),
-        Augmentation(crop_padding=4, flip=True, erasing=0.25, mixup=0.8, cutmix=1.0),
-        totals=(1, 2, 4, 8, 12),
-        depths=(6, 9, 12),
-        widths=("1/3", "1/2", "2/3", "1"),
-        teacher={"embedding_size": 64, "hidden_sizes": [128, 256, 512], "depths": [2, 2, 2]},
-        teacher_epochs=20,
-    ),
-    "cifar": Scale(  # CPU
-        32,
-        (45_000, 5_000),
-        ModelSettings(128, 4, intermediate_size=256, patch_size=4, depth=9),
-        TrainingSettings(epochs=4, batch_size=128, device="cpu", evaluate_every=0),
-        Augmentation(crop_padding=4, flip=True),
-        totals=(1, 2, 4, 9),
-        depths=(5, 7, 9),
-        widths=("1/2", "3/4", "1"),
-        teacher={"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
-        teacher_epochs=12,
-        rates=(2e-3,),
-        seeds=(0,),
-    ),
-    "swin": Scale(  # CPU; the second of three stages, of 8 x 8 patches in shifted windows of 4 x 4, has components
-        32,
-        (6_400, 3_000),
-        ModelSettings(32, 2, intermediate_size=64, patch_size=2, stages=(2, 6, 2), window_size=4),
-        TrainingSettings(epochs=8, batch_size=64, device="cpu", evaluate_every=0),
-        Augmentation(crop_padding=4, flip=True),
-        totals=(1, 2, 3, 6),
-        depths=(6,),
-        widths=("1",),
-        teacher={},
-    ),
-    "swin_tiny": Scale(  # one GPU; the stages of `swin`, wider
-        32,
-        (90_000, 10_000),
-        ModelSettings(64, 2, patch_size=2, stages=(2, 6, 2), window_size=4),
-        TrainingSettings(epochs=10, batch_size=512, precision="bf16", evaluate_every=0),
-        Augmentation(crop_padding=4, flip=True, erasing=0.25, mixup=0.8, cutmix=1.0),
-        totals=(1, 2, 3, 6),
-        depths=(6,),
-        widths=("1",),
-        teacher={},
-    ),
-}
-SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One way to train.
-
-    Args:
-        settings: fields of the model's, the decomposition's and the objective's settings that differ from their
-            defaults; None for a stock ViT alone.
-        size: (layers, share of the width) of a network that is trained alone.
-        start: of that network: `scratch`, or out of the bundle that the table starts from: `free`, a stock ViT, or
-            `constrained`, its components.
-        cost: of one run, in trainings of the dense network.
-        pictures_of: a row's name: as many pictures as it sees, whatever that costs; for a stock ViT.
-        init: a row's name: starts from its bundle of the same seed.
-        measured: label -> size, as keywords of `from_pretrained`.
-        judged: labels by whose mean validation accuracy the learning rate is chosen; empty: all.
-    """
-
-    measured: dict[str, dict]
-    settings: dict | None = None
-    size: tuple[int, str] | None = None
-    start: str = "scratch"
-    cost: float = 1.0
-    pictures_of: str = ""
-    init: str = ""
-    judged: tuple[str, ...] = ()
-
-
-def prefixes(scale: Scale) -> dict[str, dict]:
-    return {str(count): {"num_components": count} for count in scale.totals}
-
-
-def grid(scale: Scale) -> dict[str, dict]:
-    sizes = [(depth, width) for depth in scale.depths for width in scale.widths]
-    return {label(*size): {"depth": size[0], "width_ratio": size[1], "allow_untrained": True} for size in sizes}
-
-
-def label(depth: int, width: str) -> str:
-    return f"{depth} layers, width {width}"
-
-
-def dense(scale: Scale) -> Row:
-    """The largest network alone: the unit of cost."""
-    return alone(scale, scale.depths[-1], "1")
-
-
-def alone(scale: Scale, depth: int, width: str, pictures_of: str = "") -> Row:
-    """A stock ViT of one size, for the dense network's epochs or for as many pictures as another row sees."""
-    return Row({label(depth, width): {}}, size=(depth, width), pictures_of=pictures_of)
 
 
 class Protocol:
@@ -469,74 +322,6 @@ def judged(row: Row, accuracies: dict[str, float]) -> float:
 
 def slug(name: str) -> str:
     return name.replace("/", "-").replace(",", "").replace(" ", "-")
-
-
-def write_parts(data: str, scale: Scale, folder: Path) -> None:
-    """The parts of the protocol as a set of their own."""
-    train, test = load_images(data, "train"), load_images(data, "test")
-    rest, validation = split_off(train, scale.images[1] / len(train), seed=0)
-    if scale.images[0] < len(rest):
-        _, rest = split_off(rest, scale.images[0] / len(rest), seed=1)
-    write_set({"train": rest, "validation": validation, "test": test}, folder)
-
-
-def write_set(parts: dict[str, LabelledImages], folder: Path) -> None:
-    """Parts as a set of parquet files, by name: encoded pictures, as they are; and how many of each."""
-    datasets, train = require("datasets"), parts["train"]
-    folder.mkdir(parents=True, exist_ok=True)
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in train.class_names])}
-    )
-    for part, images in parts.items():
-        rows = {"image": [images.images[index] for index in range(len(images))], "label": images.labels}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{part}-0.parquet"))
-    write_json(folder / "parts.json", {part: len(images) for part, images in parts.items()} | {"set": train.name})
-
-
-def fit_plain(model, recipe: Recipe, out: Path, identity: dict, image_size: int) -> list[dict]:
-    """One network in the same loop, saved with its preprocessing; the history."""
-    images, processor = load_images(recipe.data, "train"), image_processor(image_size)
-    accelerator = make_accelerator(recipe.training)
-    source = training_images(images, processor, recipe.augmentation, accelerator.device)
-
-    def forward(model, batch, generator):
-        return recipe.objective.of_batch(model(batch["pixel_values"]).logits, batch)
-
-    taught = load_teacher(recipe.teacher, source) if recipe.teacher else None
-    loop = TrainingLoop(
-        model, source, recipe.training, out, identity=identity, teacher=taught, accelerator=accelerator
-    )
-    history = loop.fit([Phase(out.name, lambda name: True, forward)])
-    model.save_pretrained(out / "model")
-    processor.save_pretrained(out / "model")
-    return history
-
-
-def accuracy_of(folder: Path, images, batch: int = 500, **size) -> float:
-    with quiet_loading():
-        model = AutoModelForImageClassification.from_pretrained(folder, **size).to(images.device).eval()
-    right = 0
-    with torch.no_grad():
-        for part in images.in_order(Layout(batch)):
-            right += int((model(part["pixel_values"]).logits.argmax(-1) == part["labels"]).sum())
-    return right / len(images)
-
-
-def make_teacher(data: str, scale: Scale, folder: Path) -> None:
-    """A small residual network, trained on the labels alone."""
-    if (folder / "results.json").is_file():
-        return
-    torch.manual_seed(0)
-    names = load_images(data, "train").class_names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    model = ResNetForImageClassification(ResNetConfig(layer_type="basic", **scale.teacher, **labels))
-    training = dataclasses.replace(scale.training, epochs=scale.teacher_epochs)
-    recipe = Recipe(data=data, training=training, augmentation=scale.augmentation)
-    history = fit_plain(model, recipe, folder, {"teacher": scale.teacher}, scale.image_size)
-    device = make_accelerator(scale.training).device
-    images = training_images(load_images(data, "test"), image_processor(scale.image_size), Augmentation(), device)
-    accuracy = accuracy_of(folder / "model", images)
-    write_json(folder / "results.json", {"test": accuracy, "seconds": sum(row["seconds"] for row in history)})
 
 
 def main(

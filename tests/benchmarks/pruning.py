@@ -15,7 +15,8 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
-from protocol import MEASURED, SCALES, Protocol, Row, Scale, alone, dense, judged, label, main, slug
+from protocol import MEASURED, Protocol, judged, main, slug
+from scales import SCALES, Row, Scale, alone, dense, label
 
 from modeling_lingene.configuration_lingene import LinGeneConfig
 from modeling_lingene.folders import write_json

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol import SCALES, label
+from scales import SCALES, label
 from sentences import SENTENCES, Table, backbone_rows, points, rates, sizes, with_range
 
 from modeling_lingene.measuring.tables import size_table
