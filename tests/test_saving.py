@@ -1,4 +1,4 @@
-"""Writing a bundle: the layout of DESIGN 4, and that a crash at any step leaves no mixture that loads.
+"""Writing a bundle: the layout of DESIGN 4, and what a save over another one keeps and removes.
 
 pytest tests/test_saving.py
 """
@@ -8,24 +8,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
 
 import helpers
 import modeling_lingene
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, folders, loading_lingene
-from modeling_lingene import saving_lingene as saving
+from modeling_lingene import LinGeneForImageClassification, LinGeneModel, folders
+from saved import CODE, INDEX, WEIGHTS, changed, files, index_of, load, logits, sha256, write_sizes
 
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = ["shared.safetensors", *(f"component-{n:02d}.safetensors" for n in range(5))]
-CODE = sorted(helpers.code_of())
 BLOCK = [
     f"{part}.{kind}"
     for part in "norm1 attention.query attention.key attention.value attention.output norm2 mlp.fc1 mlp.fc2".split()
@@ -53,42 +48,6 @@ def test_a_constrained_model_keeps_the_preprocessing_of_the_bundle_it_was_loaded
     without = LinGeneForImageClassification.from_pretrained(bundle, constrained=True)
     without.save_pretrained(tmp_path / "bare")
     assert not (tmp_path / "bare" / "preprocessor_config.json").exists()
-
-
-def logits(model, **size) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(helpers.images().to(model.dtype), **size).logits
-
-
-def load(folder, **keywords):
-    return AutoModelForImageClassification.from_pretrained(folder, **keywords)
-
-
-def index_of(folder: Path) -> dict:
-    return json.loads((folder / INDEX).read_text())
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def write_sizes(folder: Path):
-    sizes = {"weights_id": index_of(folder)["metadata"]["weights_id"], "sizes": []}
-    (folder / "sizes.json").write_text(json.dumps(sizes))
-
-
-def changed(model, part: str = "", by: float = 0.5):
-    """The model with noise on the parameters whose name contains `part`."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if part in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
-    return model
 
 
 # -- layout
@@ -328,204 +287,6 @@ def test_a_folder_on_another_file_system_can_be_saved_to(tmp_path, monkeypatch):
         model.save_pretrained(folder)
         assert torch.equal(logits(load(folder, constrained=True)), logits(model))
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
-
-
-# -- crashes
-
-
-class Crash(Exception):
-    """What the test throws in the middle of a save."""
-
-
-STEPS = [
-    (saving, "save_file"),
-    (saving, "file_sha256"),
-    (saving.os, "replace"),
-    (saving.os, "rename"),
-    (saving.shutil, "copy"),
-    (loading_lingene, "custom_object_save"),
-    (LinGeneConfig, "save_pretrained"),
-    (Path, "write_text"),
-    (Path, "unlink"),
-]
-
-
-def save_crashing_at(step: int, save: Callable[[], None], monkeypatch) -> bool:
-    """Runs `save` and crashes before its step of that number; whether it came that far."""
-    count = 0
-
-    def crashing(function):
-        def call(*arguments, **keywords):
-            nonlocal count
-            count += 1
-            if count == step:
-                raise Crash
-            return function(*arguments, **keywords)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for owner, name in STEPS:
-            patch.setattr(owner, name, crashing(getattr(owner, name)))
-        try:
-            save()
-        except Crash:
-            return True
-    return False
-
-
-def loaded_or_refused(folder: Path) -> torch.Tensor | None:
-    try:
-        return logits(load(folder, depth=6, local_files_only=True))
-    except (ValueError, OSError):
-        return None
-
-
-OTHER = {"same configuration": {}, "another of fewer components": {"num_components": 3, "preset": "paper"}}
-
-
-@pytest.mark.parametrize("fields", OTHER.values(), ids=OTHER)
-def test_a_crash_while_saving_over_a_bundle_leaves_the_old_the_new_or_a_refusal(tmp_path, monkeypatch, fields):
-    """A mixture of two trainings would load without a word and be worth nothing."""
-    old, new = helpers.tiny_model(), helpers.tiny_model(helpers.tiny_config(**fields), seed=1)
-    old.save_pretrained(tmp_path / "old")
-    old_logits, new_logits, step, outcomes = logits(old, depth=6), logits(new, depth=6), 0, []
-    crashed, known = True, {}
-    while crashed:
-        step += 1
-        folder = tmp_path / f"step {step}" / "bundle"
-        shutil.copytree(tmp_path / "old", folder)
-        write_sizes(folder)
-        crashed = save_crashing_at(step, lambda to=folder: new.save_pretrained(to), monkeypatch)
-        content = tuple((path.name, sha256(path)) for path in sorted(folder.iterdir()))
-        if content not in known:  # most steps leave what an earlier one left
-            known[content] = loaded_or_refused(folder)
-        found = known[content]
-        kinds = {"refused": found is None}
-        if found is not None:
-            kinds["old"] = torch.allclose(found, old_logits, atol=1e-4)
-            kinds["new"] = torch.allclose(found, new_logits, atol=1e-4)
-        assert any(kinds.values()), f"step {step} left a mixture"
-        outcomes.append(next(kind for kind, fits in kinds.items() if fits))
-        assert [path.name for path in folder.parent.iterdir()] == ["bundle"], f"step {step} left something beside"
-        if outcomes[-1] != "old" or step % 8 == 0:  # a second attempt repairs whatever was left
-            new.save_pretrained(folder)
-            torch.testing.assert_close(loaded_or_refused(folder), new_logits, rtol=0, atol=1e-4)
-            assert set(index_of(folder)["weight_map"].values()) == {path.name for path in folder.glob("*.safetensors")}
-    assert step > 20 and outcomes[0] == "old" and outcomes[-1] == "new"
-
-
-@pytest.mark.parametrize("existing", [False, True], ids=["new folder", "empty folder"])
-def test_a_crash_while_saving_to_a_new_folder_leaves_nothing_or_the_bundle(tmp_path, monkeypatch, existing):
-    """A half-written folder would have to be recognised and cleared by hand."""
-    model, step, crashed, complete = helpers.tiny_model(), 0, True, 0
-    while crashed:
-        step += 1
-        folder = tmp_path / f"step {step}" / "bundle"
-        (folder if existing else folder.parent).mkdir(parents=True)
-        crashed = save_crashing_at(step, lambda to=folder: model.save_pretrained(to), monkeypatch)
-        left = files(folder.parent)
-        if left:
-            complete += 1
-            assert left == {f"bundle/{name}" for name in {*WEIGHTS, INDEX, "config.json", *CODE}}
-            assert torch.equal(logits(load(folder, constrained=True)), logits(model))
-        assert not [path for path in folder.parent.iterdir() if path != folder]
-    assert step > 15 and complete <= 2
-
-
-def test_a_full_disk_leaves_the_old_bundle(tmp_path, monkeypatch):
-    """The commonest crash: every write from some moment on fails, and fails as OSError, which is caught in places."""
-    old, new = helpers.tiny_model(), helpers.tiny_model(seed=1)
-    folder = tmp_path / "bundle"
-    old.save_pretrained(folder)
-    before = {name: sha256(folder / name) for name in files(folder)}
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for name in ("save_file", "_write_index"):
-        with monkeypatch.context() as patch:
-            patch.setattr(saving, name, full)
-            with pytest.raises(OSError, match="No space left"):
-                new.save_pretrained(folder)
-        assert {name: sha256(folder / name) for name in files(folder)} == before
-        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def made_before(folder: Path) -> Path:
-    """The bundle as it was saved before settings and hashes of files stood in the index."""
-    index = index_of(folder)
-    digests = index["metadata"].pop("files")
-    del index["metadata"]["settings"]
-    old = hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
-    index["metadata"]["weights_id"] = old
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "weights_id": old}))
-    return folder
-
-
-def flip_a_bit(path: Path, place: int = -101) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 0x10
-    path.write_bytes(data)
-
-
-def test_a_bundle_made_before_loads_and_is_verified_as_a_whole(tmp_path):
-    """It has one hash for all files; a changed setting is not noticed, for nothing in it says what it was."""
-    model = helpers.tiny_model()
-    model.save_pretrained(tmp_path / "bundle")
-    folder = made_before(tmp_path / "bundle")
-    assert torch.equal(logits(load(folder, verify=True, constrained=True)), logits(model))
-    assert folders.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
-    flip_a_bit(folder / "component-04.safetensors")
-    load(folder, num_components=1)
-    with pytest.raises(ValueError, match="`weights_id` of .* is not that of its files"):
-        load(folder, num_components=1, verify=True)
-
-
-@pytest.mark.parametrize("auto", [False, True])
-@pytest.mark.parametrize("constrained", [False, True])
-def test_verifying_notices_a_flipped_bit_in_what_is_read(tmp_path, auto, constrained):
-    """584 of 620 flipped bits loaded without a word; what is not read need not be right."""
-    folder = helpers.bundle(tmp_path / "bundle")
-    read = load if auto else LinGeneForImageClassification.from_pretrained
-    read(folder, verify=True, constrained=constrained)
-    flip_a_bit(folder / "component-02.safetensors")
-    read(folder, num_components=2, verify=True, constrained=constrained)
-    read(folder, num_components=3, constrained=constrained)
-    with pytest.raises(ValueError, match="`component-02.safetensors` of .* was changed or damaged"):
-        read(folder, num_components=3, verify=True, constrained=constrained)
-
-
-def test_what_has_no_hashes_cannot_be_verified(tmp_path):
-    """Saying nothing would be taken for a check."""
-    folder = helpers.bundle(tmp_path / "bundle")
-    index, config = index_of(folder), json.loads((folder / "config.json").read_text())
-    index["metadata"], config["weights_id"] = {"total_size": 1}, None
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(config))
-    load(folder)
-    with pytest.raises(ValueError, match="without hashes"):
-        load(folder, verify=True)
-
-
-@pytest.mark.parametrize("change", ["another hash", "another setting", "a file less"])
-def test_an_index_whose_parts_are_not_those_of_its_identity_is_refused(tmp_path, change):
-    """A hash that was adapted to a changed file would make the check say that all is well."""
-    folder = helpers.bundle(tmp_path / "bundle")
-    index = index_of(folder)
-    if change == "another hash":
-        index["metadata"]["files"]["component-00.safetensors"] = "0" * 64
-    elif change == "another setting":
-        index["metadata"]["settings"]["degree_weight"] = 0.5
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "degree_weight": 0.5}))
-    else:
-        del index["metadata"]["files"]["component-00.safetensors"]
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="`weights_id` in .* is not that of its files and settings"):
-        load(folder)
 
 
 def test_weight_files_may_be_read_by_whoever_may_read_the_configuration(tmp_path):
