@@ -41,7 +41,7 @@ from ..progress import progress_bar, quiet_loading
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
-from .fitting import FITS, LEARNED, ROUNDS, fit_block, fold_norms, order_components
+from .fitting import FITS, ROUNDS, fit_block, fold_norms, order_components
 from .from_timm import read_timm
 from .from_transformers import read_transformers
 from .matching import PASSES, match
@@ -54,7 +54,7 @@ from .sources import Source, changed
 
 logger = logging.get_logger(__name__)
 
-REPORT_IMAGES = 256  # on which every number of components is measured
+REPORT_IMAGES = 128  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
 TRAINED = "a trained ViT of transformers, of which a bundle can be made"
@@ -99,7 +99,7 @@ def convert(
     calibrate: str | None = None,
     images: int = 512,
     fit: str | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     depths: Sequence[int] = (),
     sort: bool = False,
     widths: Sequence[str | float] = (),
@@ -116,7 +116,7 @@ def convert(
         num_components: default as many as layers, which loses nothing; of several stages as many as the deepest has.
         calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
-        rounds: of coefficients and components in turn, for the fits that learn both.
+        rounds: of coefficients and components in turn, for the fits that learn both; default ROUNDS of `fitting`.
         depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
         sort: turn the channels so that the leading ones keep most of what passes on the images, and put the heads and
             MLP units that matter most first (of every layer by itself where there are as many components as layers),
@@ -138,7 +138,7 @@ def convert(
     device = check_device(device)
     source = open_source(name, weights, prefix, headless, stages, model_args)
     config = bundle_config(source, num_components, basis)
-    fit = check_asked(config, fit, calibrate, depths, (images, rounds), sort)
+    fit = check_asked(config, fit, calibrate, depths, (images, 1 if rounds is None else rounds), sort)
     ratios = check_widths(config, widths, sort)
     pixel_values = choose_images(source, calibrate, images, seed)
     answers = ask(source, pixel_values)
@@ -242,7 +242,7 @@ def ask(source: Source, pixel_values: torch.Tensor | None) -> tuple[torch.Tensor
 
 
 def solve_all(
-    source: Source, config: BundleConfig, fit: str, rounds: int, calibration: "Calibration | None"
+    source: Source, config: BundleConfig, fit: str, rounds: int | None, calibration: "Calibration | None"
 ) -> tuple[BundleConfig, Iterable]:
     """The configuration that the fit needs, and its components, one tensor at a time."""
     if fit not in ("exact", "weights"):
@@ -317,11 +317,11 @@ class Calibration:
         self.expected = class_outputs_of(source.stock().to(device), self.pixel_values)
         self.stacks, self.fit_of = None, None
 
-    def fitted(self, config: BundleConfig, fit: str, rounds: int) -> tuple[BundleConfig, Iterator]:
+    def fitted(self, config: BundleConfig, fit: str, rounds: int | None) -> tuple[BundleConfig, Iterator]:
         """Fewer components, fitted on the images: the configuration that they need, and the components by tensor."""
         folded = fold_norms(self.weights)
         stacks = self._stacks(folded)
-        total = rounds if fit in LEARNED else 1
+        total = (rounds or ROUNDS[fit]) if fit in ROUNDS else 1
         with progress_bar(total=total, desc="fitting", unit="round") as bar:
             start = config.coefficients(config.size())
             turned, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
@@ -334,7 +334,7 @@ class Calibration:
             parts, table = order_components(parts, table, metrics)
         self.fit_of = (turned, parts, table)
         changes = {"gain_offset": 1.0, "qkv_bias": True}
-        if fit in LEARNED:
+        if fit in ROUNDS:
             changes |= {"basis": "learned", "coefficient_matrix": table.double().tolist(), "degree_weight": 0.0}
         return changed(config, **changes), tensors_of(parts, config)
 

@@ -21,8 +21,8 @@ from .moments import Stack
 # Kronecker-factored with learned coefficients; that with the layers aligned (alignment.py); the last matched to the
 # inputs that arrive in the approximated network (matching.py).
 FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
-LEARNED = ("kronecker", "aligned", "matched")  # fits whose coefficients are learned
-ROUNDS = 20  # of coefficients and components in turn
+# Of the fits whose coefficients are learned: rounds of coefficients and components in turn. Passes follow the last.
+ROUNDS = {"kronecker": 20, "aligned": 20, "matched": 4}
 ORDERED_ROUNDS = 5  # the first ones, that look for the best of all orders of units
 ITERATIONS = {"once": 100, "round": 5}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
@@ -160,7 +160,7 @@ def fit_block(
     table: torch.Tensor,
     fit: str,
     heads: int,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Stack], dict[str, torch.Tensor], torch.Tensor]:
     """Components of every linear map, and the coefficients: those given, or learned ones.
@@ -170,7 +170,7 @@ def fit_block(
         table: (l, n).
         fit: one of FITS but `weights`; of `matched` all but the last step.
         heads: of every layer.
-        rounds: of coefficients and components in turn, where they are learned.
+        rounds: of coefficients and components in turn, where they are learned; default ROUNDS.
         progress: called once per round.
 
     Returns:
@@ -178,14 +178,14 @@ def fit_block(
     """
     table = table.to(stacks["mlp.fc1"].weights)
     metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
-    iterations = ITERATIONS["round" if fit in LEARNED else "once"]
+    iterations = ITERATIONS["round" if fit in ROUNDS else "once"]
     components = {
         part: fit_components(stack, table, metrics[part], iterations=iterations) for part, stack in stacks.items()
     }
     progress()
-    if fit not in LEARNED:
+    if fit not in ROUNDS:
         return dict(stacks), components, table
-    for number in range(rounds - 1):
+    for number in range((rounds or ROUNDS[fit]) - 1):
         if fit != "kronecker":
             targets = {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()}
             stacks = align(stacks, targets, metrics, heads, best_order=number < ORDERED_ROUNDS)

@@ -3,8 +3,8 @@
     min over A and a of  sum_l tr(G_l E[(W_l x - W'_l y)(W_l x - W'_l y)^T]),   W'_l = sum_n a(l, n) A_n
 
 x enters layer l of the source, y layer l of the approximation, on the same images. An error made below is so met by
-the layers above. y changes with every pass; moments are averaged over passes, or the layers would overshoot together.
-The pass whose answers are nearest to the source's is kept.
+the layers above. y changes with every pass; moments are averaged over passes and begin with x for y, or the layers
+would overshoot together. The pass whose answers are nearest to the source's is kept.
 """
 
 import math
@@ -19,11 +19,12 @@ from .fitting import ITERATIONS, fit_coefficients, fit_components
 from .moments import GIVEN, Stack, damped, linear_maps, paired_moments
 
 
-PASSES = 16
-PATIENCE, GAIN = 3, 0.01  # no more passes after so many without an answer that is nearer by this share
-MIXING = 0.5  # of a pass's moments with those before
+PASSES = 12
+PATIENCE, GAIN = 4, 0.01  # no more passes after so many without an answer that is nearer by this share
+MIXING = 0.3  # of a pass's moments with those before
 DAMPING = 0.3  # of the mean diagonal, towards the source's own weights
-ROWS = 8  # tokens of a pass for every input of the widest map
+ROWS = 4  # tokens of a pass for every input of the widest map
+JUDGED = 64  # images on which passes are compared, the first ones
 
 
 def match(
@@ -52,26 +53,26 @@ def match(
         Components and coefficients of the best pass, the start included.
     """
     depth, (source, model) = len(table), (build({part: own.weights for part, own in stacks.items()}) for _ in range(2))
-    expected = class_outputs_of(source, pixel_values)
+    judged = pixel_values[:JUDGED]
+    expected = class_outputs_of(source, judged)
     widest, tokens = stacks["mlp.fc2"].inputs.shape[-1], float(stacks["mlp.fc2"].inputs[0, -1, -1])
     share = min(len(pixel_values), math.ceil(ROWS * widest / tokens))
-    best, found, nearer = (float("inf"), components, table), None, 0
+    best, nearer = (float("inf"), components, table), 0
+    found = {part: (stack.weights @ stack.inputs, stack.inputs) for part, stack in stacks.items()}
     for number in range(passes + 1):
         put(model, {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()})
-        order = torch.arange(len(pixel_values)).roll(-number * share)
-        seen, answers = paired_moments(source, model, pixel_values[order[:share]], depth)
-        if share < len(order):
-            answers = torch.cat((answers, class_outputs_of(model, pixel_values[order[share:]])))
-        far = distance(answers, expected[order], head)
+        far = distance(class_outputs_of(model, judged), expected, head)
         nearer = number if far < (1 - GAIN) * best[0] else nearer
         if far < best[0]:
             best = (far, components, table)
         if number == passes or number - nearer >= PATIENCE:
             break
+        order = torch.arange(len(pixel_values)).roll(-number * share)
+        seen = paired_moments(source, model, pixel_values[order[:share]], depth)
         given = {
             part: pair if part in GIVEN else (stacks[part].weights @ pair[0], pair[1]) for part, pair in seen.items()
         }
-        found = given if found is None else _mixed(found, given)
+        found = _mixed(found, given)
         arriving = {part: _arriving(stack, *found[part]) for part, stack in stacks.items()}
         metrics = {part: stack.metric("matched") for part, stack in arriving.items()}
         table = fit_coefficients(arriving, components, metrics)

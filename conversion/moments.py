@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 
 from ..recompose_lingene import BLOCK_LINEARS
-from .sources import class_outputs
 
 
 # Shares of the mean diagonal, and the power of a layer's trace that counts. With few components errors are large, and
@@ -158,7 +157,7 @@ def hooked(maps: Mapping[str, list[nn.Linear]], make: Callable[[str, int], Calla
 @torch.no_grad()
 def paired_moments(
     model: nn.Module, approximation: nn.Module, pixel_values: torch.Tensor, depth: int, batch_size: int | None = None
-) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """How what a model's linear maps take, or give, goes with the inputs of an approximation's, on the same images.
 
     Args:
@@ -169,14 +168,14 @@ def paired_moments(
     Returns:
         By part E[t y^T] and E[y y^T], (l, t, i) and (l, i, i): y the inputs of the approximation's map and t those of
         the model's, constant 1 appended, one tensor for maps that have the same inputs; for `mlp.fc2` t is what the
-        model's map gives, which is narrower. And the approximation's class outputs, on the CPU.
+        model's map gives, which is narrower.
     """
     theirs, ours = (
         {part: modules for part, modules in linear_maps(one, depth).items() if part not in SHARED}
         for one in (model, approximation)
     )
     own = {part: _zeros(modules, "in_features", 1) for part, modules in ours.items()}
-    cross, seen, answers = {part: [0.0] * depth for part in ours}, {}, []
+    cross, seen = {part: [0.0] * depth for part in ours}, {}
 
     def keep(part: str, layer: int) -> Callable:
         def hook(module: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
@@ -197,10 +196,10 @@ def paired_moments(
         for values in pixel_values.split(batch_size or BATCH[device.type]):
             values = values.to(device)
             model(pixel_values=values)
-            answers.append(class_outputs(approximation, values).cpu())
+            approximation(pixel_values=values)
     count = len(pixel_values)
     found = {part: (torch.stack(cross[part]) / count, mirrored(own[part], count)) for part in own}
-    return {part: found[SHARED.get(part, part)] for part in BLOCK_LINEARS}, torch.cat(answers)
+    return {part: found[SHARED.get(part, part)] for part in BLOCK_LINEARS}
 
 
 def stacks_of(weights: Mapping[str, torch.Tensor], found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]):

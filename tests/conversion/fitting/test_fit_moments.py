@@ -133,10 +133,9 @@ def test_no_hooks_are_left_behind():
 def test_paired_moments_are_those_of_what_enters_both_networks(size):
     """By numpy, image by image in the same order: which side is which decides what is fitted to what."""
     model, other, values = stock().double(), stock(seed=1).double(), helpers.images(11).double()
-    found, answers = paired_moments(model, other, values, DEPTH, size)
+    found = paired_moments(model, other, values, DEPTH, size)
     inputs, arriving, maps = entering(model, values), entering(other, values), maps_of(model)
     assert list(found) == LINEAR_PARTS
-    assert relative(answers, logits(other, values)) < 1e-6
     for part in LINEAR_PARTS:
         for layer, (x, y) in enumerate(zip(inputs[part], arriving[part])):
             x = x @ maps[part][layer].T if part == "mlp.fc2" else x  # what the map gives
