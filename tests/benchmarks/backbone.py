@@ -19,6 +19,7 @@ the one with the lowest mean loss of the sizes there after a short try, for each
 import argparse
 import dataclasses
 import json
+import resource
 import shutil
 import statistics
 import sys
@@ -209,6 +210,7 @@ class Backbone:
             asked, begun = {"calibrate": str(self.pictures), "images": self.scale.calibration}, time.perf_counter()
             convert(str(self.source), bundle, num_components=int(name.split()[0]), **asked)
             fit = {"seconds": round(time.perf_counter() - begun, 1), "threads": torch.get_num_threads()}
+            fit["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # of the process
             write_json(bundle.parent / f"{bundle.name}.json", fit)
         return bundle
 
