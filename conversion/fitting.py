@@ -22,8 +22,8 @@ from .moments import Stack
 # inputs that arrive in the approximated network (matching.py).
 FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
 # Of the fits whose coefficients are learned: rounds of coefficients and components in turn. Passes follow the last.
-ROUNDS = {"kronecker": 20, "aligned": 20, "matched": 4}
-ORDERED_ROUNDS = 5  # the first ones, that look for the best of all orders of units
+ROUNDS = {"kronecker": 20, "aligned": 20, "matched": 10}
+ORDERED_ROUNDS = 3  # the first ones, that look for the best of all orders of units
 ITERATIONS = {"once": 100, "round": 5}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
 FOLLOWERS = {"norm1": ("attention.query", "attention.key", "attention.value"), "norm2": ("mlp.fc1",)}

@@ -19,7 +19,7 @@ from .fitting import ITERATIONS, fit_coefficients, fit_components
 from .moments import GIVEN, Stack, damped, linear_maps, paired_moments
 
 
-PASSES = 12
+PASSES = 11
 PATIENCE, GAIN = 4, 0.01  # no more passes after so many without an answer that is nearer by this share
 MIXING = 0.3  # of a pass's moments with those before
 DAMPING = 0.3  # of the mean diagonal, towards the source's own weights

@@ -130,7 +130,7 @@ COMMANDS = {
                 help="of a Swin to decompose (default: the deepest)",
             ),
             option("--fit", help="weights, activations, weighted, kronecker, aligned, matched (default: the last)"),
-            option("--rounds", type=int, help="of the last three (default: 20, and 4 before matching)"),
+            option("--rounds", type=int, help="of the last three (default: 20, and 10 before matching)"),
             option("--depths", type=integers, default=(), metavar="N,N", help="choose the layers to keep there"),
             option(
                 "--sort", action="store_true", help="put what matters first, for widths to come; exact at full width"
