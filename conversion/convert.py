@@ -319,20 +319,19 @@ class Calibration:
 
     def fitted(self, config: BundleConfig, fit: str, rounds: int | None) -> tuple[BundleConfig, Iterator]:
         """Fewer components, fitted on the images: the configuration that they need, and the components by tensor."""
-        folded = fold_norms(self.weights)
-        stacks = self._stacks(folded)
+        stacks = self._stacks(fold_norms(self.weights))
         total = (rounds or ROUNDS[fit]) if fit in ROUNDS else 1
         with progress_bar(total=total, desc="fitting", unit="round") as bar:
             start = config.coefficients(config.size())
-            turned, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
+            stacks, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
         if fit == "matched":
             with progress_bar(total=PASSES, desc="matching", unit="pass") as bar:
                 parts, table = match(
-                    turned, parts, table, self._built, self.source.head, self.pixel_values, PASSES, bar.update
+                    stacks, parts, table, self._built, self.source.head, self.pixel_values, PASSES, bar.update
                 )
-            metrics = {part: stack.metric(fit) for part, stack in turned.items()}
+            metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
             parts, table = order_components(parts, table, metrics)
-        self.fit_of = (turned, parts, table)
+        self.fit_of = (stacks, parts, table)
         changes = {"gain_offset": 1.0, "qkv_bias": True}
         if fit in ROUNDS:
             changes |= {"basis": "learned", "coefficient_matrix": table.double().tolist(), "degree_weight": 0.0}

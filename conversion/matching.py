@@ -69,19 +69,26 @@ def match(
             break
         order = torch.arange(len(pixel_values)).roll(-number * share)
         seen = paired_moments(source, model, pixel_values[order[:share]], depth)
-        given = {
-            part: pair if part in GIVEN else (stacks[part].weights @ pair[0], pair[1]) for part, pair in seen.items()
-        }
-        found = _mixed(found, given)
-        arriving = {part: _arriving(stack, *found[part]) for part, stack in stacks.items()}
-        metrics = {part: stack.metric("matched") for part, stack in arriving.items()}
-        table = fit_coefficients(arriving, components, metrics)
-        components = {
-            part: fit_components(stack, table, metrics[part], components[part], ITERATIONS["round"])
-            for part, stack in arriving.items()
-        }
+        for part, (cross, own) in seen.items():
+            given = cross if part in GIVEN else stacks[part].weights @ cross
+            found[part] = tuple(torch.lerp(before, now, MIXING) for before, now in zip(found[part], (given, own)))
+        components, table = _fitted(
+            {part: _arriving(stack, *found[part]) for part, stack in stacks.items()}, components
+        )
         progress()
     return best[1:]
+
+
+def _fitted(
+    stacks: Mapping[str, Stack], components: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """One round: coefficients for the components, then components for the coefficients."""
+    metrics = {part: stack.metric("matched") for part, stack in stacks.items()}
+    table = fit_coefficients(stacks, components, metrics)
+    return {
+        part: fit_components(stack, table, metrics[part], components[part], ITERATIONS["round"])
+        for part, stack in stacks.items()
+    }, table
 
 
 @torch.no_grad()
@@ -90,13 +97,6 @@ def put(model: nn.Module, maps: Mapping[str, torch.Tensor]) -> None:
     for part, modules in linear_maps(model, len(maps["mlp.fc2"])).items():
         for module, whole in zip(modules, maps[part]):
             module.weight.copy_(whole[:, :-1]), module.bias.copy_(whole[:, -1])
-
-
-def _mixed(before: Mapping, now: Mapping) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    return {
-        part: tuple((1 - MIXING) * one + MIXING * other for one, other in zip(before[part], pair))
-        for part, pair in now.items()
-    }
 
 
 def _arriving(stack: Stack, given: torch.Tensor, own: torch.Tensor) -> Stack:
