@@ -410,7 +410,7 @@ def backbone() -> list[str]:
             said.append(
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
-    said += rates(rows) + alone_at_each_width(rows, chance)
+    said += fits(rows) + rates(rows) + alone_at_each_width(rows, chance)
     return said + [
         f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
         for one, other in BESIDE
@@ -430,6 +430,17 @@ def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
     if not told:
         return []
     return [f"`elastic, rotated, 1` against a width trained alone for as many pictures, the probe: {', '.join(told)}."]
+
+
+def fits(rows: dict[str, dict]) -> list[str]:
+    """What fewer components than layers take."""
+    told = [
+        f"{row['row']} {row['fit']['seconds']:.0f} s and {row['fit']['peak_gib']:.1f} GiB (the whole process) with "
+        f"{row['fit']['threads']} {'thread' if row['fit']['threads'] == 1 else 'threads'}"
+        for row in rows.values()
+        if "fit" in row
+    ]
+    return [f"The default fit on 256 pictures of 82 tokens: {'; '.join(told)}."] if told else []
 
 
 def rates(rows: dict[str, dict]) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from helpers import STOCK_PARTS
+from modeling_lingene.conversion.moments import moments, stacks_of
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, intermediate_size=96)
@@ -104,3 +105,19 @@ def divergence(found, expected):
     p, q = (numpy.exp(one.double().numpy()) for one in (expected, found))
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     return float((p * numpy.log(p / q)).sum(1).mean())
+
+
+def weights_of(maps):
+    """Matrices with their bias as the last column, by part, as tensors by name."""
+    return {f"{part}.weight": whole[..., :-1] for part, whole in maps.items()} | {
+        f"{part}.bias": whole[..., -1] for part, whole in maps.items()
+    }
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def measured(model, values):
+    """Stacks of a stock ViT without gains."""
+    return stacks_of(layers_of(model), moments(model, True, values, DEPTH))

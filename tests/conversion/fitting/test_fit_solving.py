@@ -1,4 +1,4 @@
-"""Laws of fitting fewer components than layers: dense solves, exact symmetries, and passes that never lose.
+"""Laws of fitting fewer components than layers: dense solves and exact symmetries.
 
 Against numpy's dense solvers.
 
@@ -10,7 +10,7 @@ import itertools
 import numpy
 import pytest
 import torch
-from fits import DEPTH, HEADS, divergence, layers_of, logits, maps_of, relative, stock, with_layers
+from fits import DEPTH, HEADS, layers_of, logits, maps_of, measured, normal, relative, stock, weights_of, with_layers
 
 import helpers
 from modeling_lingene.conversion import fitting
@@ -24,26 +24,12 @@ from modeling_lingene.conversion.fitting import (
     fold_norms,
     order_components,
 )
-from modeling_lingene.conversion.matching import DAMPING, _arriving, match
 from modeling_lingene.conversion.moments import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
     TRACE_POWER,
     Stack,
-    moments,
-    stacks_of,
 )
-
-
-def weights_of(maps):
-    """Matrices with their bias as the last column, by part, as tensors by name."""
-    return {f"{part}.weight": whole[..., :-1] for part, whole in maps.items()} | {
-        f"{part}.bias": whole[..., -1] for part, whole in maps.items()
-    }
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # Five layers of two small maps, from three components.
@@ -190,11 +176,6 @@ def disguised(layer, seed):
     return layer
 
 
-def measured(model, values):
-    """Stacks of a stock ViT without gains."""
-    return stacks_of(layers_of(model), moments(model, True, values, DEPTH))
-
-
 def metrics_of(stacks, fit="aligned"):
     return {part: stack.metric(fit) for part, stack in stacks.items()}
 
@@ -336,43 +317,3 @@ def test_rounds_never_raise_the_objective_of_fixed_layers():
         assert len(seen) == rounds
     assert all(later <= before * (1 + 1e-6) for before, later in zip(values, values[1:]))
     assert values[-1] < 0.99 * values[0]
-
-
-def test_matching_keeps_the_best_pass():
-    """No pass has to be nearer than the one before; what is given back is, and without a pass it is the start."""
-    model, values = stock(), helpers.images(16)
-    model = with_layers(model, fold_norms(layers_of(model)))
-    stacks, expected = measured(model, values), logits(model, values)
-    _, *start = fit_block(stacks, normal(DEPTH, 2), "kronecker", HEADS, 3)
-
-    def made(maps):
-        return with_layers(model, weights_of(maps))
-
-    far, seen = [], []
-    for passes in range(0, 13, 2):
-        seen.clear()
-        components, table = match(stacks, *start, made, True, values, passes, lambda: seen.append(1))
-        maps = {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()}
-        far.append(divergence(logits(made(maps), values), expected))
-        assert len(seen) == passes
-        assert passes or torch.equal(table, start[1])
-    assert all(later <= before + 1e-6 for before, later in zip(far, far[1:])) and far[-1] < 0.9 * far[0]
-
-
-def test_what_arrives_is_solved_with_threads_that_were_set():
-    """Batched LU of torch fails or hangs on CPUs after `set_num_threads`; the system is definite, and large enough."""
-    before = torch.get_num_threads()
-    generator = torch.Generator().manual_seed(0)
-    weights, x = torch.randn(2, 5, 200, generator=generator), torch.randn(2, 300, 200, generator=generator)
-    y = x + 0.5 * torch.randn(2, 300, 200, generator=generator)
-    cross, own = x.mT @ y / 300, y.mT @ y / 300
-    torch.set_num_threads(2)
-    try:
-        found = _arriving(Stack(weights, own, own), weights @ cross, own).weights.double().numpy()
-    finally:
-        torch.set_num_threads(before)
-    for layer in range(2):
-        plain, mixed, inputs = (tensor[layer].double().numpy() for tensor in (weights, cross, own))
-        held = DAMPING * numpy.trace(inputs) / 200 * numpy.eye(200)
-        expected = numpy.linalg.solve((inputs + held).T, (plain @ (mixed + held)).T).T
-        assert numpy.abs(found[layer] - expected).max() < 1e-4
