@@ -58,8 +58,9 @@ training.losses training.checkpoints training.teachers training.validation  trai
     training.unlabelled  training.recipes  training.options
 analysis.figures  analysis.trend analysis.coefficients analysis.similarity analysis.components
 app.cache  app.sizes  app.looking  app.views  app.page
-pruning.picture  pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare pruning.record  pruning.choose
-    pruning.search pruning.importance pruning.write  pruning.prune  pruning.options
+pruning.settings  pruning.picture  pruning.costs pruning.gates pruning.mixing pruning.card pruning.compare
+    pruning.record  pruning.choose  pruning.search pruning.importance pruning.write
+    pruning.prepare  pruning.report  pruning.prune  pruning.options
 commands.asked commands.shown
     commands.training commands.making commands.measuring commands.analysis commands.publishing
 cli

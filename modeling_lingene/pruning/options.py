@@ -8,8 +8,8 @@ from ..images.augmentation import AUGMENTATIONS, Augmentation
 from ..training.loop import TrainingSettings
 from ..training.losses import Objective
 from ..training.options import add_fields, add_resume_option, given
-from .prune import PruneSettings
 from .record import TRAINING
+from .settings import PruneSettings
 
 
 GROUPS = {"training": TrainingSettings, "objective": Objective, "augmentation": Augmentation}

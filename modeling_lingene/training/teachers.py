@@ -5,6 +5,7 @@ load_teacher("timm:regnety_160", ...)                timm, by name, or timm:loca
 """
 
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from ..folders import read_processor
 from ..found import TIMM, check_holds_model, check_timm_within_reach, check_within_reach
 from ..images.batches import made_size
 from ..images.classes import names_of, places_of, told
+from ..images.data import LabelledImages
 from ..images.loaders import Layout, MemoryImages, PictureImages
 
 
@@ -101,12 +103,20 @@ class CachedTeacher:
 
 
 def load_teacher(name: str, images: MemoryImages | PictureImages, relabel: bool = False) -> Teacher:
-    """A classifier by name, for the classes of a set.
+    """A classifier by name, for the training images; see `open_teacher`."""
+    return open_teacher(name, images.images, relabel)(images)
+
+
+def open_teacher(name: str, images: LabelledImages, relabel: bool = False) -> Callable[[Normalised], Teacher]:
+    """A classifier by name, before anything is known of the batches that it will see.
 
     Args:
         name: `timm:NAME`, or a transformers name or folder (a bundle too).
-        images: the training images; their classes are found among its own by name.
+        images: their classes are found among its own by name.
         relabel: take class i of the images for its output i, whatever the names are.
+
+    Returns:
+        From the source of the batches the teacher.
 
     Raises:
         ValueError: it cannot be loaded, or has other classes.
@@ -119,16 +129,16 @@ def load_teacher(name: str, images: MemoryImages | PictureImages, relabel: bool 
         model, *preprocessing = transformers_model(name, AutoModelForImageClassification)
         classes, named = model.config.num_labels, names_of(model.config.id2label)
     outputs = _outputs(name, images, classes, [] if relabel else named)
-    return Teacher(model, *preprocessing, images, name, outputs)
+    return lambda source: Teacher(model, *preprocessing, source, name, outputs)
 
 
-def _outputs(name: str, images: MemoryImages | PictureImages, classes: int, named: list[str]) -> list[int] | None:
+def _outputs(name: str, images: LabelledImages, classes: int, named: list[str]) -> list[int] | None:
     """Which of a teacher's outputs stands for each class of the images; None where it is their order."""
-    wanted, of = images.images.class_names, images.images.name
+    wanted, of = images.class_names, images.name
     places = places_of(wanted, named) if named else None
-    if places is None and classes != images.num_labels:
+    if places is None and classes != len(wanted):
         raise ValueError(
-            f"`teacher` {name} has {classes} classes, and {of} has {images.num_labels}; fine-tune it on this set "
+            f"`teacher` {name} has {classes} classes, and {of} has {len(wanted)}; fine-tune it on this set "
             "first, or use another."
         )
     if places is None and named:

@@ -23,7 +23,8 @@ from modeling_lingene.folders import write_json
 from modeling_lingene.lingene_vit import LinGeneViTConfig
 from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.pruning.costs import costs_of
-from modeling_lingene.pruning.prune import PruneSettings, prune
+from modeling_lingene.pruning.prune import prune
+from modeling_lingene.pruning.settings import PruneSettings
 
 
 SHARES = (0.7, 0.5)

@@ -8,7 +8,7 @@ from transformers import (
 )
 
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.pruning.prune import PruneSettings
+from modeling_lingene.pruning.settings import PruneSettings
 from modeling_lingene.training.loop import TrainingSettings
 
 

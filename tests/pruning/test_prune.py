@@ -37,6 +37,7 @@ from modeling_lingene.citations import PAPERS
 from modeling_lingene.cli import build_parser, main
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning import prune as pruning
+from modeling_lingene.pruning import report as reporting
 from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import prune
 from modeling_lingene.pruning.record import pruning_facts
@@ -119,18 +120,23 @@ def test_tuning_trains_every_parameter_of_what_was_chosen(done):
     assert epoch["phase"] == "tuning" and 0 <= epoch["accuracy"] <= 1
 
 
-STAGES = ["write_network", pytest.param("plot_layers", marks=pytest.mark.slow), "_tuned", "_publish"]
+STAGES = [
+    (pruning, "write_network"),
+    pytest.param(reporting, "plot_layers", marks=pytest.mark.slow),
+    (pruning, "_tuned"),
+    (pruning, "publish"),
+]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch, done, vit, stage):
+@pytest.mark.parametrize("module, stage", STAGES)
+def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch, done, vit, module, stage):
     """Nothing half written is taken for whole."""
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pruning, stage, stop)
+        patch.setattr(module, stage, stop)
         prune(vit, tmp_path / "run", SETTINGS, TRAINING)
     assert not (tmp_path / "run" / "results.json").exists()
     with pytest.raises(ValueError, match="`out` .* is not empty; `resume`"):

@@ -59,6 +59,7 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("others", "`model` .* has no class 0, .* of digits; it knows letter 0, .*give --relabel"),
         ("heads", "`model` has so few heads"),
         ("data", "`data` must be"),
+        ("teacher", "`teacher` .* has 7 classes, and digits has 10; fine-tune it on this set first"),
         ("full", "`out` .* must be a new or empty folder"),
     ],
 )
@@ -92,6 +93,9 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
         settings = replace(SETTINGS, target_macs=1.0 if case == "all" else 0.01)
     elif case == "size":
         size = {"depth": 2}
+    elif case == "teacher":
+        small_vit(tmp_path / "teacher", id2label={n: str(n) for n in range(7)}, label2id={str(n): n for n in range(7)})
+        settings = replace(SETTINGS, teacher=str(tmp_path / "teacher"))
     elif case == "data":
         settings = replace(SETTINGS, data="no/such/place")
     elif case == "full":
