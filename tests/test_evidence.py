@@ -14,10 +14,11 @@ from modeling_lingene.training.decomposition import DecompositionSettings
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+from comparing import Table, counted, with_range  # noqa: E402
 from elastic import COST  # noqa: E402
 from protocol import MEASURED, NOISE, judged, lowest_good  # noqa: E402
 from scales import SCALES, SEEDS, Row  # noqa: E402
-from sentences import Table, counted, stayed, with_range  # noqa: E402
+from sentences import stayed  # noqa: E402
 
 
 TABLES = ("schedules_fashion", "sizes_fashion")

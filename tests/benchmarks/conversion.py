@@ -19,7 +19,8 @@ from preparing import accuracy_of, fit_plain
 from transformers import ViTForImageClassification
 
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.conversion.fitting import FITS
+from modeling_lingene.conversion.fitting import FITS, ROUNDS
+from modeling_lingene.conversion.matching import PASSES
 from modeling_lingene.conversion.report import learning_rate
 from modeling_lingene.folders import publish_model, write_json
 from modeling_lingene.images.augmentation import Augmentation
@@ -123,7 +124,8 @@ def collect(work: Path, file: Path) -> None:
     rows.sort(key=lambda row: (row["num_components"], STARTS.index(row["start"])))
     source = json.loads((work / "source" / "row.json").read_text())
     command = "python tests/benchmarks/conversion.py --data DATA --work DIR"
-    write_json(file, {"command": command, "depth": DEPTH, "source": source, "rows": rows})
+    fit = {"rounds": ROUNDS["matched"], "passes": PASSES}
+    write_json(file, {"command": command, "depth": DEPTH, "source": source, "fit": fit, "rows": rows})
 
 
 def main() -> None:

@@ -80,11 +80,13 @@ class Protocol:
         if self.teacher:
             make_teacher(self.data, self.scale, work / "teacher")
         self.known: dict[str, dict] = {}
+        self.known_tries: dict[str, dict] = {}
         if known is not None:
             results = json.loads(known.read_text(encoding="utf-8"))
             if results["protocol"] != self.described():
                 raise ValueError(f"{known} was measured under another protocol: {results['protocol']}.")
             self.known = {row["row"]: row for row in results["rows"]}
+            self.known_tries = results.get("tried", {})
 
     @functools.cached_property
     def parts(self) -> dict[str, LabelledImages]:

@@ -145,7 +145,7 @@ class PruningProtocol(Protocol):
 
     def collect(self, command: str) -> dict:
         """With single runs of what was tried: its validation accuracy, by learning rate."""
-        tried = {}
+        tried = dict(self.known_tries)
         for name in (named(f"gates {gates:g}", SHARES[-1]) for gates in GATES):
             files = sorted((self.work / slug(name)).glob(f"{self.scale.seeds[0]}-*/{MEASURED}"))
             found = {file.parent.name.partition("-")[2]: json.loads(file.read_text())["validation"] for file in files}

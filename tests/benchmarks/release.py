@@ -5,6 +5,10 @@ python tests/benchmarks/release.py RUN/bundle hub_cards/lingene-fashion-mnist --
 python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist --data FOLDER     # code, card and predictions alone
 python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist                   # code and card alone
 python tests/benchmarks/release.py RUN/bundle hub_cards/NAME --data FOLDER --totals 1,2,4,9 --pictures digits
+python tests/benchmarks/release.py RUN/bundle hub_cards/lingene-vit-small-14 --data JUDGED --reference SOURCE
+
+The last is of an encoder, measured by the cosine with what it was made of, k-NN and a linear probe. A folder that
+would be too large for git has no weights, and so no code and no predictions: its card says how to make them.
 """
 
 import argparse
@@ -24,7 +28,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import modeling_lingene
 from lingene.options import integers
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.folders import (
     PREDICTIONS_FILE,
@@ -40,22 +44,56 @@ from modeling_lingene.images.batches import batches, image_processor
 from modeling_lingene.images.data import load_images
 from modeling_lingene.measuring.features import no_pooler
 from modeling_lingene.measuring.plots import plot_heat, plot_sizes
-from modeling_lingene.measuring.sweep import measure_sizes
+from modeling_lingene.measuring.sweep import measure_sizes, sweep
 from modeling_lingene.measuring.tables import size_table
 from modeling_lingene.zoo import OWNER
 
 
 PACKAGE = Path(modeling_lingene.__file__).parent
 PICTURES, SIDE = 4, 64  # recorded, pixels at most
+LARGEST = 20e6  # bytes of a folder
+LICENSES = {"lingene-vit-small-14": "mit"}  # of what a bundle was made of; else our own
 
 
 def refresh(folder: Path) -> None:
     """The code that travels with the bundle as it is today, and the card."""
     models = PACKAGE / "modeling_lingene.py"
-    for file in (models, *map(Path, get_relative_import_files(models))):
-        shutil.copyfile(file, folder / file.name)
-    write_card(folder, f"{OWNER}/{folder.name}", license="apache-2.0")
-    check_folder(folder)
+    if whole(folder):
+        check_folder(folder)
+        for file in (models, *map(Path, get_relative_import_files(models))):
+            shutil.copyfile(file, folder / file.name)
+    write_card(folder, f"{OWNER}/{folder.name}", license=LICENSES.get(folder.name, "apache-2.0"))
+
+
+def whole(folder: Path) -> bool:
+    """Whether the weights are in it."""
+    return any(folder.glob("*.safetensors"))
+
+
+def release_encoder(bundle: Path, folder: Path, data: str, reference: str) -> None:
+    """All of the folder but code, card and predictions, of a bundle without classifier.
+
+    Args:
+        data: labelled parts `train`, which votes and fits the probe, and `test`.
+        reference: the encoder that it was made of.
+    """
+    config = LinGeneConfig.from_pretrained(bundle)
+    with tempfile.TemporaryDirectory() as work:
+        made = Path(work) / folder.name
+        LinGeneModel.from_pretrained(bundle, constrained=True, dtype=torch.float16).save_pretrained(made)
+        AutoImageProcessor.from_pretrained(bundle).save_pretrained(made)
+        train, test = load_images(data, "train"), load_images(data, "test")
+        asked = {"metric": "probe,knn,cosine", "train": train, "reference": reference}
+        rows = sweep(made, test, components=(config.reference_components,), device="cpu", **asked)
+        trained = read_training(bundle, Bundle(bundle, config).weights_id)
+        if trained is not None:
+            write_training(made, trained)
+        folder.mkdir(parents=True, exist_ok=True)
+        large = sum(file.stat().st_size for file in made.iterdir()) > LARGEST
+        for file in made.iterdir():
+            if file.suffix in (".json", ".png") or (file.suffix == ".safetensors" and not large):
+                shutil.copyfile(file, folder / file.name)
+    print(size_table(rows))
 
 
 def release(bundle: Path, folder: Path, data: str, totals: Sequence[int] = ()) -> None:
@@ -127,12 +165,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--data")
     parser.add_argument("--totals", type=integers, default=(), help="of a bundle that was never measured: 1,2,4")
+    parser.add_argument("--reference", help="of an encoder: what it was made of")
     parser.add_argument("--pictures", help="a set whose pictures may be given away, where those of --data may not")
     arguments = parser.parse_args()
     folder = arguments.folder or arguments.bundle
-    if arguments.folder is not None:
+    if arguments.folder is not None and arguments.reference:
+        release_encoder(arguments.bundle, folder, arguments.data, arguments.reference)
+    elif arguments.folder is not None:
         release(arguments.bundle, folder, arguments.data, arguments.totals)
-    if arguments.data is not None:
+    if arguments.data is not None and whole(folder):
         record(folder, load_images(arguments.pictures or arguments.data, "test").images)
     refresh(folder)
 

@@ -10,8 +10,10 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from comparing import Table, points, with_range
+from converted import backbone_rows, rates
 from scales import SCALES, label
-from sentences import SENTENCES, Table, backbone_rows, points, rates, sizes, with_range
+from sentences import SENTENCES, sizes
 
 from modeling_lingene.measuring.tables import size_table
 from modeling_lingene.training.loop import TrainingSettings

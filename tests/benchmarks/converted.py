@@ -1,0 +1,143 @@
+"""What is said of conversions and of a real backbone, computed from their results files."""
+
+import json
+
+from comparing import RESULTS, counted, points
+
+from modeling_lingene.conversion.fitting import ROUNDS
+from modeling_lingene.conversion.matching import PASSES
+
+
+def conversion() -> list[str]:
+    results = json.loads((RESULTS / "conversion_fashion.json").read_text(encoding="utf-8"))
+    rows = {(row["start"], row["num_components"]): row for row in results["rows"]}
+    source, counts = results["source"]["accuracy"], sorted({row["num_components"] for row in results["rows"]})
+    said = [
+        f"A stock ViT of {results['depth']} layers ({points(source)} %), 512 unlabelled images of its training set, "
+        "healing with the source as teacher, one seed; differences under 2 points say nothing here. "
+        f"{results['rows'][0]['hardware']}."
+    ]
+    fit, today = results["fit"], {"rounds": ROUNDS["matched"], "passes": PASSES}
+    if fit != today:
+        said.append(
+            f"`matched` was measured with {fit['rounds']} rounds and {fit['passes']} passes; the default is now "
+            f"{today['rounds']} and {today['passes']}."
+        )
+    for count in counts:
+        row = rows["matched", count]
+        said.append(
+            f"{count} components, the default fit (`matched`): {points(row['untrained'])} untrained, "
+            f"{points(row['1 epochs'])} after one epoch, {points(row['3 epochs'])} after three."
+        )
+    for stage, when in (("untrained", "untrained"), ("3 epochs", "after three epochs")):
+        behind = {count: _behind(rows, count, stage) for count in counts}
+        shown = [f"{', '.join(names) or 'none'} at {count} components" for count, names in behind.items()]
+        said.append(f"At least 2 points behind `matched`, {when}: {'; '.join(shown)}.")
+    return said
+
+
+def _behind(rows: dict, count: int, stage: str) -> list[str]:
+    """The starts that are at least 2 points behind the default fit."""
+    others = [row for (start, number), row in rows.items() if number == count and start != "matched" and row[stage]]
+    return [f"`{row['start']}`" for row in others if rows["matched", count][stage] - row[stage] >= 0.02]
+
+
+def backbone_rows() -> dict[str, dict]:
+    """By name; their sizes by (layers, width, components)."""
+    rows = json.loads((RESULTS / "backbone.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        row["sizes"] = {(one["depth"], one["width_ratio"], one["num_components"]): one for one in row["sizes"]}
+    return {row["row"]: row for row in rows}
+
+
+def backbone() -> list[str]:
+    """Only what lies further apart than chance: two standard errors of a difference of judged pictures."""
+    results = json.loads((RESULTS / "backbone.json").read_text(encoding="utf-8"))
+    rows, (trained, _, voters, judged) = backbone_rows(), results["pictures"]
+    chance = 2 * (2 * 0.25 / judged) ** 0.5
+    first = next(iter(rows.values()))
+    said = [
+        f"The source is a trained ViT-S/14 at 126 pixels; up to {trained:,} unlabelled pictures of Imagenette train, "
+        f"{voters:,} with labels vote or fit the probe, {judged:,} are judged; one seed, so that differences under "
+        f"{points(chance)} points of k-NN or probe say nothing. {first['hardware']}, torch "
+        f"{first['versions']['torch'].partition('+')[0]}."
+    ]
+    rotated = rows["untrained, rotated"]["sizes"]
+    for other, what in (("sorted", "the earlier `--sort`"), ("plain", "no sorting")):
+        if f"untrained, {other}" in rows:
+            sizes = rows[f"untrained, {other}"]["sizes"]
+            told = [
+                f"{rotated[size]['cosine']:.2f} against {sizes[size]['cosine']:.2f} at {size[1]} of the width"
+                for size in rotated
+                if size[1] != "1"
+            ]
+            said.append(
+                f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
+            )
+    said += fits(rows) + rates(rows) + alone_at_each_width(rows, chance)
+    return said + [
+        f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
+        for one, other in BESIDE
+        if one in rows and other in rows
+    ]
+
+
+def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
+    """The bundle's widths against each trained by itself for as many pictures, by the probe."""
+    bundle, told = rows["elastic, rotated, 1"], []
+    for (_, width, _), one in bundle["sizes"].items():
+        row = rows.get(f"alone, {width}, 1")
+        if row and row["pictures"] == bundle["pictures"]:
+            (other,) = row["sizes"].values()
+            word = verdict(one["probe"] - other["probe"], chance)
+            told.append(f"{word} at {width} ({points(one['probe'])} and {points(other['probe'])})")
+    if not told:
+        return []
+    return [f"`elastic, rotated, 1` against a width trained alone for as many pictures, the probe: {', '.join(told)}."]
+
+
+def fits(rows: dict[str, dict]) -> list[str]:
+    """What fewer components than layers take."""
+    told = [
+        f"{row['row']} {row['fit']['seconds']:.0f} s and {row['fit']['peak_gib']:.1f} GiB (the whole process) with "
+        f"{row['fit']['threads']} {'thread' if row['fit']['threads'] == 1 else 'threads'}"
+        for row in rows.values()
+        if "fit" in row
+    ]
+    return [f"The default fit on 256 pictures of 82 tokens: {'; '.join(told)}."] if told else []
+
+
+def rates(rows: dict[str, dict]) -> list[str]:
+    """What each learning rate came to; a row whose lowest was the best says so."""
+    said = []
+    for name, row in rows.items():
+        if "rates" in row:
+            losses = {float(rate): loss for rate, loss in row["rates"].items()}
+            told = ", ".join(f"{loss:.2f} at {rate:g}" for rate, loss in sorted(losses.items()))
+            edge = "; the lowest that was tried is the best" if row["rate"] == min(losses) else ""
+            said.append(
+                f"`{name}`: mean loss of its sizes on the validation part after a try of each rate, {told}{edge}."
+            )
+    return said
+
+
+BESIDE = (
+    ("elastic, rotated, 1", "untrained, rotated"),
+    ("elastic, rotated, 1", "elastic, plain, 1"),
+    ("elastic, rotated, 1", "elastic, sorted, 1"),
+    ("elastic, rotated, 3", "elastic, rotated, 1"),
+    ("depths, identity heads", "depths, linear heads"),
+)
+
+
+def verdict(difference: float, chance: float) -> str:
+    return "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
+
+
+def beside(one: dict, other: dict, chance: float) -> str:
+    """The sizes that two rows share, by their probes, in words."""
+    pairs = []
+    for size in one["sizes"].keys() & other["sizes"].keys():
+        difference = one["sizes"][size]["probe"] - other["sizes"][size]["probe"]
+        pairs.append((verdict(difference, chance), difference))
+    return counted(pairs)
