@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling_lingene.pruning.settings import SEARCHES, PruneSettings
 from modeling_lingene.training.decomposition import DecompositionSettings
 
 
@@ -124,6 +125,17 @@ def test_the_defaults_are_the_best_on_the_validation_part_or_equal_to_it():
         for name in others:
             if default in mean and name in mean:  # rows are added as they are run
                 assert mean[default] >= mean[name] - NOISE, (default, name)
+
+
+def test_the_default_search_is_the_best_on_the_validation_part_or_equal_to_it():
+    """At every share that both were measured at; a random choice is a control, and no default."""
+    found = Table.read("pruning_fashion")
+    default = PruneSettings(target_macs=0.5).search
+    compared = [share for share in ("70 of 100", "50 of 100") if found.has(f"published, {share}", f"none, {share}")]
+    assert compared
+    for share in compared:
+        mean = {search: found.average(f"{search}, {share}", "validation") for search in SEARCHES if search != "random"}
+        assert mean[default] >= max(mean.values()) - NOISE, share
 
 
 def test_what_a_run_was_worth_does_not_lie_where_the_run_keeps_its_own():

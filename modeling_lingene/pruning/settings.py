@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-SEARCHES = ("published", "none", "random")
+SEARCHES = ("none", "published", "random")
 DENSE = "dense"  # as a teacher
 RANGES = {"target_macs": 1, "target_params": 1, "cost_weight": 1e6, "gate_learning_rate": 1e3}
 RANGES |= {"mixing_temperature": 1e6}
@@ -17,9 +17,9 @@ class PruneSettings:
         data: as for `load_images`; searched and tuned on its split `train`, measured on `test`, or a fifth held out.
         target_macs: share of the dense network's MACs that the result may have, such as 0.5.
         target_params: or of its parameters.
-        search: `published`, gates trained with the weights (SPViT), about one and a half times the cost of a training
-            of `search_epochs`; `none`, from the worth of every part by some images, as much as a few steps on each of
-            them; `random`, a control.
+        search: `none`, from the worth of every part by some images, as much as a few steps on each of them;
+            `published`, gates trained with the weights (SPViT), about one and a half times the cost of a training of
+            `search_epochs`; `random`, a control.
         search_epochs: of the search; 0 is as many as of the tuning.
         cost_weight: of the squared difference from the target, in shares of the dense cost; in the paper 25 to 63.
         gate_learning_rate: peak, of the gates.
@@ -44,7 +44,7 @@ class PruneSettings:
     data: str = ""
     target_macs: float = 0.0
     target_params: float = 0.0
-    search: str = "published"
+    search: str = "none"
     search_epochs: int = 0
     cost_weight: float = 30.0
     gate_learning_rate: float = 1e-3

@@ -30,7 +30,7 @@ pytest.importorskip("matplotlib")
         ({"target_macs": 1.5}, "`target_macs` must be from 0 to 1, got 1.5"),
         ({"target_macs": float("nan")}, "`target_macs` must be from 0 to 1, got nan"),
         ({"target_macs": -0.5}, "`target_macs` must be from 0 to 1, got -0.5"),
-        ({"search": "evolution"}, "`search` must be one of published, none, random, got 'evolution'"),
+        ({"search": "evolution"}, "`search` must be one of none, published, random, got 'evolution'"),
         ({"mixing_temperature": -1.0}, "`mixing_temperature` must be from 0 to 1e"),
         ({"calibration_images": 0}, "`calibration_images` must be an integer of at least 1"),
         ({"validation_share": 1.0}, "`validation_share` must be from 0 to below 1"),
