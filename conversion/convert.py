@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
@@ -22,7 +22,6 @@ from ..extras import require
 from ..folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
-    READOUT_FILE,
     change_settings,
     check_empty,
     complete_or_absent,
@@ -38,6 +37,7 @@ from ..measuring.curves import plot_conversion
 from ..measuring.metrics import check_device
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
+from ..readout import write_readout
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
 from .calibration import calibration_images, choose_rows, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
@@ -495,6 +495,4 @@ def write(
     if processor is None:
         processor = image_processor(config.image_size, config.num_channels)
     processor.save_pretrained(folder)
-    if source.readout is not None:
-        matrix, bias = (tensor.float().contiguous() for tensor in source.readout)
-        save_file({"weight": matrix, "bias": bias}, folder / READOUT_FILE)
+    write_readout(folder, source.readout)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
 from ..progress import quiet_loading
+from ..readout import Readout, brought_back
 
 
 KEPT_BYTES = 1 << 31  # of pixels, and of a reference's tokens with them
@@ -88,15 +89,25 @@ class Reference:
         batches: dicts with pixel_values (b, 3, h, w) and labels (b,).
         seen: the same images as the other encoder wants them; default the same pixels.
         name: of the encoder, for rows, tables and messages.
+        readout: of it, if its channels were turned and it is compared with what has other ones.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[dict], seen: Iterable[dict] | None, device: str, name: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[dict],
+        seen: Iterable[dict] | None,
+        device: str,
+        name: str,
+        readout: Readout | None = None,
+    ):
         self.model, self.batches, self.seen, self.name = model.to(device), batches, seen, name
+        self.readout = readout
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches with `expected_class` (b, d) and `expected_patches` (b, p, d) on the CPU."""
         pairs = ((b, b) for b in self.batches) if self.seen is None else zip(self.batches, self.seen, strict=True)
         for batch, seen in pairs:
             with torch.inference_mode():
-                tokens, patches = class_and_patches(self.model, seen["pixel_values"])
+                tokens, patches = brought_back(class_and_patches(self.model, seen["pixel_values"]), self.readout)
             yield {**batch, "expected_class": tokens.cpu(), "expected_patches": patches.cpu()}

@@ -28,6 +28,7 @@ from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
 from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
+from ..readout import Readout, brought_back, read_readout
 from .features import Kept, Reference, class_and_patches, load_encoder
 from .judging import agreement, cosines, knn_accuracy, mean_error, probe_accuracy
 from .metrics import accuracy, share_error
@@ -176,12 +177,18 @@ class Yardstick:
         images: batches of those that are measured; kept, decoded, where they fit in memory.
         train: batches of those that k-NN and the probe know, likewise.
         reference: `images` with the tokens that the cosine compares with.
+        readout: brings the tokens of what is measured into the channels of the reference.
     """
 
     def __init__(
-        self, metrics: Sequence[str], images: Batches, train: Batches | None, reference: Reference | None = None
+        self,
+        metrics: Sequence[str],
+        images: Batches,
+        train: Batches | None,
+        reference: Reference | None = None,
+        readout: Readout | None = None,
     ):
-        self.metrics, self.reference = tuple(metrics), reference
+        self.metrics, self.reference, self.readout = tuple(metrics), reference, readout
         train = train if JUDGES.keys() & set(metrics) else None
         self.passes = len(images.images) + (0 if train is None else len(train.images))  # images of one model
         self.images, self.train = (
@@ -216,9 +223,8 @@ class Yardstick:
         fields |= {"images": count, "standard_errors": errors}
         return ({} if first == "accuracy" else {"metric": first}) | fields
 
-    @staticmethod
     def _features(
-        model: nn.Module, images: Kept, update: Callable
+        self, model: nn.Module, images: Kept, update: Callable
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
         """Class tokens (n, d) and labels (n,) where the model is; cosines (n, 2) where there is a reference."""
         found, labels, agreed = [], [], []
@@ -227,7 +233,7 @@ class Yardstick:
             found.append(own[0]), labels.append(batch["labels"].to(own[0].device))
             if "expected_class" in batch:
                 expected = (batch[key].to(own[0].device) for key in ("expected_class", "expected_patches"))
-                agreed.append(cosines(own, tuple(expected)).cpu())
+                agreed.append(cosines(brought_back(own, self.readout), tuple(expected)).cpu())
             update(len(batch["labels"]))
         return (torch.cat(found), torch.cat(labels)), torch.cat(agreed) if agreed else None
 
@@ -258,17 +264,20 @@ def yardstick(
     check_reference(reference, sets.metrics)
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
-    model, seen, told = _reference_model(name, reference), None, OWN
+    model, seen, told, readouts = _reference_model(name, reference), None, OWN, (None, None)
     if model.config.hidden_size != hidden_size:
         raise ValueError(
             f"`reference` {reference} has {model.config.hidden_size} channels, and {name} {hidden_size}: their tokens "
             "do not compare; use a reference of that width, or --metric knn."
         )
     if reference is not None:
+        readouts = tuple(read_readout(one) for one in (reference, name))
         told = Path(reference).name if os.path.isdir(reference) else reference
         with suppress(OSError):  # without preprocessing of its own it sees the same pixels
             seen = Batches(sets.images, read_processor(reference), batch_size, warned=True)
-    return Yardstick(sets.metrics, images, train, Reference(model, images, seen, device, told))
+    return Yardstick(
+        sets.metrics, images, train, Reference(model, images, seen, device, told, readouts[0]), readouts[1]
+    )
 
 
 def _reference_model(name: str | os.PathLike, reference: str | None) -> nn.Module:

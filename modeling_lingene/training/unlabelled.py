@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
+from ..found import TIMM
 from ..images.augmentation import Augmentation
 from ..images.batches import image_processor
 from ..images.data import split_off
@@ -18,6 +19,7 @@ from ..kinds import model_class
 from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_base_lingene import RecomposingModel
+from ..readout import Readout, read_readout, write_readout
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 from .features import FEATURE_LOSS, FeatureStudent, check_tokens, feature_metric, fit_heads
 from .loop import TrainingLoop
@@ -34,6 +36,7 @@ class UnlabelledStart:
         trained: the encoder with its heads.
         source, held_out: of batches, for training and for choosing the best state.
         teacher, held_out_teacher: batch -> tokens (b, t, D) of the one and of the other.
+        readout: of the bundle that it starts from, kept: training goes on in its channels.
     """
 
     trained: FeatureStudent
@@ -41,6 +44,7 @@ class UnlabelledStart:
     held_out: Any
     teacher: Callable[[dict], torch.Tensor]
     held_out_teacher: Callable[[dict], torch.Tensor]
+    readout: Readout | None
 
     @property
     def model(self) -> RecomposingModel:
@@ -60,6 +64,7 @@ class UnlabelledStart:
         """A bundle with this state, without the heads, and its preprocessing."""
         self.model.save_pretrained(folder, state_dict=self.trained.bundle_state(state))
         self.source.processor.save_pretrained(folder)
+        write_readout(folder, self.readout)
 
 
 def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) -> UnlabelledStart:
@@ -89,6 +94,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     else:
         fit_sizes(encoder, recipe.decomposition)
         processor = processor_of(recipe.init, encoder)
+    readout = read_readout(recipe.init) if recipe.init else None
+    _check_channels(recipe, readout)
     teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))
     student = FeatureStudent(encoder, teacher.width, recipe.objective)
     if recipe.cache_teacher:
@@ -107,7 +114,25 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
             CachedTokens(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)
             for source, name in files
         ]
-    return UnlabelledStart(student, *sources, *teachers)
+    return UnlabelledStart(student, *sources, *teachers, readout)
+
+
+def _check_channels(recipe: Recipe, readout: Readout | None) -> None:
+    """Refuse identity heads between channels that were turned and a teacher's, which were not, or otherwise.
+
+    Raises:
+        ValueError: they would be compared one by one, and mean different things.
+    """
+    if recipe.objective.feature_heads != "identity" or not (recipe.init and recipe.teacher):
+        return
+    theirs = None if recipe.teacher.startswith(TIMM) else read_readout(recipe.teacher)
+    same = theirs is readout or (None not in (theirs, readout) and all(map(torch.equal, theirs, readout)))
+    if not same:
+        raise ValueError(
+            f"`feature_heads` identity compares channel by channel, and those of `init` {recipe.init} or of `teacher` "
+            f"{recipe.teacher} were turned (`convert --sort`): use linear heads, or leave `teacher` out, so that the "
+            "bundle learns from itself."
+        )
 
 
 def _teacher(recipe: Recipe, encoder: RecomposingModel, pictures: Preprocessing) -> Encoder:

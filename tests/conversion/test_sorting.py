@@ -5,11 +5,13 @@ Against numpy's eigenvectors and stock transformers models whose every parameter
     pytest tests/conversion/test_sorting.py
 """
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
 from converting import relative
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
     AutoModel,
@@ -27,7 +29,15 @@ import helpers
 from modeling_lingene.conversion.convert import convert, open_source
 from modeling_lingene.conversion.ordering import order_layers, sort_width
 from modeling_lingene.conversion.rotation import rotated, rotation, stream_moments, zero_sum_axes
-from modeling_lingene.folders import READOUT_FILE
+from modeling_lingene.folders import READOUT_FILE, read_processor
+from modeling_lingene.images.batches import batches
+from modeling_lingene.images.pictures import load_pictures
+from modeling_lingene.measuring.sweep import sweep
+from modeling_lingene.readout import read_readout
+from modeling_lingene.training.decomposition import DecompositionSettings
+from modeling_lingene.training.loop import TrainingSettings
+from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.recipes import Recipe, decompose
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, intermediate_size=96)
@@ -159,6 +169,65 @@ def test_slices_of_the_stream_have_mean_zero_but_for_the_weakest_axes(turned):
     for width, axes in ((12, 11), (36, 34)):
         assert after[:width, :width].trace() >= energies[:axes].sum() * (1 - 1e-5)
         assert after[:width, :width].trace() > before[:width, :width].trace()
+
+
+@torch.no_grad()
+def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photos):
+    """With the source as reference, and with the bundle itself: every token through the readout, what a narrow size
+    lacks zero. Training goes on in the same channels, and keeps what brings them back.
+    """
+    stock(Dinov2Model).save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "bundle", calibrate=str(photos), sort=True, widths=["3/4"])
+    pictures, found = load_pictures(str(photos)), {}
+    for name in ("source", "bundle"):
+        options = dict(metric="cosine", reference=str(tmp_path / name), latency=False, allow_untrained=True)
+        rows = sweep(tmp_path / "bundle", pictures, widths=["3/4", "1"], device="cpu", **options, out=tmp_path / name)
+        found[name] = {row["width_ratio"]: row for row in rows if row["num_components"] == 6}
+        assert found[name]["1"]["cosine"] == pytest.approx(1, abs=1e-5)
+        assert found[name]["1"]["patch_cosine"] == pytest.approx(1, abs=1e-5)
+    readout = load_file(tmp_path / "bundle" / READOUT_FILE)
+    seen = torch.cat([batch["pixel_values"] for batch in batches(pictures, read_processor(tmp_path / "bundle"), 8)])
+    narrow = AutoModel.from_pretrained(tmp_path / "bundle", width_ratio="3/4", allow_untrained=True)(seen)
+    own = narrow.last_hidden_state[:, 0].numpy() @ readout["weight"].numpy()[:, :36].T + readout["bias"].numpy()
+    expected = AutoModel.from_pretrained(tmp_path / "source")(seen).last_hidden_state[:, 0].numpy()
+    cosine = (own * expected).sum(1) / numpy.linalg.norm(own, axis=1) / numpy.linalg.norm(expected, axis=1)
+    assert found["source"]["3/4"]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
+    assert 0.1 < cosine.mean() < 0.999
+    recipe = Recipe(
+        data=str(photos),
+        init=str(tmp_path / "bundle"),
+        training=TrainingSettings(epochs=1, batch_size=16, device="cpu"),
+        decomposition=DecompositionSettings("simultaneous", totals=(6,)),
+        objective=Objective(kind="features"),
+        validation_share=0.2,
+    )
+    turned = replace(
+        recipe, teacher=str(tmp_path / "source"), objective=replace(recipe.objective, feature_heads="identity")
+    )
+    with pytest.raises(ValueError, match="`feature_heads` identity compares channel by channel.*use linear heads"):
+        decompose(turned, tmp_path / "refused")
+    with torch.enable_grad():
+        decompose(recipe, tmp_path / "run")
+    for folder in ("bundle", "best"):
+        kept = load_file(tmp_path / "run" / folder / READOUT_FILE)
+        assert kept.keys() == readout.keys() and all(torch.equal(kept[key], readout[key]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    "held, said",
+    [
+        (b"no tensors", "`readout.safetensors` of .* is damaged"),
+        ({"weight": torch.eye(3)}, "`readout.safetensors` of .* is damaged"),
+        ({"weight": torch.eye(3), "bias": torch.zeros(4)}, "`readout.safetensors` of .* has a weight of"),
+    ],
+)
+def test_a_damaged_readout_is_named(tmp_path, held, said):
+    """By its file; without the file there is nothing to bring back."""
+    assert read_readout(tmp_path) is None
+    file = tmp_path / READOUT_FILE
+    file.write_bytes(held) if isinstance(held, bytes) else save_file(held, file)
+    with pytest.raises(ValueError, match=said):
+        read_readout(tmp_path)
 
 
 def by_variance(model, values):

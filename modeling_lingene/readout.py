@@ -1,0 +1,57 @@
+"""The tokens of a bundle whose channels were turned (`convert --sort`, no classifier), in those of its source."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers.utils.hub import cached_file
+
+from .folders import READOUT_FILE
+
+
+Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, d) and bias (d,)
+
+
+def read_readout(name: str | os.PathLike) -> Readout | None:
+    """What makes of a bundle's tokens those of the source that it was converted from, where its channels were turned.
+
+    Args:
+        name: folder or name on the Hub.
+
+    Returns:
+        Weight (d, d) and bias (d,); None where the channels are the source's own.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    path = cached_file(name, READOUT_FILE, **quiet)
+    if path is None:
+        return None
+    try:
+        held = load_file(path)
+        weight, bias = held["weight"], held["bias"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"`{READOUT_FILE}` of {name} is damaged ({error}); convert again.") from None
+    if weight.shape != (len(bias), len(bias)):
+        raise ValueError(f"`{READOUT_FILE}` of {name} has a weight of {tuple(weight.shape)}; convert again.")
+    return weight, bias
+
+
+def write_readout(folder: str | os.PathLike, readout: Readout | None) -> None:
+    """`readout.safetensors` of a bundle folder; nothing where there is none."""
+    if readout is not None:
+        weight, bias = (tensor.float().contiguous() for tensor in readout)
+        save_file({"weight": weight, "bias": bias}, Path(folder) / READOUT_FILE)
+
+
+def brought_back(
+    tokens: tuple[torch.Tensor, torch.Tensor], readout: Readout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class and patch tokens (..., k) in the source's channels (..., d); what a narrow size lacks counts as zero."""
+    if readout is None:
+        return tokens
+    weight, bias = (tensor.to(tokens[0]) for tensor in readout)
+    return tuple(part @ weight[:, : part.shape[-1]].T + bias for part in tokens)
