@@ -34,6 +34,7 @@ from .reading_lingene import (
     read_json,
     shown,
 )
+from .readout import read_readout, write_readout
 from .saving_lingene import TRAINING_FILE, indexed_files
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
@@ -41,7 +42,6 @@ from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writin
 BUNDLE = "a bundle of shared components"
 PLAIN = (*PRUNED, *PRUNED_TYPES)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
-READOUT_FILE = "readout.safetensors"  # weight (d, d), bias (d,): tokens of a converted source from those of its bundle
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 # Whichever of these a kind of network has.
@@ -362,9 +362,13 @@ def _nearest(folder: Path) -> Path:
 
 
 def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, **hub) -> None:
-    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent."""
+    """Save a materialised model with its bundle's preprocessing, as a folder that is complete or absent.
+
+    With what brings its tokens back, where the bundle's channels were turned.
+    """
     with complete_or_absent(out) as staging:
         model.save_pretrained(staging)
         processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
         if processor is not None:
             shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
+        write_readout(staging, read_readout(source, **hub), getattr(model.config, "hidden_size", None))

@@ -46,7 +46,6 @@ from .folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
     PREDICTIONS_FILE,
-    READOUT_FILE,
     SIZE_PICTURES,
     check_folder,
     read_config,
@@ -57,6 +56,7 @@ from .kept import fitted, is_model, kept
 from .markdown import code, loading, text
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
 from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
+from .readout import READOUT_FILE
 from .saving_lingene import ensure_repo, push_bundle
 
 

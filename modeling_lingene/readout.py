@@ -8,26 +8,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils.hub import cached_file
 
-from .folders import READOUT_FILE
+
+READOUT_FILE = "readout.safetensors"
+Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, k) and bias (d,); k is d but for a narrow size
 
 
-Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, d) and bias (d,)
-
-
-def read_readout(name: str | os.PathLike) -> Readout | None:
+def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
     """What makes of a bundle's tokens those of the source that it was converted from, where its channels were turned.
 
     Args:
-        name: folder or name on the Hub.
+        name: folder or name on the Hub; a size that was saved plain has it too.
+        hub: what `cached_file` takes: revision, token, ...
 
     Returns:
-        Weight (d, d) and bias (d,); None where the channels are the source's own.
+        None where the channels are the source's own.
 
     Raises:
         ValueError: the file is damaged.
     """
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    path = cached_file(name, READOUT_FILE, **quiet)
+    path = cached_file(name, READOUT_FILE, **quiet, **hub)
     if path is None:
         return None
     try:
@@ -35,16 +35,20 @@ def read_readout(name: str | os.PathLike) -> Readout | None:
         weight, bias = held["weight"], held["bias"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"`{READOUT_FILE}` of {name} is damaged ({error}); convert again.") from None
-    if weight.shape != (len(bias), len(bias)):
+    if weight.ndim != 2 or weight.shape[0] != len(bias) or weight.shape[1] > len(bias):
         raise ValueError(f"`{READOUT_FILE}` of {name} has a weight of {tuple(weight.shape)}; convert again.")
     return weight, bias
 
 
-def write_readout(folder: str | os.PathLike, readout: Readout | None) -> None:
-    """`readout.safetensors` of a bundle folder; nothing where there is none."""
+def write_readout(folder: str | os.PathLike, readout: Readout | None, width: int | None = None) -> None:
+    """`readout.safetensors` of a folder; nothing where there is none.
+
+    Args:
+        width: channels of the size in it; default all.
+    """
     if readout is not None:
-        weight, bias = (tensor.float().contiguous() for tensor in readout)
-        save_file({"weight": weight, "bias": bias}, Path(folder) / READOUT_FILE)
+        weight, bias = (tensor.float() for tensor in readout)
+        save_file({"weight": weight[:, :width].contiguous(), "bias": bias.contiguous()}, Path(folder) / READOUT_FILE)
 
 
 def brought_back(

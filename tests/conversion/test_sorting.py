@@ -29,11 +29,11 @@ import helpers
 from modeling_lingene.conversion.convert import convert, open_source
 from modeling_lingene.conversion.ordering import order_layers, sort_width
 from modeling_lingene.conversion.rotation import rotated, rotation, stream_moments, zero_sum_axes
-from modeling_lingene.folders import READOUT_FILE, read_processor
+from modeling_lingene.folders import publish_model, read_processor
 from modeling_lingene.images.batches import batches
 from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.sweep import sweep
-from modeling_lingene.readout import read_readout
+from modeling_lingene.readout import READOUT_FILE, read_readout
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingSettings
 from modeling_lingene.training.losses import Objective
@@ -187,8 +187,11 @@ def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photo
         assert found[name]["1"]["patch_cosine"] == pytest.approx(1, abs=1e-5)
     readout = load_file(tmp_path / "bundle" / READOUT_FILE)
     seen = torch.cat([batch["pixel_values"] for batch in batches(pictures, read_processor(tmp_path / "bundle"), 8)])
-    narrow = AutoModel.from_pretrained(tmp_path / "bundle", width_ratio="3/4", allow_untrained=True)(seen)
-    own = narrow.last_hidden_state[:, 0].numpy() @ readout["weight"].numpy()[:, :36].T + readout["bias"].numpy()
+    narrow = AutoModel.from_pretrained(tmp_path / "bundle", width_ratio="3/4", allow_untrained=True)
+    publish_model(narrow, tmp_path / "bundle", tmp_path / "plain")
+    weight, bias = (tensor.numpy() for tensor in read_readout(tmp_path / "plain"))
+    assert (weight == readout["weight"].numpy()[:, :36]).all() and (bias == readout["bias"].numpy()).all()
+    own = narrow(seen).last_hidden_state[:, 0].numpy() @ weight.T + bias
     expected = AutoModel.from_pretrained(tmp_path / "source")(seen).last_hidden_state[:, 0].numpy()
     cosine = (own * expected).sum(1) / numpy.linalg.norm(own, axis=1) / numpy.linalg.norm(expected, axis=1)
     assert found["source"]["3/4"]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
