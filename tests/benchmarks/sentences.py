@@ -9,16 +9,19 @@ from collections.abc import Iterable
 from comparing import LEAST, RESULTS, Table, counted, points, with_range
 from converted import backbone, conversion
 
+from modeling_lingene.pruning.settings import PruneSettings
+
 
 def protocol(table: Table) -> list[str]:
     shown, teacher = table.results["protocol"], table.results["teacher"]
     images, seeds = shown["images"], len(shown["seeds"])
-    row = next(iter(table.rows.values()))
+    machines = " and ".join(dict.fromkeys(row["hardware"] for row in table.rows.values()))
+    versions = ", ".join(dict.fromkeys(row["versions"]["torch"].partition("+")[0] for row in table.rows.values()))
     epochs = shown["epochs of the dense network"]
     said = (
         f"{images['set']}: {images['train']:,} images train, {images['validation']:,} choose, {images['test']:,} are "
-        f"reported; {seeds} seed{'s' * (seeds > 1)}; the dense network trains for {epochs} epochs. {row['hardware']}, "
-        f"torch {row['versions']['torch'].partition('+')[0]}."
+        f"reported; {seeds} seed{'s' * (seeds > 1)}; the dense network trains for {epochs} epochs. {machines}, "
+        f"torch {versions}."
     )
     if teacher:
         said += (
@@ -184,30 +187,33 @@ def stayed(before: dict[tuple[str, str, str], str], after: dict[tuple[str, str, 
 THAN = {"better": "better than", "worse": "worse than", "equal": "equal to"}
 
 
+DEFAULT = PruneSettings(target_macs=0.5).search
+
+
 def pruning() -> list[str]:
-    """Networks pruned by the published search against all else that they could be."""
+    """Networks pruned by the default search, and by the published one, against all else that they could be."""
     table, long = Table.read("pruning_fashion"), "dense, long"
     said = [
         *protocol(table),
         "Pruned networks were trained as dense ones first: `dense` saw a third of their pictures.",
     ]
     for share in (70, 50):
-        found, *others = (f"{way}, {share} of 100" for way in ("published", "none", "random", "smaller"))
-        if table.has(found):
-            others = [name for name in ("dense", long, *others) if table.has(name)]
-            beside = [than(table, found, name) for name in others]
-            said.append(f"At {share} % of the MACs {costing(table, found)} is {'; '.join(beside)}.")
-    half, unpruned = "published, 50 of 100", "smaller, 50 of 100"
-    said += gates_tried(table, half)
-    if table.has(half, unpruned, long):
-        (label,) = table.labels(half)
-        dense, longer, above = (table.compare(half, name, label) for name in ("dense", long, unpruned))
-        near = ["met" if difference >= -LEAST else "not met" for _, difference in (dense, longer)]
-        said.append(
-            "Aims at half of the MACs: within half a point of the dense network, "
-            f"{near[0]} against the one that was pruned, {near[1]} against the one that saw as many pictures; above "
-            f"the unpruned size of equal MACs, {'met' if above[0] == 'better' else 'not met'}."
-        )
+        found, *others = (f"{way}, {share} of 100" for way in (DEFAULT, "published", "random", "smaller"))
+        beside = [than(table, found, name) for name in ("dense", long, *others)]
+        said.append(f"At {share} % of the MACs {costing(table, found)} is {'; '.join(beside)}.")
+        published, *others = others
+        beside = [than(table, published, name) for name in (long, *others)]
+        said.append(f"{costing(table, published)} is {'; '.join(beside)}.")
+    half, unpruned = f"{DEFAULT}, 50 of 100", "smaller, 50 of 100"
+    said += gates_tried(table, "published, 50 of 100")
+    (label,) = table.labels(half)
+    dense, longer, above = (table.compare(half, name, label) for name in ("dense", long, unpruned))
+    near = ["met" if difference >= -LEAST else "not met" for _, difference in (dense, longer)]
+    said.append(
+        f"Aims at half of the MACs, `{half}`: within half a point of the dense network, "
+        f"{near[0]} against the one that was pruned, {near[1]} against the one that saw as many pictures; above "
+        f"the unpruned size of equal MACs, {'met' if above[0] == 'better' else 'not met'}."
+    )
     return said
 
 
@@ -221,7 +227,10 @@ def gates_tried(table: Table, published: str) -> list[str]:
         for name, accuracies in tried.items()
         for rate, accuracy in accuracies.items()
     ]
-    return [f"Higher learning rates of the gates, one run each, on the validation part: {', '.join(told)}."]
+    return [
+        f"Higher learning rates of the gates, one run each, on the validation part, where less than two points say "
+        f"nothing: {', '.join(told)}."
+    ]
 
 
 def costing(table: Table, row: str) -> str:
