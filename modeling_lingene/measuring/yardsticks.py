@@ -265,13 +265,18 @@ def yardstick(
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
     model, seen, told, readouts = _reference_model(name, reference), None, OWN, (None, None)
-    if model.config.hidden_size != hidden_size:
-        raise ValueError(
-            f"`reference` {reference} has {model.config.hidden_size} channels, and {name} {hidden_size}: their tokens "
-            "do not compare; use a reference of that width, or --metric knn."
-        )
     if reference is not None:
         readouts = tuple(read_readout(one) for one in (reference, name))
+    theirs, own = (
+        width if readout is None else len(readout[1])
+        for width, readout in zip((model.config.hidden_size, hidden_size), readouts)
+    )
+    if theirs != own:
+        raise ValueError(
+            f"`reference` {reference} has {theirs} channels, and {name} {own}: their tokens do not compare; use a "
+            "reference of that width, or --metric knn."
+        )
+    if reference is not None:
         told = Path(reference).name if os.path.isdir(reference) else reference
         with suppress(OSError):  # without preprocessing of its own it sees the same pixels
             seen = Batches(sets.images, read_processor(reference), batch_size, warned=True)

@@ -32,6 +32,7 @@ from modeling_lingene.conversion.rotation import rotated, rotation, stream_momen
 from modeling_lingene.folders import publish_model, read_processor
 from modeling_lingene.images.batches import batches
 from modeling_lingene.images.pictures import load_pictures
+from modeling_lingene.measuring.evaluation import evaluate_model
 from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.readout import READOUT_FILE, read_readout
 from modeling_lingene.training.decomposition import DecompositionSettings
@@ -196,6 +197,9 @@ def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photo
     cosine = (own * expected).sum(1) / numpy.linalg.norm(own, axis=1) / numpy.linalg.norm(expected, axis=1)
     assert found["source"]["3/4"]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
     assert 0.1 < cosine.mean() < 0.999
+    options = dict(metric="cosine", reference=str(tmp_path / "source"), device="cpu")
+    row = evaluate_model(str(tmp_path / "plain"), {}, pictures, **options)
+    assert row["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
     recipe = Recipe(
         data=str(photos),
         init=str(tmp_path / "bundle"),
