@@ -55,11 +55,11 @@ def backbone() -> list[str]:
     results = json.loads((RESULTS / "backbone.json").read_text(encoding="utf-8"))
     rows, (trained, _, voters, judged) = backbone_rows(), results["pictures"]
     chance = 2 * (2 * 0.25 / judged) ** 0.5
-    first = next(iter(rows.values()))
+    first, machines = next(iter(rows.values())), " and ".join(dict.fromkeys(row["hardware"] for row in rows.values()))
     said = [
         f"The source is a trained ViT-S/14 at 126 pixels; up to {trained:,} unlabelled pictures of Imagenette train, "
         f"{voters:,} with labels vote or fit the probe, {judged:,} are judged; one seed, so that differences under "
-        f"{points(chance)} points of k-NN or probe say nothing. {first['hardware']}, torch "
+        f"{points(chance)} points of k-NN or probe say nothing. {machines}, torch "
         f"{first['versions']['torch'].partition('+')[0]}."
     ]
     rotated = rows["untrained, rotated"]["sizes"]
@@ -74,7 +74,7 @@ def backbone() -> list[str]:
             said.append(
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
-    said += fits(rows) + rates(rows) + alone_at_each_width(rows, chance)
+    said += fits(rows) + against_layers(rows, chance) + rates(rows) + alone_at_each_width(rows, chance)
     return said + [
         f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
         for one, other in BESIDE
@@ -105,6 +105,21 @@ def fits(rows: dict[str, dict]) -> list[str]:
         if "fit" in row
     ]
     return [f"The default fit on 256 pictures of 82 tokens: {'; '.join(told)}."] if told else []
+
+
+def against_layers(rows: dict[str, dict], chance: float) -> list[str]:
+    """Components against as many layers of the source, chosen: equal in what is stored, not in MACs."""
+    layers = {depth: one for (depth, *_), one in rows.get("layers", {"sizes": {}})["sizes"].items()}
+    fitted = {count: one for row in rows.values() if "fit" in row for (*_, count), one in row["sizes"].items()}
+    shared = sorted(layers.keys() & fitted.keys())
+    pairs = [(fitted[count]["probe"] - layers[count]["probe"]) for count in shared]
+    if not pairs:
+        return []
+    told = counted([(verdict(difference, chance), difference) for difference in pairs])
+    return [
+        f"Untrained, {', '.join(map(str, shared))} components against as many layers of the source, chosen on the same "
+        f"pictures, the probe: {told}. They store about as much; components compute all twelve layers."
+    ]
 
 
 def rates(rows: dict[str, dict]) -> list[str]:
