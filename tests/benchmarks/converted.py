@@ -117,8 +117,8 @@ def against_layers(rows: dict[str, dict], chance: float) -> list[str]:
         return []
     told = counted([(verdict(difference, chance), difference) for difference in pairs])
     return [
-        f"Untrained, {', '.join(map(str, shared))} components against as many layers of the source, chosen on the same "
-        f"pictures, the probe: {told}. They store about as much; components compute all twelve layers."
+        f"Untrained, {', '.join(map(str, shared))} components against as many layers of the source, chosen on the "
+        f"same pictures, the probe: {told}. They store about as much; components compute all twelve layers."
     ]
 
 
