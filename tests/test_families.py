@@ -222,7 +222,12 @@ def test_hidden_states_attentions_and_gradients_are_the_stock_ones(converted, fa
         )
     unread = {"embeddings.mask_token"}
     assert gradients[0].keys() == gradients[1].keys() == dict(constrained.named_parameters()).keys() - unread
-    assert all(far(gradients[1][name], one) < 1e-4 for name, one in gradients[0].items())
+    for name, one in gradients[0].items():
+        if name.endswith("attention.key.bias"):  # softmax takes no notice of it: zero, but for rounding
+            scale = gradients[0][name.replace("key", "query")].norm()
+            assert all(found[name].norm() < 1e-5 * scale for found in gradients), name
+        else:
+            assert far(gradients[1][name], one) < 1e-4, name
     assert all(one.any() for one in gradients[0].values())
 
 
