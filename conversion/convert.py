@@ -6,55 +6,45 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
-from ..bundle_lingene import component_file
 from ..configuration_base_lingene import BundleConfig, check_count
 from ..extras import require
 from ..folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
-    change_settings,
     check_empty,
     complete_or_absent,
-    read_config,
     write_json,
 )
 from ..found import TIMM, check_holds_model, what_is, wrong_kind
 from ..hub import write_card
 from ..images.batches import image_processor
 from ..kinds import model_class
-from ..loading_lingene import stock_model
 from ..measuring.curves import plot_conversion
 from ..measuring.metrics import check_device
-from ..modeling_base_lingene import RecomposingModel
-from ..progress import progress_bar, quiet_loading
+from ..progress import progress_bar
 from ..readout import write_readout
-from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
-from .calibration import calibration_images, choose_rows, class_outputs_of
+from .calibrated import Calibration
+from .calibration import calibration_images
 from .closed_form import check_condition, closed_form, condition
-from .fitting import FITS, ROUNDS, fit_block, fold_norms, order_components
+from .fitting import FITS, ROUNDS
 from .from_timm import read_timm
 from .from_transformers import read_transformers
-from .matching import PASSES, match
-from .moments import Stack, moments, stacks_of
-from .ordering import order_layers, sort_width
-from .report import advice, logit_error, measure_counts, outputs
+from .ordering import order_layers
+from .report import advice, logit_error, outputs
 from .rotation import check_widths, rotated
 from .sources import Source, changed
 
 
 logger = logging.get_logger(__name__)
 
-REPORT_IMAGES = 128  # on which every number of components is measured
 LOSSLESS = 1e-4  # relative logit error above which a conversion that should lose nothing has gone wrong
 CHECK_IMAGES = 4
 TRAINED = "a trained ViT of transformers, of which a bundle can be made"
@@ -146,7 +136,7 @@ def convert(
         source = in_order(source, pixel_values, ratios, fit, device, seed)
         config = changed(config, qkv_bias=True)
     calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
-    config, components = solve_all(source, config, fit, rounds, calibration)
+    config, components = solve_all(source, config, fit, rounds or ROUNDS.get(fit, 1), calibration)
     with complete_or_absent(out) as folder:
         write(source, config, components, folder)
         if sort and fit != "exact":
@@ -242,7 +232,7 @@ def ask(source: Source, pixel_values: torch.Tensor | None) -> tuple[torch.Tensor
 
 
 def solve_all(
-    source: Source, config: BundleConfig, fit: str, rounds: int | None, calibration: "Calibration | None"
+    source: Source, config: BundleConfig, fit: str, rounds: int, calibration: Calibration | None
 ) -> tuple[BundleConfig, Iterable]:
     """The configuration that the fit needs, and its components, one tensor at a time."""
     if fit not in ("exact", "weights"):
@@ -301,103 +291,6 @@ def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> N
     write_card(folder, title=out.resolve().name)
 
 
-class Calibration:
-    """What is known of a source on some images: its answers, and the moments around its linear maps.
-
-    Args:
-        source: the checkpoint.
-        pixel_values: (images, channels, h, w).
-        device: where passes run.
-        seed: of the labels drawn.
-    """
-
-    def __init__(self, source: Source, pixel_values: torch.Tensor, device: str, seed: int):
-        self.source, self.pixel_values, self.device, self.seed = source, pixel_values, device, seed
-        self.weights = {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
-        self.expected = class_outputs_of(source.stock().to(device), self.pixel_values)
-        self.stacks, self.fit_of = None, None
-
-    def fitted(self, config: BundleConfig, fit: str, rounds: int | None) -> tuple[BundleConfig, Iterator]:
-        """Fewer components, fitted on the images: the configuration that they need, and the components by tensor."""
-        stacks = self._stacks(fold_norms(self.weights))
-        total = (rounds or ROUNDS[fit]) if fit in ROUNDS else 1
-        with progress_bar(total=total, desc="fitting", unit="round") as bar:
-            start = config.coefficients(config.size())
-            stacks, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
-        if fit == "matched":
-            with progress_bar(total=PASSES, desc="matching", unit="pass") as bar:
-                parts, table = match(
-                    stacks, parts, table, self._built, self.source.head, self.pixel_values, PASSES, bar.update
-                )
-            metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
-            parts, table = order_components(parts, table, metrics)
-        self.fit_of = (stacks, parts, table)
-        changes = {"gain_offset": 1.0, "qkv_bias": True}
-        if fit in ROUNDS:
-            changes |= {"basis": "learned", "coefficient_matrix": table.double().tolist(), "degree_weight": 0.0}
-        return changed(config, **changes), tensors_of(parts, config)
-
-    def sort(self, folder: Path, config: BundleConfig) -> None:
-        """The bundle's heads and units in the order in which they matter, one for all layers."""
-        self._found(folder, config)  # in the fit's own order
-        model = self._loaded(folder)
-        with progress_bar(total=len(self.pixel_values), desc="sorting", unit="image") as bar:
-            sort_width(model, self.pixel_values, self.seed, bar.update)
-        model.to("cpu").save_pretrained(folder)
-
-    def measured(self, folder: Path, config: BundleConfig, depths: Sequence[int]) -> dict:
-        """Errors at every number of components; and, for the depths asked for, the layers chosen."""
-        stacks, parts, table = self._found(folder, config)
-        shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
-        with progress_bar(total=table.shape[1], desc="measuring", unit="count") as bar:
-            rows = measure_counts(
-                folder, self.source.head, stacks, parts, table, shown, expected, self.device, bar.update
-            )
-        result = {"images": len(self.pixel_values), "measured_images": len(shown), "rows": rows}
-        if depths:
-            result["depth_rows"] = self._choose(folder, depths)
-        return result
-
-    def _found(self, folder: Path, config: BundleConfig) -> tuple:
-        """Stacks, components and coefficients of the fit; exact, or of least squares, what the folder holds."""
-        if self.fit_of is None:
-            self.fit_of = (self._stacks(self.weights), *stored_parts(folder, config))
-        return self.fit_of
-
-    def _built(self, maps: dict[str, torch.Tensor]) -> nn.Module:
-        """The source's shape with these linear maps, (l, o, i), and no LayerNorms' gains."""
-        weights = {f"{part}.weight": own[..., :-1] for part, own in maps.items()}
-        weights |= {f"{part}.bias": own[..., -1] for part, own in maps.items()}
-        return stock_of(self.source, weights).to(self.device).requires_grad_(False)
-
-    def _stacks(self, weights: dict[str, torch.Tensor]) -> dict[str, Stack]:
-        """Weights with their moments; those of LayerNorms, if any, stay where they are."""
-        model = stock_of(self.source, weights).to(self.device).requires_grad_(False)
-        with progress_bar(total=len(self.pixel_values), desc="calibrating", unit="image") as bar:
-            found = moments(
-                model, self.source.head, self.pixel_values, self.source.depth, seed=self.seed, progress=bar.update
-            )
-        return stacks_of(weights, found)
-
-    def _choose(self, folder: Path, depths: Sequence[int]) -> dict[int, list[int]]:
-        model = self._loaded(folder)
-        layers = range(min(depths) + 1, self.source.depth + 1)
-        with progress_bar(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
-            rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
-        config = read_config(folder)
-        config.depth_rows = rows
-        change_settings(folder, config)
-        return rows
-
-    def _loaded(self, folder: Path) -> RecomposingModel:
-        """The bundle as components."""
-        with quiet_loading():
-            model = model_class(self.source.config, self.source.head).from_pretrained(
-                folder, constrained=True, dtype=torch.float32
-            )
-        return model.eval().to(self.device)
-
-
 def check_fit(
     config: BundleConfig, fit: str | None, calibrate: str | None, depths: Sequence[int], counts: tuple[int, int]
 ) -> str:
@@ -422,42 +315,6 @@ def check_fit(
             raise ValueError(f"`fit` {fit!r} is for fewer components than layers; with as many nothing is lost.")
         return "exact"
     return fit or (FITS[-1] if calibrate else FITS[0])
-
-
-def stock_of(source: Source, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """The source as a stock ViT with these block tensors, (l, ...); LayerNorms that were folded away do nothing."""
-    ones = torch.ones(source.depth, source.config.hidden_size)
-    neutral = {f"{norm}.{kind}": ones * (kind == "weight") for norm in BLOCK_NORMS for kind in ("weight", "bias")}
-    layers = {name: [row.float().contiguous() for row in rows] for name, rows in {**neutral, **weights}.items()}
-    config = changed(source.config, qkv_bias="attention.query.bias" in weights)
-    shape = config.stock_config(config.size())
-    with quiet_loading():
-        return stock_model(dict(source.outside), layers, shape, source.head, dtype=torch.float32).eval()
-
-
-def tensors_of(parts: dict[str, torch.Tensor], config: BundleConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
-    """Fitted parts as the components' tensors; those of the folded LayerNorms are zero."""
-    count, size = config.reference_components, config.hidden_size
-    for part, fitted in parts.items():
-        fitted = fitted.float().cpu()
-        yield f"{part}.weight", [one[:, :-1].contiguous() for one in fitted]
-        yield f"{part}.bias", [one[:, -1].contiguous() for one in fitted]
-    for norm in BLOCK_NORMS:
-        for kind in ("weight", "bias"):
-            yield f"{norm}.{kind}", [torch.zeros(size) for _ in range(count)]
-
-
-def stored_parts(folder: Path, config: BundleConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The linear maps of a bundle's components, biases appended, and the coefficients."""
-    size = config.size()
-    parts = {}
-    for count in range(size.num_components):
-        state = load_file(folder / component_file(count))
-        for part in BLOCK_LINEARS:
-            matrix = state[f"components.{count}.{part}.weight"]
-            bias = state.get(f"components.{count}.{part}.bias", torch.zeros(len(matrix)))
-            parts.setdefault(part, []).append(torch.cat((matrix, bias[:, None]), dim=1))
-    return {part: torch.stack(own) for part, own in parts.items()}, config.coefficients(size).float()
 
 
 def bundle_config(source: Source, num_components: int | None, basis: dict) -> BundleConfig:

@@ -264,9 +264,8 @@ def yardstick(
     check_reference(reference, sets.metrics)
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
-    model, seen, told, readouts = _reference_model(name, reference), None, OWN, (None, None)
-    if reference is not None:
-        readouts = tuple(read_readout(one) for one in (reference, name))
+    model, seen, told = _reference_model(name, reference), None, OWN
+    readouts = (None, None) if reference is None else (read_readout(reference), read_readout(name))
     theirs, own = (
         width if readout is None else len(readout[1])
         for width, readout in zip((model.config.hidden_size, hidden_size), readouts)
