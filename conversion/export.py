@@ -12,7 +12,6 @@ logits, measured by loading the folder as its users will. Above the tolerance th
 import functools
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -50,11 +49,11 @@ from ..measuring.metrics import count_macs, count_parameters, height_and_width, 
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
-from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES, load_all
+from .from_timm import load_all
 from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
-from .sources import Source
 from .timm_swin import swin_arguments, swin_state
+from .timm_vit import vit_arguments, vit_state
 
 
 WEIGHTS = ("float32", "float16", "int8")
@@ -253,8 +252,8 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     publish_model(model, bundle, plain, **hub)
     source = read_transformers(str(plain))
     staged = source.config.stands_for.stages
-    arguments = swin_arguments(source) if staged else _timm_arguments(source)
-    state = swin_state(source) if staged else timm_state(source)
+    arguments = swin_arguments(source) if staged else vit_arguments(source)
+    state = swin_state(source) if staged else vit_state(source)
     shutil.rmtree(plain)
     eps = source.config.layer_norm_eps
     if eps == TIMM_EPS.get(source.config.family, VIT_EPS):
@@ -278,66 +277,6 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     facts = {"name": name, "arguments": arguments, "load": load}
     loaded = again if source.head else again.forward_features
     return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
-
-
-def _timm_arguments(source: Source) -> dict[str, Any]:
-    config, activations = source.config, {own: name for name, own in ACTIVATIONS.items()}
-    names = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu", "SiLU": "silu"}
-    if config.hidden_act not in activations:
-        raise ValueError(f"`hidden_act` {config.hidden_act} is no activation that timm has; export to another format.")
-    ratio = config.intermediate_size / config.hidden_size
-    if int(config.hidden_size * ratio) < config.intermediate_size:  # timm rounds the product down
-        ratio = math.nextafter(ratio, math.inf)
-    family, arguments = config.stands_for, {}
-    if family.interpolates:  # timm, unlike stock DINOv2, takes averages always
-        arguments["dynamic_img_size"] = family.antialias
-    if family.registers:
-        arguments |= {"reg_tokens": config.num_register_tokens, "no_embed_class": True}
-    return arguments | {
-        "img_size": config.image_size,
-        "patch_size": config.patch_size,
-        "in_chans": config.num_channels,
-        "num_classes": config.num_labels if source.head else 0,
-        "embed_dim": config.hidden_size,
-        "depth": source.depth,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": ratio,
-        "qkv_bias": config.qkv_bias,
-        "act_layer": names[activations[config.hidden_act]],
-    }
-
-
-def timm_state(source: Source) -> dict[str, torch.Tensor]:
-    """A source's tensors in timm's names, queries, keys and values in one matrix.
-
-    Raises:
-        ValueError: a head that timm has not.
-    """
-    if source.head and source.outside.get("classifier.patch_weight", torch.zeros(1)).any():
-        raise ValueError(
-            f"`classifier` of family {source.config.family} reads the mean of the patches beside the class token, "
-            "which no head of timm does; export to another format."
-        )
-    state = {theirs: source.outside[own] for own, theirs in OUTSIDE.items()}
-    state["pos_embed"] = source.outside["embeddings.position_embeddings"]
-    if source.config.stands_for.registers:  # timm's class token has no position where there are registers
-        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-        state["pos_embed"] = state["pos_embed"][:, 1:]
-        state["reg_token"] = source.outside["embeddings.register_tokens"]
-    kinds = {name.rpartition(".")[::2] for name in source.config.component_shapes()}
-    for layer in range(source.depth):
-        for part, theirs in PARTS.items():
-            for kind in ("weight", "bias"):
-                state[f"blocks.{layer}.{theirs}.{kind}"] = source.block(f"{part}.{kind}", layer)
-        for kind in ("weight", "bias"):
-            if (QKV[0], kind) in kinds:
-                parts = [source.block(f"{part}.{kind}", layer) for part in QKV]
-                state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-        for part in source.config.stands_for.scales:
-            state[f"blocks.{layer}.{SCALES[part]}"] = torch.ones(source.config.hidden_size)
-    if source.head:
-        state |= {f"head.{kind}": source.outside[f"classifier.{kind}"] for kind in ("weight", "bias")}
-    return {key: tensor.clone() for key, tensor in state.items()}
 
 
 def _say_preprocessing(model: nn.Module, processor: Any) -> None:
