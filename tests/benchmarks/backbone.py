@@ -176,10 +176,11 @@ class Backbone:
         elif kind == "layers" and not bundle.exists():
             convert(str(self.source), bundle, **asked, depths=sorted({*DEPTHS, *COUNTS}, reverse=True))
         elif not bundle.exists():
-            convert(str(self.source), self.work / "starts" / "plain")
-            if kind == "sorted":
+            if kind == "plain":
+                convert(str(self.source), bundle)
+            else:
                 with quiet_loading():
-                    model = LinGeneModel.from_pretrained(self.work / "starts" / "plain", constrained=True)
+                    model = LinGeneModel.from_pretrained(self.start("plain"), constrained=True)
                     processor = BitImageProcessor.from_pretrained(self.source)
                 sort_width(model, calibration_images(str(self.pictures), processor, asked["images"], 0))
                 model.save_pretrained(bundle)
