@@ -1,0 +1,103 @@
+"""A cached teacher asks once for every picture and then answers as the teacher does, or refuses pictures that vary.
+
+In any order, for any part of a step.
+
+    pytest tests/training/teachers/test_cached_teachers.py
+"""
+
+import pytest
+import torch
+from teacher_models import CLASSES, IMAGES, LAYOUT, answers, load
+
+import helpers
+from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
+from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import LabelledImages
+from modeling_lingene.images.loaders import Layout, MemoryImages, PictureImages
+from modeling_lingene.training.teachers import CachedTeacher, Teacher
+
+
+class Counted:
+    """A teacher that notes how many pictures it was asked for."""
+
+    def __init__(self, teacher: Teacher):
+        self.teacher, self.asked = teacher, 0
+
+    def __call__(self, batch: dict) -> torch.Tensor:
+        self.asked += len(batch["pixel_values"])
+        return self.teacher(batch)
+
+
+LAYOUTS = [Layout(4), Layout(3, accumulation=2), Layout(2, 2, processes=3, process=1), Layout(14)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.images} images")
+@pytest.mark.parametrize("kind", ["memory", "pictures"])
+def test_a_cached_teacher_gives_every_batch_what_the_teacher_gives(tmp_path, kind, layout):
+    """In any order, for any part of a step; and every picture is asked for once."""
+    images = IMAGES if kind == "memory" else PictureImages(IMAGES.images, image_processor(16), Augmentation())
+    teacher = load("transformers", tmp_path / "teacher", images)
+    counted = Counted(teacher)
+    cached, seen = CachedTeacher(counted, images, layout), 0
+    for epoch in range(3):
+        for parts in images.batches(f"0 0 {epoch}", layout):
+            for batch in parts:
+                got = cached(batch)
+                assert got.shape == (len(batch["index"]), CLASSES)
+                assert torch.allclose(got, teacher(batch), atol=1e-5)
+                seen += len(got)
+    assert seen >= 3 * layout.batch_size and counted.asked == len(images) == 14
+    distances = torch.cdist(answers(cached, images), answers(cached, images))
+    assert (distances + torch.eye(14)).min() > 1e-3  # no two pictures have one answer
+
+
+@pytest.mark.parametrize("source", [MemoryImages, PictureImages])
+def test_a_cached_teacher_does_not_mistake_pictures_where_one_does_not_decode(tmp_path, source):
+    """Those after it keep their own answers."""
+    made = helpers.pictures(101)
+    whole = MemoryImages(made, image_processor(16), Augmentation())
+    teacher = load("transformers", tmp_path / "teacher", whole)
+    expected = {tuple(batch["pixel_values"].flatten()[:8].tolist()): teacher(batch)[0] for batch in ones(whole)}
+    broken = LabelledImages([*made.images], made.labels, made.class_names, "made", "train")
+    broken.images[5] = "no picture"
+    with pytest.warns(UserWarning, match="do not decode"):
+        images = source(broken, image_processor(16), Augmentation())
+        cached = CachedTeacher(teacher, images, LAYOUT)
+    seen = [
+        (cached(batch)[0], expected[tuple(batch["pixel_values"].flatten()[:8].tolist())]) for batch in ones(images)
+    ]
+    assert len(seen) == 100 and len(expected) == 101
+    assert all(torch.allclose(got, wanted, atol=1e-5) for got, wanted in seen)
+
+
+def ones(images: MemoryImages | PictureImages):
+    """Picture by picture, without those that do not decode."""
+    for batch in images.in_order(LAYOUT):
+        for row in range(len(batch["index"])):
+            yield {key: value[row : row + 1] for key, value in batch.items()}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"crop_padding": 1}, {"flip": True}, {"erasing": 0.1}, {"mixup": 0.1}, {"cutmix": 1.0}, AUGMENTATIONS["mixed"]],
+    ids=str,
+)
+def test_a_cached_teacher_refuses_images_that_vary_and_asks_for_none(fields):
+    """Its answers would be to other pictures; said before the set is run through."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+
+    def never(batch):
+        raise AssertionError("was asked")
+
+    with pytest.raises(ValueError, match="`cache_teacher`"):
+        CachedTeacher(never, helpers.source(14, Augmentation(**fields)), LAYOUT)
+
+
+@pytest.mark.parametrize("fields", [{"resized_crop": True}, {"rand_augment": "rand-m9"}, {"color_jitter": 0.3}])
+def test_a_cached_teacher_refuses_pictures_that_vary_one_by_one(fields):
+    """The source that decodes anew gives `in_order` without variation: what it looks like must not deceive."""
+    pytest.importorskip("timm")
+    images = PictureImages(helpers.pictures(14), image_processor(16), Augmentation(**fields))
+    with pytest.raises(ValueError, match="`cache_teacher`"):
+        CachedTeacher(lambda batch: batch["labels"], images, LAYOUT)
