@@ -54,7 +54,8 @@ conversion.sources conversion.any_size  conversion.moments
     conversion.matching conversion.rotation conversion.graphs conversion.timm_vit  conversion.devices
     conversion.calibrated
     conversion.export conversion.convert
-training.losses training.checkpoints training.teachers training.validation  training.loop training.elastic
+training.losses training.checkpoints training.teachers training.validation training.steps  training.processes
+    training.loop training.elastic
     training.features training.encoders  training.decomposition training.token_cache  training.settings
     training.warm_start training.record  training.asked training.summary
     training.unlabelled  training.recipes  training.options

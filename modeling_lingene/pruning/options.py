@@ -5,9 +5,9 @@ import dataclasses
 from typing import Any
 
 from ..images.augmentation import AUGMENTATIONS, Augmentation
-from ..training.loop import TrainingSettings
 from ..training.losses import Objective
 from ..training.options import add_fields, add_resume_option, given
+from ..training.steps import TrainingSettings
 from .record import TRAINING
 from .settings import PruneSettings
 

@@ -23,8 +23,8 @@ from ..lingene_pruned import PrunedClassifier
 from ..measuring.tables import readable
 from ..progress import quiet_loading, tell
 from ..training.asked import RUN_FILE, check_asked
-from ..training.loop import TrainingSettings
 from ..training.losses import Objective
+from ..training.steps import TrainingSettings
 from ..training.summary import pictures_line
 from ..training.teachers import Normalised, Teacher, open_teacher
 from ..training.warm_start import processor_of

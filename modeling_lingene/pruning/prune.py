@@ -30,8 +30,10 @@ from ..lingene_pruned import PrunedClassifier
 from ..progress import quiet_loading, tell
 from ..training.asked import keep_asked
 from ..training.checkpoints import contents
-from ..training.loop import Phase, TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from ..training.loop import Phase, TrainingLoop
 from ..training.losses import Objective
+from ..training.processes import decided_on_main, make_accelerator
+from ..training.steps import TrainingSettings
 from ..training.summary import length_line
 from .choose import Worths, choose
 from .costs import Costs

@@ -8,9 +8,9 @@ from typing import Any
 from ..folders import write_json
 from ..identity_lingene import file_sha256
 from ..saving_lingene import TRAINING_FILE
-from ..training.loop import TrainingSettings
 from ..training.losses import Objective
 from ..training.record import base_model_of, changed_words, public_name, run_facts
+from ..training.steps import TrainingSettings
 
 
 TRAINING = TrainingSettings(epochs=30, learning_rate=5e-4)  # default of search and tuning: what was trained needs less

@@ -8,102 +8,32 @@ bit by bit as if it had not stopped (on one kind of machine, with as many proces
 import contextlib
 import dataclasses
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
+from ..images.loaders import MemoryImages, PictureImages, derived_seed
 from ..progress import Bar, duration, progress_bar, redraws, tell
-from ..recompose_lingene import POSITION_BIAS
 from .checkpoints import Checkpoints
 from .losses import TEACHER
+from .processes import decided_on_main, layout, make_accelerator, shard_at_root, stop_requests
+from .steps import TrainingSettings, decayed_groups, warmup_cosine
 from .validation import ACCURACY, Metric
 
 
 EMA_FILE = "ema.safetensors"
 LOG_STEPS = 20  # between two looks at the loss: each makes the host wait for the device
 STOP_STEPS = 8  # between two agreements of several processes on whether to stop
-TINY, HUGE = 1e-12, 1e12
-RANGES = {"learning_rate": (TINY, HUGE), "max_grad_norm": (TINY, HUGE), "weight_decay": (0, HUGE), "warmup": (0, 1)}
-RANGES |= {"ema": (0, 0.999999)}
-COUNTS = {"epochs": 1, "batch_size": 1, "accumulation": 1, "seed": None, "checkpoint_every": 0}
-COUNTS |= {"keep_checkpoints": 1, "evaluate_every": 0}
-CHOICES = {"device": ("auto", "cpu"), "precision": ("no", "fp16", "bf16")}
-HARMLESS = {"checkpoint_every", "keep_checkpoints", "tracker"}  # may differ when a run is resumed
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a run goes; the same for every phase.
-
-    Args:
-        epochs: of a phase.
-        batch_size: images per process and forward pass.
-        accumulation: forward passes per optimiser step.
-        learning_rate: peak of the cosine, AdamW.
-        weight_decay: on matrices only.
-        warmup: fraction of a phase's steps.
-        max_grad_norm: gradients are clipped to it.
-        ema: decay of an exponential moving average of the weights, which then is the result; 0 for none.
-        seed: of everything random.
-        precision: Accelerate's `mixed_precision`: no, fp16, bf16.
-        device: cpu or auto (the GPU where there is one).
-        compile: run the model through `torch.compile`.
-        activation_checkpointing: recompute activations in the backward pass: less memory, more time.
-        checkpoint_every: optimiser steps; 0 is once per epoch.
-        keep_checkpoints: how many of the newest stay.
-        evaluate_every: epochs; 0 only at the end of a phase.
-        tracker: any tracker of Accelerate by name (tensorboard, wandb, ...), or none.
-    """
-
-    epochs: int = 60
-    batch_size: int = 128
-    accumulation: int = 1
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    ema: float = 0.0
-    seed: int = 0
-    precision: str = "no"
-    device: str = "auto"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    checkpoint_every: int = 0
-    keep_checkpoints: int = 2
-    evaluate_every: int = 1
-    tracker: str = "none"
-
-    def __post_init__(self):
-        for name, low in COUNTS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
-                wanted = "an integer" if low is None else f"an integer of at least {low}"
-                raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
-        for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"`{name}` must be from {low:g} to {high:g}, got {getattr(self, name)!r}.")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-
-    def identity(self, processes: int = 1) -> dict:
-        """What must agree for a run to be the same run: images of a step instead of how they are divided."""
-        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in HARMLESS}
-        fields["images_per_step"] = fields.pop("batch_size") * fields.pop("accumulation") * processes
-        return fields
 
 
 @dataclass(frozen=True)
@@ -483,125 +413,7 @@ class _Run:
         return self.optimizer.param_groups[0]["lr"]
 
 
-def make_accelerator(settings: TrainingSettings, out: str | Path | None = None) -> Accelerator:
-    """Accelerate's object for these settings; launched by torchrun or `accelerate launch`, one per process.
-
-    Raises:
-        ValueError: a tracker that is not installed or not known.
-    """
-    tracker = None if settings.tracker == "none" or out is None else settings.tracker
-    if tracker is not None:
-        check_tracker(tracker)
-    return Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.accumulation,
-        log_with=tracker,
-        project_dir=None if out is None else str(out),
-        kwargs_handlers=[DistributedDataParallelKwargs()],
-    )
-
-
-def decided_on_main(accelerator: Accelerator, decide: Callable[[], Any]) -> Any:
-    """What the main process finds, on every process; where it refuses, the others end without a word of their own."""
-    told = [None, None]
-    if accelerator.is_main_process:
-        try:
-            told = [decide(), None]
-        except (ValueError, OSError) as error:
-            told = [None, error]
-    found, error = broadcast_object_list(told)
-    if error is not None:
-        raise error if accelerator.is_main_process else SystemExit(2)
-    return found
-
-
-def check_tracker(name: str) -> None:
-    """Refuse a tracker that Accelerate does not know or cannot use here."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    known = [str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS]
-    if name not in known:
-        raise ValueError(f"`tracker` must be one of none, {', '.join(sorted(known))}, got {name!r}.")
-    if name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
-        raise ValueError(f"`tracker` {name} is not installed: pip install {name}, or use tracker none.")
-
-
-def layout(accelerator: Accelerator, settings: TrainingSettings) -> Layout:
-    """This process's part of a step."""
-    return Layout(settings.batch_size, settings.accumulation, accelerator.num_processes, accelerator.process_index)
-
-
 def _compiled(model: nn.Module) -> Callable:
     """Compiled once per size that is drawn: torch stops after eight by default."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     return torch.compile(model)
-
-
-def shard_at_root(model: nn.Module, accelerator: Accelerator) -> None:
-    """FSDP2 with one unit, the whole model: its parts are read, not called, so that units of their own stay sharded.
-
-    Accelerate would give embeddings and final norm units of their own, whatever the wrapping policy; a model that is
-    sharded already it takes as it is.
-    """
-    if not isinstance(model, FSDPModule):
-        plugin = accelerator.state.fsdp_plugin
-        fully_shard(
-            model.to(accelerator.device),
-            reshard_after_forward=plugin.reshard_after_forward,
-            mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
-            offload_policy=plugin.cpu_offload,
-        )
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM set the event; a second one ends the process as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def decayed_groups(
-    model: nn.Module, settings: TrainingSettings, rates: Mapping[str, float] | None = None
-) -> list[dict]:
-    """The trainable parameters for AdamW: weight decay on matrices, chosen by name, none on gains, biases, tokens.
-
-    Args:
-        rates: see `Phase`; groups with a rate of their own carry it as `peak`.
-    """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    own = [
-        {"params": [named.pop(name) for name in list(named) if name.endswith(end)], "weight_decay": 0.0, "peak": rate}
-        for end, rate in (rates or {}).items()
-    ]
-    matrices = {name for name in named if name.endswith("weight") and "norm" not in name and POSITION_BIAS not in name}
-    decayed = [p for name, p in named.items() if name in matrices]
-    others = [p for name, p in named.items() if name not in matrices]
-    return [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-        *own,
-    ]
-
-
-def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """Learning rate factor of a step: linear to 1 over the first `warmup` of the steps, then a half cosine to 0."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

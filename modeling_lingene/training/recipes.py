@@ -35,10 +35,12 @@ from ..progress import tell
 from .asked import RUN_FILE, check_asked, keep_asked
 from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
-from .loop import TrainingLoop, TrainingSettings, decided_on_main, make_accelerator
+from .loop import TrainingLoop
 from .losses import Objective
+from .processes import decided_on_main, make_accelerator
 from .record import training_facts
 from .settings import ModelSettings, Recipe
+from .steps import TrainingSettings
 from .summary import length_line, network_lines, pictures_line
 from .teachers import CachedTeacher, load_teacher
 from .token_cache import CACHE

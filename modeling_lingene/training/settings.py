@@ -10,8 +10,8 @@ from ..configuration_swin_lingene import LinGeneSwinConfig
 from ..images.augmentation import Augmentation
 from ..images.data import LabelledImages
 from .decomposition import DecompositionSettings
-from .loop import TrainingSettings
 from .losses import Objective
+from .steps import TrainingSettings
 
 
 LOWEST = {"hidden_size": 1, "num_attention_heads": 1, "patch_size": 1, "depth": 1, "intermediate_size": 0}

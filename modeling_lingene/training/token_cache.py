@@ -21,7 +21,7 @@ from ..images.augmentation import Augmentation
 from ..images.loaders import Layout, MemoryImages, PictureImages
 from ..measuring.tables import bytes_shown
 from .checkpoints import check_identity
-from .loop import decided_on_main
+from .processes import decided_on_main
 
 
 CACHE, CACHE_FILE = "features", "cache.json"

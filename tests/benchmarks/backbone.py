@@ -43,9 +43,9 @@ from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.modeling_lingene import LinGeneModel
 from modeling_lingene.progress import quiet_loading
 from modeling_lingene.training.decomposition import DecompositionSettings
-from modeling_lingene.training.loop import TrainingSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.recipes import Recipe, decompose
+from modeling_lingene.training.steps import TrainingSettings
 
 
 PIXELS = 126

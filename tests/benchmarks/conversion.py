@@ -30,8 +30,8 @@ from modeling_lingene.images.loaders import training_images
 from modeling_lingene.measuring.metrics import device_name
 from modeling_lingene.modeling_lingene import LinGeneForImageClassification
 from modeling_lingene.training.decomposition import DecompositionSettings
-from modeling_lingene.training.loop import TrainingSettings
 from modeling_lingene.training.recipes import ModelSettings, Recipe, decompose
+from modeling_lingene.training.steps import TrainingSettings
 
 
 DEPTH, COUNTS, EPOCHS = 8, (2, 4, 6), (1, 3)

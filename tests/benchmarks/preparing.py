@@ -14,7 +14,8 @@ from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.data import LabelledImages, load_images, split_off
 from modeling_lingene.images.loaders import Layout, training_images
 from modeling_lingene.progress import quiet_loading
-from modeling_lingene.training.loop import Phase, TrainingLoop, make_accelerator
+from modeling_lingene.training.loop import Phase, TrainingLoop
+from modeling_lingene.training.processes import make_accelerator
 from modeling_lingene.training.recipes import Recipe
 from modeling_lingene.training.teachers import load_teacher
 

@@ -39,8 +39,8 @@ from modeling_lingene.kinds import model_class
 from modeling_lingene.measuring.metrics import count_macs, device_name
 from modeling_lingene.progress import quiet_loading
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
-from modeling_lingene.training.loop import make_accelerator
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.processes import make_accelerator
 from modeling_lingene.training.recipes import Recipe, train
 
 

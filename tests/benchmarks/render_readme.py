@@ -16,7 +16,7 @@ from scales import SCALES, label
 from sentences import SENTENCES, sizes
 
 from modeling_lingene.measuring.tables import size_table
-from modeling_lingene.training.loop import TrainingSettings
+from modeling_lingene.training.steps import TrainingSettings
 
 
 RESULTS = Path(__file__).parent / "results"

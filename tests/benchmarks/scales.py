@@ -3,8 +3,8 @@
 import dataclasses
 
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.training.loop import TrainingSettings
 from modeling_lingene.training.recipes import ModelSettings
+from modeling_lingene.training.steps import TrainingSettings
 
 
 RATES = (2e-3, 4e-3, 8e-3)

@@ -36,9 +36,9 @@ from modeling_lingene.measuring.evaluation import evaluate_model
 from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.readout import READOUT_FILE, read_readout
 from modeling_lingene.training.decomposition import DecompositionSettings
-from modeling_lingene.training.loop import TrainingSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.recipes import Recipe, decompose
+from modeling_lingene.training.steps import TrainingSettings
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=6, intermediate_size=96)

@@ -9,7 +9,7 @@ from transformers import (
 
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning.settings import PruneSettings
-from modeling_lingene.training.loop import TrainingSettings
+from modeling_lingene.training.steps import TrainingSettings
 
 
 NAMES = {index: str(index) for index in range(10)}

@@ -41,8 +41,9 @@ from modeling_lingene.pruning import report as reporting
 from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import prune
 from modeling_lingene.pruning.record import pruning_facts
-from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.steps import TrainingSettings
 from test_hub_server import in_new_process
 
 

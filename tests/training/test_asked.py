@@ -18,10 +18,11 @@ from modeling_lingene.pruning import prune
 from modeling_lingene.training import recipes
 from modeling_lingene.training.asked import RUN_FILE, asked_of, keep_asked
 from modeling_lingene.training.decomposition import DecompositionSettings
-from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.recipes import RECIPES
 from modeling_lingene.training.settings import ModelSettings, Recipe
+from modeling_lingene.training.steps import TrainingSettings
 
 
 pytest.importorskip("sklearn")

@@ -16,7 +16,8 @@ import helpers
 from modeling_lingene import LinGeneForImageClassification, modeling_base_lingene
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
-from modeling_lingene.training.loop import Phase, TrainingLoop, TrainingSettings
+from modeling_lingene.training.loop import Phase, TrainingLoop
+from modeling_lingene.training.steps import TrainingSettings
 
 
 TOTALS, DEPTHS = (1, 2, 5), (3, 4)

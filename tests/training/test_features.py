@@ -25,8 +25,9 @@ from modeling_lingene.training.features import (
     fit_heads,
     masked_patches,
 )
-from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.steps import TrainingSettings
 from modeling_lingene.training.validation import ACCURACY, Metric
 
 

@@ -17,7 +17,7 @@ from modeling_lingene.folders import read_config
 from modeling_lingene.measuring.metrics import count_macs, count_parameters
 from modeling_lingene.modeling_base_lingene import component_scale
 from modeling_lingene.training.decomposition import DecompositionSettings, start_from
-from modeling_lingene.training.loop import TrainingSettings, decayed_groups
+from modeling_lingene.training.steps import TrainingSettings, decayed_groups
 
 
 NETWORK = "--stages 2,3,2 --window-size 2 --patch-size 1 --hidden-size 6 --num-attention-heads 3"

@@ -25,8 +25,10 @@ from modeling_lingene import LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
 from modeling_lingene.training.features import FeatureStudent, feature_metric
-from modeling_lingene.training.loop import Interrupted, TrainingLoop, TrainingSettings, make_accelerator
+from modeling_lingene.training.loop import Interrupted, TrainingLoop
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.processes import make_accelerator
+from modeling_lingene.training.steps import TrainingSettings
 
 
 def without_labels(encoder: LinGeneModel, settings: DecompositionSettings) -> tuple:

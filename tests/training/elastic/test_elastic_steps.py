@@ -29,8 +29,9 @@ from modeling_lingene.measuring import metrics
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
 from modeling_lingene.training.elastic import SAMPLINGS
-from modeling_lingene.training.loop import TrainingLoop, TrainingSettings
+from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.steps import TrainingSettings
 
 
 TESTS = str(Path(__file__).parents[2])

@@ -12,11 +12,8 @@ import helpers
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
-from modeling_lingene.training.loop import (
-    Phase,
-    TrainingLoop,
-    TrainingSettings,
-)
+from modeling_lingene.training.loop import Phase, TrainingLoop
+from modeling_lingene.training.steps import TrainingSettings
 
 
 IMAGES = helpers.source(14)

@@ -21,10 +21,7 @@ import helpers
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
-from modeling_lingene.training.loop import (
-    Interrupted,
-    TrainingLoop,
-)
+from modeling_lingene.training.loop import Interrupted, TrainingLoop
 
 
 def kept(folder: Path) -> list[str]:

@@ -20,13 +20,8 @@ import helpers
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
-from modeling_lingene.training.loop import (
-    Phase,
-    TrainingLoop,
-    TrainingSettings,
-    decayed_groups,
-    warmup_cosine,
-)
+from modeling_lingene.training.loop import Phase, TrainingLoop
+from modeling_lingene.training.steps import TrainingSettings, decayed_groups, warmup_cosine
 
 
 @pytest.mark.parametrize("steps, warmup", [(40, 0.1), (40, 0.25), (7, 0.1), (1, 0.1), (12, 0.0), (12, 1.0)])
