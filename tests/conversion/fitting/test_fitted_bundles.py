@@ -1,11 +1,14 @@
 """Laws of fitting fewer components than layers: reports that hold, of bundles like any other.
 
-pytest tests/conversion/fitting/test_fitted_bundles.py
+A stock ViT of noise, a flat folder of pictures.
+
+    pytest tests/conversion/fitting/test_fitted_bundles.py
 """
 
 import copy
 import json
 import shlex
+from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -29,6 +32,7 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTForImage
 import helpers
 from helpers import STOCK_PARTS
 from modeling_lingene import cli, kept
+from modeling_lingene.conversion.calibrated import Calibration
 from modeling_lingene.conversion.calibration import calibration_images, choose_rows
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.fitting import (
@@ -175,6 +179,24 @@ def test_matched_is_nearer_to_the_source_than_aligned(tmp_path, source, photos):
         given = {"num_components": 3, "calibrate": str(photos), "fit": fit, "rounds": 3}
         found[fit] = convert(str(source[1]), tmp_path / fit, **given)["calibration"]["rows"][-1]
     assert found["matched"]["divergence"] < 0.9 * found["aligned"]["divergence"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_products_are_coarse_while_a_fit_runs_and_then_as_they_were(tmp_path, monkeypatch, source, photos, fails):
+    """What a caller's other models compute with is none of a conversion's business, also after it was stopped."""
+    backends, seen = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul), []
+    before, whole = [backend.fp32_precision for backend in backends], Calibration._fit
+
+    def fit(*arguments):
+        seen.append([backend.fp32_precision for backend in backends])
+        if fails:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(Calibration, "_fit", fit)
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        convert(str(source[1]), tmp_path / "bundle", num_components=3, calibrate=str(photos), rounds=1)
+    assert seen == [["bf16", "tf32"]] and [backend.fp32_precision for backend in backends] == before
 
 
 @pytest.mark.parametrize("fit", ["activations", "weighted"])
