@@ -41,7 +41,8 @@ class Calibration:
     def __init__(self, source: Source, pixel_values: torch.Tensor, device: str, seed: int):
         self.source, self.pixel_values, self.device, self.seed = source, pixel_values, device, seed
         self.weights = {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
-        self.expected = class_outputs_of(source.stock().to(device), self.pixel_values)
+        with progress_bar(total=len(pixel_values), desc="asking the source", unit="image") as bar:
+            self.expected = class_outputs_of(source.stock().to(device), pixel_values, progress=bar.update)
         self.stacks, self.fit_of = None, None
 
     def fitted(self, config: BundleConfig, fit: str, rounds: int) -> tuple[BundleConfig, Iterator]:

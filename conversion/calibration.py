@@ -44,10 +44,19 @@ def distance(found: torch.Tensor, expected: torch.Tensor, head: bool) -> float:
 
 
 @torch.no_grad()
-def class_outputs_of(model: nn.Module, pixel_values: torch.Tensor, batch_size: int = 32, **size) -> torch.Tensor:
-    """Logits, or class tokens, of many images, on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cat([class_outputs(model, part.to(device), **size).cpu() for part in pixel_values.split(batch_size)])
+def class_outputs_of(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+    **size,
+) -> torch.Tensor:
+    """Logits, or class tokens, of many images, on the CPU; `progress` hears of the images of each batch."""
+    device, found = next(model.parameters()).device, []
+    for part in pixel_values.split(batch_size):
+        found.append(class_outputs(model, part.to(device), **size).cpu())
+        progress(len(part))
+    return torch.cat(found)
 
 
 def choose_rows(

@@ -33,6 +33,7 @@ from .validation import ACCURACY, Metric
 
 EMA_FILE = "ema.safetensors"
 LOG_STEPS = 20  # between two looks at the loss: each makes the host wait for the device
+SHOWN_SECONDS = 2.0  # an evaluation that takes longer has a bar
 STOP_STEPS = 8  # between two agreements of several processes on whether to stop
 
 
@@ -357,10 +358,12 @@ class TrainingLoop:
         """The metric of a size on the held-out images, divided among the processes."""
         model.eval()
         counted = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        with torch.no_grad():
+        shown = {"unit": "image", "desc": "evaluating", "shown": self.is_main, "leave": False, "delay": SHOWN_SECONDS}
+        with torch.no_grad(), progress_bar(total=len(self.held_out), **shown) as bar:
             for batch in self.held_out.in_order(self.layout):
                 with self.accelerator.autocast():
                     counted += self.metric.count(model, batch, size)
+                bar.update(len(batch["pixel_values"]) * self.accelerator.num_processes)
         total, images = self.accelerator.reduce(counted, reduction="sum").tolist()
         return total / images
 

@@ -19,6 +19,7 @@ from ..kinds import model_class
 from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_base_lingene import RecomposingModel
+from ..progress import progress_bar
 from ..readout import Readout, read_readout, write_readout
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 from .features import FEATURE_LOSS, FeatureStudent, check_tokens, feature_metric, fit_heads
@@ -153,7 +154,7 @@ def feature_rows(loop: TrainingLoop, start: UnlabelledStart, sizes: list[tuple])
     """
     config, held, rows = start.model.config, start.held_out.images, []
     seen = seen_size(config, start.source.processor)
-    for depth, width, count in sizes:
+    for depth, width, count in progress_bar(sizes, unit="size", desc="measuring", shown=loop.is_main):
         size, asked = config.size(depth, width, count), {"depth": depth, "num_components": count}
         value = loop.evaluate(**asked, width_ratio=width)
         shape = config.stock_config(size)

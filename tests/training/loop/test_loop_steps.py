@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import helpers
 from modeling_lingene.images.loaders import Layout
+from modeling_lingene.training import loop as loop_of
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
 from modeling_lingene.training.loop import Phase, TrainingLoop
@@ -237,6 +238,16 @@ def test_the_history_has_a_row_per_epoch_and_the_best_state_is_given_with_its_ac
     records = [a for i, a in enumerate(accuracies) if a > max(accuracies[:i], default=-1)]
     assert given == pytest.approx(records) and loop.best == max(accuracies)
     assert all(row["images_per_second"] > 0 and row["learning_rate"] >= 0 for row in history)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_an_evaluation_that_takes_long_is_seen_to_go_on(monkeypatch, capsys, slow):
+    """Minutes without a word look like a program that hangs; a line for each of many short ones hides the rest."""
+    loop = TrainingLoop(Classifier(), IMAGES, settings(), held_out=IMAGES)
+    monkeypatch.setattr(loop_of, "SHOWN_SECONDS", 0.0 if slow else 60.0)
+    loop.evaluate()
+    shown = capsys.readouterr().err
+    assert ("evaluating:" in shown and "/14" in shown) if slow else not shown
 
 
 def test_the_loss_of_the_history_is_the_mean_over_the_steps_of_the_epoch():
