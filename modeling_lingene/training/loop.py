@@ -190,8 +190,8 @@ class TrainingLoop:
         if accelerator.is_fsdp2:
             shard_at_root(self.model, accelerator)
         groups = decayed_groups(self.model, settings, phase.rates)
-        peaks = [group.pop("peak", settings.learning_rate) for group in groups]
-        optimizer = torch.optim.AdamW(groups, settings.learning_rate, fused=True)
+        peaks = [group.pop("peak", settings.rate) for group in groups]
+        optimizer = torch.optim.AdamW(groups, settings.rate, fused=True)
         parameters = [list(group["params"]) for group in optimizer.param_groups]
         model, optimizer = accelerator.prepare(self.model, optimizer)
         if accelerator.is_fsdp2:  # Accelerate has found sharded parameters again by address: empty shards share one
@@ -285,7 +285,7 @@ class TrainingLoop:
             kept = "The checkpoints before are kept." if self.checkpoints else ""
             raise ValueError(
                 f"The loss of {run.phase.name} is {next(x for x in losses if not math.isfinite(x))} near step "
-                f"{progress.step}; `learning_rate` {self.settings.learning_rate} may be too high. {kept}"
+                f"{progress.step}; `learning_rate` {self.settings.rate:g} may be too high. {kept}"
             )
         for loss in losses:  # one by one: the same sum wherever the run was stopped
             progress.loss_sum += loss

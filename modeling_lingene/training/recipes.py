@@ -45,7 +45,7 @@ from .summary import length_line, network_lines, pictures_line
 from .teachers import CachedTeacher, load_teacher
 from .token_cache import CACHE
 from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
-from .warm_start import content_of, fit_to, processor_of, start_of
+from .warm_start import content_of, fit_to, processor_of, start_of, suited_rate
 
 
 OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", RUN_FILE, STAGING, CACHE}
@@ -213,7 +213,7 @@ def decompose(
     Raises:
         ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
     """
-    out = Path(out)
+    out, recipe = Path(out), suited(recipe)
     accelerator = make_accelerator(recipe.training, out)
     identity = _identity(recipe, accelerator)
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
@@ -250,8 +250,18 @@ def train(recipe: Recipe, out: str | Path) -> list[dict]:
     Raises:
         ValueError: the folder holds another run; whatever of the recipe cannot be met.
     """
+    recipe = suited(recipe)
     accelerator = make_accelerator(recipe.training, out)
     return _trained(recipe, Path(out), _identity(recipe, accelerator), accelerator)[1]
+
+
+def suited(recipe: Recipe) -> Recipe:
+    """The recipe with a learning rate that suits its start, where none was asked for: one for new weights ruins a
+    trained backbone."""
+    rate = suited_rate(recipe.init, not recipe.unlabelled) if recipe.training.learning_rate == -1 else None
+    if rate is None:
+        return recipe
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, learning_rate=rate))
 
 
 def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:

@@ -10,6 +10,7 @@ from torch import nn
 from ..recompose_lingene import POSITION_BIAS
 
 
+NEW_RATE = 2e-3  # of weights that nothing was learned with
 TINY, HUGE = 1e-12, 1e12
 RANGES = {"learning_rate": (TINY, HUGE), "max_grad_norm": (TINY, HUGE), "weight_decay": (0, HUGE), "warmup": (0, 1)}
 RANGES |= {"ema": (0, 0.999999)}
@@ -27,7 +28,8 @@ class TrainingSettings:
         epochs: of a phase.
         batch_size: images per process and forward pass.
         accumulation: forward passes per optimiser step.
-        learning_rate: peak of the cosine, AdamW.
+        learning_rate: peak of the cosine, AdamW; -1 is the start's: 0.002 for a network of new weights, 0.0001 for a
+            trained one that was converted, 0.00001 for one that learns without labels (see `suited`).
         weight_decay: on matrices only.
         warmup: fraction of a phase's steps.
         max_grad_norm: gradients are clipped to it.
@@ -46,7 +48,7 @@ class TrainingSettings:
     epochs: int = 60
     batch_size: int = 128
     accumulation: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = -1.0
     weight_decay: float = 0.05
     warmup: float = 0.1
     max_grad_norm: float = 1.0
@@ -68,15 +70,21 @@ class TrainingSettings:
                 wanted = "an integer" if low is None else f"an integer of at least {low}"
                 raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
         for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
+            if not low <= (self.rate if name == "learning_rate" else getattr(self, name)) <= high:
                 raise ValueError(f"`{name}` must be from {low:g} to {high:g}, got {getattr(self, name)!r}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
 
+    @property
+    def rate(self) -> float:
+        """The learning rate, also where none was asked for: that of new weights."""
+        return NEW_RATE if self.learning_rate == -1 else self.learning_rate
+
     def identity(self, processes: int = 1) -> dict:
         """What must agree for a run to be the same run: images of a step instead of how they are divided."""
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in HARMLESS}
+        fields["learning_rate"] = self.rate
         fields["images_per_step"] = fields.pop("batch_size") * fields.pop("accumulation") * processes
         return fields
 

@@ -47,7 +47,7 @@ def network_lines(config: BundleConfig, head: bool, processor: Any) -> list[str]
 
 
 def length_line(loop: TrainingLoop, phases: int) -> str:
-    """Phases, epochs, steps."""
+    """Phases, epochs, steps, learning rate."""
     steps = phases * loop.settings.epochs * loop.steps_per_epoch
     counted = f"{phases} phases of {loop.settings.epochs} epochs" if phases > 1 else f"{loop.settings.epochs} epochs"
-    return f"training  {counted}, {steps} steps of {loop.layout.images} images"
+    return f"training  {counted}, {steps} steps of {loop.layout.images} images, learning rate {loop.settings.rate:g}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.utils import logging
 from ..components_lingene import Classifier
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import FAMILIES
-from ..folders import processor_or_none, read_config
+from ..folders import processor_or_none, read_config, read_conversion, read_training
 from ..images.batches import image_processor, made_size
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
@@ -24,6 +25,10 @@ from .decomposition import DecompositionSettings
 
 
 logger = logging.get_logger(__name__)
+
+# Learning rates of what has learned already, at the default of 128 images a step. With labels: what was best for
+# conversions that lost little (conversion/README.md). Without: a ViT-S/14 learned best at 3e-6 with 32 images a step.
+CONVERTED_RATE, UNLABELLED_RATE = 1e-4, 1e-5
 
 
 def start_of(name: str, num_components: int = 0, dropout: float = 0.0, head: bool = True) -> RecomposingModel | None:
@@ -52,6 +57,23 @@ def start_of(name: str, num_components: int = 0, dropout: float = 0.0, head: boo
     if any(key.startswith("classifier.") for key in found["missing_keys"]):
         model.classifier = nn.Identity()  # `fit_to` draws one, after the run has been seeded
     return model
+
+
+def suited_rate(name: str, labelled: bool) -> float | None:
+    """The learning rate of a training that goes on from a bundle; None where that is as from new weights.
+
+    Args:
+        name: folder or name on the Hub; empty for a run that starts from nothing.
+        labelled: whether it learns from labels.
+    """
+    if not (name and labelled):
+        return UNLABELLED_RATE if name else None
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():  # on the Hub, and nobody knows how it was made
+        return CONVERTED_RATE
+    trained = read_training(folder, _config_of(name).weights_id)
+    new = trained["init"] is None if trained is not None else read_conversion(folder) is None
+    return None if new else CONVERTED_RATE
 
 
 def _config_of(name: str) -> BundleConfig:

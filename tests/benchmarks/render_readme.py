@@ -229,7 +229,7 @@ def feature_rates() -> str:
 
 def swin_rates() -> str:
     """What a Swin that is trained from scratch wants, beside the default."""
-    default, said = TrainingSettings().learning_rate, []
+    default, said = TrainingSettings().rate, []
     for name, row in Table.read("schedules_swin").rows.items():
         tried = {float(rate): accuracy for rate, accuracy in row["rates"].items()}
         chosen = f"{points(tried[row['rate']])} % at {row['rate']:g}"

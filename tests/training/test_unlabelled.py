@@ -1,6 +1,8 @@
 """Laws of runs without labels, from a folder of pictures to a bundle without classifier.
 
-pytest tests/training/test_unlabelled.py
+Forty pictures, two folders deep.
+
+    pytest tests/training/test_unlabelled.py
 """
 
 import dataclasses
@@ -75,6 +77,14 @@ def history(out: Path) -> list[dict]:
 
 def stored(bundle: Path) -> dict[str, torch.Tensor]:
     return {key: tensor for file in bundle.glob("*.safetensors") for key, tensor in load_file(file).items()}
+
+
+def test_without_a_rate_a_backbone_learns_at_one_that_suits_it(tmp_path, photos, init, capsys):
+    """That of new weights ruins it; the command that the bundle records asks for the rate that was taken."""
+    trained(tmp_path, photos, init, learning_rate=-1.0, epochs=1)
+    assert "learning rate 1e-05" in capsys.readouterr().err
+    assert max(row["learning_rate"] for row in history(tmp_path)) <= 1e-5
+    assert "--learning-rate 1e-05" in json.loads((tmp_path / "bundle" / "training.json").read_text())["command"]
 
 
 def test_a_folder_of_pictures_and_a_bundle_are_all_that_a_run_needs(tmp_path, photos, init):

@@ -8,6 +8,7 @@ stock model.
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ from warm import MEAN, NOTHING, STD, history, logits, loop_of, pictures, recipe,
 import helpers
 from modeling_lingene import LinGeneConfig
 from modeling_lingene.conversion.convert import convert
-from modeling_lingene.folders import bundle_weights_id
+from modeling_lingene.folders import bundle_weights_id, write_training
 from modeling_lingene.images import data
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import SCHEDULES, DecompositionSettings, phases
+from modeling_lingene.training.record import training_facts
 
 
 pytest.importorskip("matplotlib")
@@ -152,3 +154,28 @@ def test_the_model_that_was_converted_teaches(tmp_path, monkeypatch):
             found = stock(result)(**values["student"]).logits
         distances.append((found.softmax(-1) - expected.softmax(-1)).norm())
     assert distances[0] < 0.75 * distances[1]
+
+
+@pytest.mark.parametrize(
+    "files, rate",
+    [
+        ((), 2e-3),
+        (("conversion.json",), 1e-4),
+        (("training.json, of new weights",), 2e-3),
+        (("training.json, of the converted",), 1e-4),
+    ],
+    ids=str,
+)
+def test_what_was_converted_is_not_trained_at_the_rate_of_new_weights(tmp_path, monkeypatch, init, files, rate):
+    """It would forget what it knows within an epoch, at the default; a rate that is asked for is taken as it is."""
+    start = Path(shutil.copytree(init, tmp_path / "start"))
+    report = {"source": "org/vit", "fit": "exact", "depth": 6, "num_components": 5, "relative_logit_error": 0.0}
+    facts = training_facts(recipe(init), [{"seconds": 1.0}], "set", 5, "a machine", 1)
+    for file in files:
+        if file == "conversion.json":
+            (start / file).write_text(json.dumps(report))
+        else:
+            write_training(start, facts | {"init": None if "new" in file else "converted"})
+    loop = loop_of(monkeypatch, recipe(start, learning_rate=-1.0), tmp_path / "out")
+    assert loop.settings.rate == rate == loop.checkpoints.identity["learning_rate"]
+    assert loop_of(monkeypatch, recipe(start, learning_rate=0.5), tmp_path / "other").settings.rate == 0.5
