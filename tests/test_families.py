@@ -346,7 +346,8 @@ def test_what_describes_a_bundle_names_its_family(converted, family):
     """`lingene info` and the card; the card's class is the one that its example gives."""
     for kind in CLASSES:
         bundle = converted(family, kind)[1]
-        assert describe(bundle)[0]["family"] == family
+        told = describe(bundle)[0]
+        assert told["family"] == family and ("num_labels" in told) == (kind == "classifier")
         card = render_card(bundle)
         assert f"a stock `{getattr(FAMILIES[family], kind)}`" in card
         assert ("AutoBackbone" in card) == (family != "vit")

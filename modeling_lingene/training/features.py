@@ -22,6 +22,7 @@ from ..families_lingene import has_class_token
 from ..images.loaders import Layout, derived_seed
 from ..modeling_base_lingene import slice_of
 from ..modeling_lingene import LinGeneModel
+from ..progress import progress_bar
 from .losses import TEACHER, Objective
 from .validation import Metric
 
@@ -124,7 +125,9 @@ class FeatureStudent(nn.Module):
 
 
 @torch.no_grad()
-def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], torch.Tensor], seed: int) -> None:
+def fit_heads(
+    student: FeatureStudent, source: Any, teacher: Callable[[dict], torch.Tensor], seed: int, shown: bool = True
+) -> None:
     """Let linear heads begin as the best linear maps from the tokens of every width to the teacher's, at once: least
     squares on some pictures, the widths alike. In the head of the class token it counts as much as all patches, which
     keep the fit from following a few pictures' class tokens. Random heads spend the first steps on undoing what the
@@ -137,34 +140,42 @@ def fit_heads(student: FeatureStudent, source: Any, teacher: Callable[[dict], to
         source: of the batches of training.
         teacher: its tokens (b, t, D) of a batch.
         seed: draws the pictures.
+        shown: whether this process has the progress bar.
     """
-    encoder, norm = student.encoder.eval(), next(iter(student.heads.values())).norm
-    channels = torch.arange(len(norm.weight), device=norm.weight.device)
+    encoder, heads = student.encoder.eval(), student.heads
+    batch_size = min(FIT_BATCH, len(source))
+    steps = min(FIT_IMAGES, len(source)) // batch_size
     sizes = [student.config.size(width_ratio=width) for width in student.config.trained_width_ratios]
-    sums = {term: [0.0, 0.0] for term in student.heads}  # moments (d + 1, d + 1), products (d + 1, D)
-    needed = min(FIT_IMAGES, len(source))
-    for (batch,) in source.batches(f"{seed} heads", Layout(min(FIT_BATCH, needed))):
-        wanted = teacher(batch).double()
-        for size in sizes:
-            tokens = encoder(batch["pixel_values"], width_ratio=size.width_ratio).last_hidden_state
-            tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
-            placed = tokens.new_zeros(*tokens.shape[:2], len(channels) + 1)
-            kept = slice_of("norm.weight", channels, size)
-            placed[..., kept] = functional.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)
-            placed[..., -1] = 1  # for the bias
-            for term, (moments, products) in sums.items():
-                weighted = placed.clone()
-                weighted[:, 0] *= wanted.shape[1] - 1 if term == "class_token" else 1
-                weighted = weighted.flatten(0, 1).T
-                sums[term] = [moments + weighted @ placed.flatten(0, 1), products + weighted @ wanted.flatten(0, 1)]
-        needed -= len(batch["pixel_values"])
-        if needed <= 0:
-            break
-    for head, (moments, products) in zip(student.heads.values(), sums.values()):
+    sums = {term: [0.0, 0.0] for term in heads}  # moments (d + 1, d + 1), products (d + 1, D)
+    with progress_bar(total=steps * batch_size, desc="fitting heads", unit="image", shown=shown) as bar:
+        for _, (batch,) in zip(range(steps), source.batches(f"{seed} heads", Layout(batch_size))):
+            wanted = teacher(batch).double()
+            for size in sizes:
+                tokens = encoder(batch["pixel_values"], width_ratio=size.width_ratio).last_hidden_state
+                tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
+                placed = _placed(tokens, next(iter(heads.values())).norm, size)
+                for term, (moments, products) in sums.items():
+                    weighted = placed.clone()
+                    weighted[:, 0] *= wanted.shape[1] - 1 if term == "class_token" else 1
+                    left = weighted.flatten(0, 1).T
+                    sums[term] = [moments + left @ placed.flatten(0, 1), products + left @ wanted.flatten(0, 1)]
+            bar.update(len(batch["pixel_values"]))
+    for head, (moments, products) in zip(heads.values(), sums.values()):
         ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
         found = torch.linalg.solve(moments + ridge, products).T
         head.linear.weight.copy_(found[:, :-1])
         head.linear.bias.copy_(found[:, -1])
+
+
+def _placed(tokens: torch.Tensor, norm: nn.LayerNorm, size: Size) -> torch.Tensor:
+    """Tokens of a width (b, t, d of the size), normed, where the head of the full width has them, and 1 for its bias;
+    (b, t, d + 1)."""
+    width = len(norm.weight)
+    placed = tokens.new_zeros(*tokens.shape[:2], width + 1)
+    kept = slice_of("norm.weight", torch.arange(width, device=tokens.device), size)
+    placed[..., kept] = functional.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)
+    placed[..., -1] = 1
+    return placed
 
 
 def check_tokens(config: BundleConfig) -> None:

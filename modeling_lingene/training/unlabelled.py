@@ -106,7 +106,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         for images, augmentation in ((pictures, recipe.augmentation), (held, Augmentation()))
     ]
     if recipe.init and student.heads:
-        fit_heads(student.to(accelerator.device), sources[0], teacher, recipe.training.seed)
+        shown = accelerator.is_main_process
+        fit_heads(student.to(accelerator.device), sources[0], teacher, recipe.training.seed, shown)
     teachers = [teacher, teacher]
     if recipe.cache_teacher:
         folder, size = open_cache(out, identity, accelerator), recipe.training.batch_size

@@ -82,7 +82,8 @@ def stored(bundle: Path) -> dict[str, torch.Tensor]:
 def test_without_a_rate_a_backbone_learns_at_one_that_suits_it(tmp_path, photos, init, capsys):
     """That of new weights ruins it; the command that the bundle records asks for the rate that was taken."""
     trained(tmp_path, photos, init, learning_rate=-1.0, epochs=1)
-    assert "learning rate 1e-05" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "learning rate 1e-05" in told and "fitting heads: 100%" in told and "measuring: 100%" in told
     assert max(row["learning_rate"] for row in history(tmp_path)) <= 1e-5
     assert "--learning-rate 1e-05" in json.loads((tmp_path / "bundle" / "training.json").read_text())["command"]
 
