@@ -414,3 +414,4 @@ def test_advice_is_a_command_that_the_command_line_takes():
     ]
     assert [recipe.objective.kind for recipe in recipes] == ["labels", "features"]
     assert recipes[1].teacher == "facebook/dinov2-small"
+    assert recipes[1].training.learning_rate == headless["learning_rate"] < recipes[0].training.learning_rate
