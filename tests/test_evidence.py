@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from modeling_lingene.conversion.report import HEALING_RATE
 from modeling_lingene.pruning.settings import SEARCHES, PruneSettings
 from modeling_lingene.training.decomposition import DecompositionSettings
+from modeling_lingene.training.steps import TrainingSettings
+from modeling_lingene.training.warm_start import UNLABELLED_RATE
 
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-from comparing import Table, counted, with_range  # noqa: E402
+import backbone  # noqa: E402
+from comparing import RESULTS, Table, counted, with_range  # noqa: E402
 from elastic import COST  # noqa: E402
 from protocol import MEASURED, NOISE, judged, lowest_good  # noqa: E402
 from scales import SCALES, SEEDS, Row  # noqa: E402
@@ -152,3 +156,14 @@ def test_the_scales_of_the_tables_are_those_of_the_recipes():
     measured, recipe = SCALES["fashion"].model, RECIPES["fashion_mnist_sizes"].model
     shape = ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "depth")
     assert [getattr(measured, name) for name in shape] == [getattr(recipe, name) for name in shape]
+
+
+@pytest.mark.parametrize(
+    "row, rate", [("elastic, rotated, 1", UNLABELLED_RATE), ("healed, 6 components", HEALING_RATE)]
+)
+def test_a_trained_backbone_learns_at_the_rate_that_was_best(row, rate):
+    """As many times higher as a step has more images: the linear rule, to a factor of two."""
+    (found,) = [one for one in json.loads((RESULTS / "backbone.json").read_text())["rows"] if one["row"] == row]
+    assert found["rate"] == float(min(found["rates"], key=found["rates"].get))
+    more = TrainingSettings().batch_size / backbone.SCALES["cpu"].training.batch_size
+    assert 0.5 <= rate / (more * found["rate"]) <= 2

@@ -29,7 +29,7 @@ class TrainingSettings:
         batch_size: images per process and forward pass.
         accumulation: forward passes per optimiser step.
         learning_rate: peak of the cosine, AdamW; -1 is the start's: 0.002 for a network of new weights, 0.0001 for a
-            trained one that was converted, 0.00001 for one that learns without labels (see `suited`).
+            trained one that was converted, 0.00001 for one that learns without labels.
         weight_decay: on matrices only.
         warmup: fraction of a phase's steps.
         max_grad_norm: gradients are clipped to it.

@@ -26,8 +26,8 @@ from .decomposition import DecompositionSettings
 
 logger = logging.get_logger(__name__)
 
-# Learning rates of what has learned already, at the default of 128 images a step. With labels: what was best for
-# conversions that lost little (conversion/README.md). Without: a ViT-S/14 learned best at 3e-6 with 32 images a step.
+# Learning rates of what has learned already, at the default of 128 images a step. With labels: that of conversions
+# that lost little (conversion/report.py). Without: a ViT-S/14 learned best at 3e-6 with 32 images a step.
 CONVERTED_RATE, UNLABELLED_RATE = 1e-4, 1e-5
 
 

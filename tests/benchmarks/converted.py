@@ -142,6 +142,8 @@ BESIDE = (
     ("elastic, rotated, 1", "elastic, sorted, 1"),
     ("elastic, rotated, 3", "elastic, rotated, 1"),
     ("depths, identity heads", "depths, linear heads"),
+    ("healed, 6 components", "6 components"),
+    ("healed, 9 components", "9 components"),
 )
 
 
