@@ -266,10 +266,13 @@ class Protocol:
         write_json(file, entry)
         return entry
 
+    def done(self) -> list[str]:
+        """The rows whose runs are all there."""
+        return [name for name in self.rows if name in self.known or (self.work / slug(name) / "row.json").is_file()]
+
     def collect(self, command: str) -> dict:
         """What is done, as a results file."""
-        files = {name: self.work / slug(name) / "row.json" for name in self.rows}
-        done = [name for name in self.rows if name in self.known or files[name].is_file()]
+        done = self.done()
         teacher = {}
         if self.teacher:
             teacher = json.loads((self.work / "teacher" / "results.json").read_text())
@@ -295,7 +298,7 @@ class Protocol:
 
     def collect_again(self, command: str, seed: int) -> dict:
         """What `again` has done, as a results file."""
-        done = [name for name in self.rows if (self.work / slug(name) / f"again-{seed}.json").is_file()]
+        done = [name for name in self.done() if (self.work / slug(name) / f"again-{seed}.json").is_file()]
         line = f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name} --seed {seed}"
         described = self.described() | {"seeds": [seed]}
         return {"command": line, "protocol": described, "rows": [self.again(name, seed) for name in done]}
@@ -349,6 +352,7 @@ def main(
     if arguments.collect:
         results = protocol.collect_again(script, arguments.seed) if again else protocol.collect(script)
         return write_json(arguments.collect, results)
-    for name in arguments.rows.split(";") if arguments.rows else protocol.rows:
+    every = protocol.done() if again else protocol.rows
+    for name in arguments.rows.split(";") if arguments.rows else every:
         entry = protocol.again(name, arguments.seed) if again else protocol.finish(name)
         print(name, {key: [f"{100 * value:.1f}" for value in values] for key, values in entry["test"].items()})
