@@ -96,10 +96,10 @@ def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
     """A bundle against its sizes alone, and the samplings."""
     table = table or Table.read("sizes_fashion")
     said = protocol(table)
-    if not table.has(bundle, "dense"):
+    if not table.has(bundle):
         return said
-    one, sizes = table.rows[bundle], table.labels(bundle)
-    twins = {label: "dense" if label in table.labels("dense") else f"alone, {label}" for label in sizes}
+    one, sizes, largest = table.rows[bundle], table.labels(bundle), table.labels("dense") if table.has("dense") else []
+    twins = {label: "dense" if label in largest else f"alone, {label}" for label in sizes}
     twins = {label: name for label, name in twins.items() if table.has(name)}  # rows are added as they are run
     long = {label: f"alone, long, {label}" for label in sizes if table.has(f"alone, long, {label}")}
 
@@ -107,14 +107,17 @@ def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
         return counted([table.compare(name, other, label) for label, other in others.items()])
 
     what = {"one": ": one network a step, of all components", "one, prefixes": ", the default"}[bundle]
-    together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
-    of = "the" if len(twins) == len(sizes) else f"of the {len(sizes)} sizes"
-    said += [
-        f"The bundle (`{bundle}`{what}) costs {one['cost']:.2f} trainings of the largest "
-        f"network and sees {one['pictures'] / seen:.1f} times the pictures of each size alone; {of} {len(twins)} "
-        f"trained alone cost {together:.2f} together.",
-        f"Against these, trained for the largest one's epochs, the bundle is {beside(bundle, twins)}.",
-    ]
+    costs = f"The bundle (`{bundle}`{what}) costs {one['cost']:.2f} trainings of the largest network"
+    if twins and largest:
+        together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
+        of = "the" if len(twins) == len(sizes) else f"of the {len(sizes)} sizes"
+        said += [
+            f"{costs} and sees {one['pictures'] / seen:.1f} times the pictures of each size alone; {of} {len(twins)} "
+            f"trained alone cost {together:.2f} together.",
+            f"Against these, trained for the largest one's epochs, the bundle is {beside(bundle, twins)}.",
+        ]
+    else:
+        said.append(f"{costs}.")
     if long:
         cost = sum(table.rows[name]["cost"] for name in long.values())
         numbers = [
