@@ -17,7 +17,7 @@ from ..configuration_base_lingene import BundleConfig
 from ..measuring.grids import checked_sizes
 from ..modeling_base_lingene import RecomposingModel, component_gains, component_scale
 from ..recompose_lingene import is_gain, read_width_ratio
-from .elastic import SAMPLINGS, Grid, drawn_networks, network_loss
+from .elastic import SAMPLINGS, Grid, drawn_networks, network_loss, on_its_part
 from .features import features_loss
 from .loop import Phase
 from .losses import Objective
@@ -41,6 +41,8 @@ class DecompositionSettings:
             one more, as in Scala, whose whole scheme is `--method scala`.
         full_share: how often an elastic step draws the full depth and width (sampling `one`) and all components, each
             by itself; -1 is 0.3 with widths and 0.5 without.
+        networks: that share the images of an elastic step, each with a part of its own (sampling `one`): their
+            gradients meet before the optimiser, at the cost of one.
         full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
         isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
             leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
@@ -59,6 +61,7 @@ class DecompositionSettings:
     widths: tuple[str, ...] = ()
     sampling: str = "one"
     full_share: float = -1.0
+    networks: int = 1
     full_first: float = 0.0
     isolated_activation: bool = False
     new_components: str = "zero"
@@ -73,6 +76,8 @@ class DecompositionSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1 and (name, value) != ("full_share", -1):
                 raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
+        if not _is_count(self.networks):
+            raise ValueError(f"`networks` must be an integer of at least 1, got {self.networks!r}.")
         if not all(isinstance(depth, str) or _is_count(depth) for depth in self.depths):
             raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
         if not all(map(_is_count, self.totals)) or list(self.totals) != sorted(set(self.totals)):
@@ -86,6 +91,11 @@ class DecompositionSettings:
         """
         if self.widths and self.schedule != "elastic":
             raise ValueError(f"`widths` are trained by the schedule elastic, and `schedule` is {self.schedule}.")
+        if self.networks > 1 and (self.schedule, self.sampling) != ("elastic", "one"):
+            raise ValueError(
+                f"`networks` {self.networks} share a step of the schedule elastic with the sampling one, not of "
+                f"{self.schedule} with {self.sampling}."
+            )
         checked_sizes(config, self.depths, self.widths, self.prefixes(config.reference_components))
         narrower = self.trained_widths(config.head_unit) != ["1"]
         for name in ("sampling", "isolated_activation"):
@@ -149,9 +159,10 @@ def phases(
     size = {"num_components": config.reference_components}
     if settings.schedule == "elastic":
         share = settings.full_share if settings.full_share >= 0 else 0.3 if settings.widths else 0.5
-        drawn = partial(drawn_networks, grid_of(settings, config), settings.sampling, share, settings.full_first)
+        asked = (settings.sampling, share, settings.full_first, settings.networks)
+        drawn = partial(drawn_networks, grid_of(settings, config), *asked)
         loss = partial(network_loss, objective) if objective.kind == "labels" else loss
-        return [Phase("elastic", trainable, loss, size=size, sampled=True, draw=drawn)]
+        return [Phase("elastic", trainable, on_its_part(loss), size=size, sampled=True, draw=drawn)]
     forward = partial(_forward, config.num_hidden_layers, config.reference_components, settings, loss)
     return [Phase("simultaneous", trainable, forward, size=size)]
 

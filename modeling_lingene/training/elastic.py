@@ -1,7 +1,7 @@
 """Which networks a step of the elastic schedule trains: sizes drawn over depth, width and components.
 
 one       one network a step; its depth, width and number of components are each the full one or a random smaller one
-          (ours)
+          (ours); several networks so drawn may share the images of a step, each with a part of its own, at equal cost
 sandwich  the full network, one of a random width between, one of the smallest, each at a random depth (ours); without
           widths the full network and one of fewer components
 scala     the full network, one width of the upper half of the grid, one of the lower half, the smallest (Scala, Zhang
@@ -53,13 +53,20 @@ class Grid:
 
 
 def drawn_networks(
-    grid: Grid, sampling: str, full_share: float, full_first: float, generator: torch.Generator, done: float
+    grid: Grid,
+    sampling: str,
+    full_share: float,
+    full_first: float,
+    networks: int,
+    generator: torch.Generator,
+    done: float,
 ) -> list[dict]:
     """The networks of one step as keywords of the model's forward, largest first.
 
     Args:
         full_share: probability of the full depth, of the full width, of all components, each by itself.
         full_first: share of the run in which the full network trains alone (Scala: 10 of 100 epochs).
+        networks: of the sampling `one`; of several each names its `part` of the batch, (place, networks).
         done: share of the run that is over.
     """
     if done < full_first:
@@ -71,8 +78,11 @@ def drawn_networks(
         return _choice(smaller, generator)
 
     if sampling == "one":
-        depth, width = pick(grid.depth, grid.depths), pick(Fraction(1), grid.widths)
-        return [_network(depth, width, pick(grid.components, grid.fewer))]
+        drawn = []
+        for _ in range(networks):
+            depth, width = pick(grid.depth, grid.depths), pick(Fraction(1), grid.widths)
+            drawn.append(_network(depth, width, pick(grid.components, grid.fewer)))
+        return drawn if networks == 1 else [one | {"part": (place, networks)} for place, one in enumerate(drawn)]
     if not grid.widths:
         depth = _choice((grid.depth, *grid.depths), generator)
         fewer = _choice(grid.fewer, generator) if grid.fewer else grid.components
@@ -99,6 +109,22 @@ def network_loss(
     if larger is None:
         return objective.of_batch(logits, batch)
     return objective(logits, batch["labels"]) + divergence(logits, larger, objective.temperature)
+
+
+def on_its_part(loss: Callable) -> Callable:
+    """The loss of a step, or a network's share of it: of every so many images one, where it names its `part`."""
+
+    def of_part(
+        model: Callable, batch: dict, generator: torch.Generator, part: tuple[int, int] | None = None, **size
+    ) -> torch.Tensor:
+        if part is None:
+            return loss(model, batch, generator, **size)
+        place, networks = part
+        own = {key: values[place::networks] for key, values in batch.items()}
+        share = len(own["pixel_values"]) / len(batch["pixel_values"])
+        return share * loss(model, own, generator, **size)
+
+    return of_part
 
 
 def _network(depth: int, width: Fraction, count: int) -> dict:

@@ -267,6 +267,9 @@ def suited(recipe: Recipe) -> Recipe:
 def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
     if recipe.cache_teacher and not (recipe.teacher or (recipe.unlabelled and recipe.init)):
         raise ValueError("`cache_teacher` keeps what a teacher says, and there is none: give `teacher`.")
+    networks, batch_size = recipe.decomposition.networks, recipe.training.batch_size
+    if networks > batch_size:
+        raise ValueError(f"`networks` {networks} share the images of a batch, and `batch_size` is {batch_size}.")
     identity = recipe.identity(accelerator.num_processes) | contents(teacher=recipe.teacher)
     return identity | {"init_content": content_of(recipe.init)} if recipe.init else identity
 

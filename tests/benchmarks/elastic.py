@@ -22,6 +22,7 @@ def rows(scale: Scale) -> dict[str, Row]:
     every, all_components = grid(scale), {"schedule": "elastic", "degree_weight": 0.0, "totals": (scale.model.depth,)}
     widths = {**all_components, "widths": scale.widths[:-1]}
     both = {**widths, "depths": scale.depths[:-1]}
+    prefixes = {**both, "totals": scale.totals, "degree_weight": 1.0}
     published = {"sampling": "scala", "full_first": 0.1, "isolated_activation": True, "distillation": "hard"}
     at_full_depth = tuple(label(full, width) for width in scale.widths)
     return {
@@ -36,7 +37,9 @@ def rows(scale: Scale) -> dict[str, Row]:
         "scala as published": Row(every, {**widths, **published}, cost=COST, judged=at_full_depth),
         "scala as published, depths drawn": Row(every, {**both, **published}, cost=COST),
         "one, isolated activation": Row(every, {**both, "isolated_activation": True}, cost=COST),
-        "one, prefixes": Row(every, {**both, "totals": scale.totals, "degree_weight": 1.0}, cost=COST),
+        "one, prefixes": Row(every, prefixes, cost=COST),
+        "one, prefixes, 4 networks": Row(every, {**prefixes, "networks": 4}, cost=COST),
+        "one, prefixes, 8 networks": Row(every, {**prefixes, "networks": 8}, cost=COST),
         "not trained for it": Row(every, {**all_components, "schedule": "simultaneous"}, judged=(label(full, "1"),)),
         "one, from a trained bundle": Row(every, both, cost=COST, init="not trained for it"),
     }

@@ -156,7 +156,8 @@ class Protocol:
 
         generator, steps = torch.Generator().manual_seed(0), 4000
         drawn = [network for step in range(steps) for network in phase.draw(generator, step / steps)]
-        return sum(macs(network.get("depth"), network.get("width_ratio", "1")) for network in drawn) // steps
+        of_step = [(network, network.get("part", (0, 1))[1]) for network in drawn]  # with a part of the pictures each
+        return sum(macs(one.get("depth"), one.get("width_ratio", "1")) // parts for one, parts in of_step) // steps
 
     @functools.cached_property
     def teacher_macs(self) -> int:

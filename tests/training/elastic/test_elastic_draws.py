@@ -14,9 +14,11 @@ import torch
 from elastic_nets import COMPONENTS, DEPTH, DEPTHS, QUARTERS, elastic, seeded
 
 import helpers
-from modeling_lingene.training.decomposition import grid_of
+from modeling_lingene.training.decomposition import DecompositionSettings, grid_of
 from modeling_lingene.training.decomposition import phases as phases_of
 from modeling_lingene.training.elastic import SAMPLINGS, Grid, drawn_networks
+from modeling_lingene.training.recipes import Recipe, decompose
+from modeling_lingene.training.steps import TrainingSettings
 
 
 DRAWS = 4000
@@ -39,7 +41,7 @@ def drawn(
     """
     grid = Grid(DEPTH, depths, tuple(map(Fraction, widths)), COMPONENTS, prefixes)
     generator = seeded(seed)
-    steps = [drawn_networks(grid, sampling, full_share, 0.0, generator, 0.0) for _ in range(draws)]
+    steps = [drawn_networks(grid, sampling, full_share, 0.0, 1, generator, 0.0) for _ in range(draws)]
     steps = [[(one["depth"], one.get("width_ratio", "1"), one["num_components"]) for one in step] for step in steps]
     longest = max(map(len, steps))
     assert all(len(step) >= longest - 1 and (DEPTH, "1", COMPONENTS) not in step[1:] for step in steps)
@@ -172,7 +174,7 @@ def test_the_full_network_trains_alone_in_the_first_share_of_a_run(sampling):
     full = {"depth": DEPTH, "num_components": COMPONENTS}
 
     def networks(done: float) -> list[list[dict]]:
-        return [drawn_networks(grid, sampling, 0.5, 0.1, seeded(seed), done) for seed in range(40)]
+        return [drawn_networks(grid, sampling, 0.5, 0.1, 1, seeded(seed), done) for seed in range(40)]
 
     for done in (0.0, 0.05, 0.0999):
         assert networks(done) == [[full]] * 40
@@ -248,3 +250,30 @@ def test_the_full_depth_is_no_smaller_one_to_draw():
     """Listed among the depths it would be drawn beside its own share, more often than asked for."""
     config = helpers.tiny_config()
     assert grid_of(elastic(depths=(3, DEPTH, 4)), config).depths == (3, 4)
+
+
+@pytest.mark.parametrize("networks", [2, 5])
+def test_networks_that_share_a_step_are_drawn_as_if_alone_each_with_a_part_of_its_own(networks):
+    """As many steps of one network, in the same frequencies; which images are whose, the step says."""
+    grid, generator = Grid(DEPTH, DEPTHS, tuple(map(Fraction, QUARTERS)), COMPONENTS, True), seeded()
+    steps = [drawn_networks(grid, "one", 0.5, 0.0, networks, generator, 0.0) for _ in range(DRAWS)]
+    assert all([one["part"] for one in step] == [(place, networks) for place in range(networks)] for step in steps)
+    for place in (0, networks - 1):
+        assert_frequencies((step[place]["depth"] for step in steps), halved(DEPTH, DEPTHS))
+        assert_frequencies((step[place].get("width_ratio", "1") for step in steps), halved("1", QUARTERS))
+    assert drawn_networks(grid, "one", 0.5, 0.1, networks, generator, 0.05) == [grid.full]  # the full one alone
+
+
+def test_what_cannot_share_a_step_is_refused_by_name(tmp_path):
+    """Before any work; a network without an image would have no loss."""
+    for value in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"`networks` must be an integer of at least 1, got {value}"):
+            elastic(networks=value)
+    told = "`networks` 2 share a step of the schedule elastic with the sampling one, not of"
+    for fields in ({"sampling": "scala", "widths": QUARTERS}, {"schedule": "simultaneous"}):
+        with pytest.raises(ValueError, match=told):
+            DecompositionSettings(**{"schedule": "elastic", "networks": 2, **fields}).check(helpers.tiny_config())
+    recipe = Recipe("digits", training=TrainingSettings(batch_size=8), decomposition=elastic(networks=9))
+    with pytest.raises(ValueError, match="`networks` 9 share the images of a batch, and `batch_size` is 8"):
+        decompose(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -128,8 +128,16 @@ def kl(larger: torch.Tensor, smaller: torch.Tensor, temperature: float) -> torch
 
 
 def loss_of(parameters: dict, config: LinGeneConfig, networks: list[dict], batch: dict, teacher, objective: Objective):
-    """The sum over the networks of a step: each learns from the labels and from the next larger one."""
+    """The sum over the networks of a step: each learns from the labels and from the next larger one; of networks with
+    a part of the images each by itself, as much as it has of them."""
     total, larger = 0.0, None
+    if "part" in networks[0]:
+        for place, network in enumerate(networks):
+            own = {key: values[place :: len(networks)] for key, values in batch.items()}
+            alone = {key: value for key, value in network.items() if key != "part"}
+            share = len(own["labels"]) / len(batch["labels"])
+            total = total + share * loss_of(parameters, config, [alone], own, teacher, objective)
+        return total
     for network in networks:
         ratio = network.get("width_ratio", "1")
         shape = network["depth"], network["num_components"], ratio, isolated(config, ratio)
@@ -163,6 +171,12 @@ STEPS = [
     ),
     ({"sampling": "sandwich", "depths": DEPTHS}, {"batch_size": 2, "accumulation": 2}, teacher_logits, Objective()),
     ({"sampling": "one", "widths": QUARTERS, "depths": DEPTHS, "full_share": 0.2}, {}, teacher_logits, Objective()),
+    (
+        {"sampling": "one", "widths": QUARTERS, "depths": DEPTHS, "full_share": 0.2, "networks": 3},
+        {},
+        teacher_logits,
+        Objective(),
+    ),
 ]
 
 
@@ -216,9 +230,8 @@ def test_a_step_adds_up_the_gradients_of_its_networks_clips_them_and_takes_one_s
     start = weights(model)
     optimizer = WrittenAdamW(start, limit=0.5, decay=0.5)
     run = run_loop(model, elastic(**fields), objective, teacher, max_grad_norm=0.5, weight_decay=0.5, **training)
-    assert len(run.steps) == 3 and any(len(step.networks[0]) > 1 for step in run.steps) != (
-        fields["sampling"] == "one"
-    )
+    several = fields["sampling"] != "one" or "networks" in fields
+    assert len(run.steps) == 3 and any(len(step.networks[0]) > 1 for step in run.steps) == several
     for step, factor in zip(run.steps, (1.0, 1.0, 0.5)):  # warm-up, and a half cosine over the two that are left
         leaves = {name: value.clone().requires_grad_() for name, value in optimizer.values.items()}
         parts = zip(step.parts, step.networks)

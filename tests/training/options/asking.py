@@ -35,6 +35,7 @@ OTHERS: dict[str, dict[str, tuple[str, Any]]] = {
         "sampling": ("sandwich", "sandwich"),
         "widths": ("1/4,1/2", ("1/4", "1/2")),
         "full_share": ("1", 1.0),
+        "networks": ("4", 4),
         "full_first": ("0.1", 0.1),
         "isolated_activation": (True, True),
         "new_components": ("random", "random"),
