@@ -145,10 +145,16 @@ def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
         for name in others
         if name != bundle
     ]
+    said += [
+        f"`{name}` against `one, prefixes`, size by size: {table.against(name, 'one, prefixes')}."
+        for name in SHARED
+        if table.has(name)
+    ]
     return said
 
 
 CHEAP = "one, at the dense network's cost"
+SHARED = ("one, prefixes, 4 networks", "one, prefixes, 8 networks")  # that share the images of a step
 SAMPLINGS = (
     "one",
     "one, full share 0.5",
@@ -158,6 +164,7 @@ SAMPLINGS = (
     "scala as published, depths drawn",
     "one, isolated activation",
     "one, prefixes",
+    *SHARED,
     "one, from a trained bundle",
 )
 
