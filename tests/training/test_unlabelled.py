@@ -134,6 +134,7 @@ def test_the_heads_are_kept_with_the_checkpoint(tmp_path, photos, init):
 
 SCHEDULES = {  # each with another option that must come back as well
     "one, identity": {"feature_heads": "identity", "widths": ("1/2",)},
+    "four share a step": {"networks": 4, "widths": ("1/2",)},
     "sandwich, varied": {"sampling": "sandwich", "widths": ("1/2",), "crop_padding": 2, "flip": True},
     "scala": {"sampling": "scala", "widths": ("1/4", "1/2"), "isolated_activation": True, "full_first": 0.2},
     "incremental, averaged": {"schedule": "incremental", "freeze_outside": True, "ema": 0.5},
