@@ -106,6 +106,7 @@ WAYS = {
     "alone, long": "some alone, for as many pictures as the bundle sees",
     "one": "one bundle, one network a step, of all components",
     "one, prefixes": "the same with prefixes of the components drawn too: the default",
+    "one, prefixes, 4 networks": "the same, four networks sharing the images of a step (`--networks 4`)",
     "scala as published, depths drawn": "one bundle, four networks a step (`--method scala`), depths drawn",
 }
 
