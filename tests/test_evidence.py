@@ -151,7 +151,7 @@ def test_what_a_run_was_worth_does_not_lie_where_the_run_keeps_its_own():
 
 def test_the_scales_of_the_tables_are_those_of_the_recipes():
     """A recipe that is shown with a number is the network that was measured."""
-    from modeling_lingene.training.recipes import RECIPES
+    from modeling_lingene.training.named import RECIPES
 
     measured, recipe = SCALES["fashion"].model, RECIPES["fashion_mnist_sizes"].model
     shape = ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "depth")

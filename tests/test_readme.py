@@ -70,6 +70,7 @@ def test_the_method_says_which_figures_of_the_papers_are_there_and_which_are_not
     """Whoever comes from a paper looks for its figures; those named are drawn by what is named."""
     from modeling_lingene.pruning.card import PICTURE as LAYERS
     from modeling_lingene.training import recipes
+    from modeling_lingene.training.named import RECIPES
 
     method = " ".join(TEXT.partition("## Method")[2].split())
     there, _, absent = method.partition("Not there: ")
@@ -81,7 +82,7 @@ def test_the_method_says_which_figures_of_the_papers_are_there_and_which_are_not
         assert said in there
     assert "sizes.png" in recipes.OURS and "Fig. 2" in (ROOT / "modeling_lingene/analysis/trend.py").read_text()
     assert "ImageNet" in absent and "never run here" in absent and "`--recipe paper_imagenet`" in absent
-    assert "paper_imagenet" in recipes.RECIPES
+    assert "paper_imagenet" in RECIPES
 
 
 def test_readme_is_short():

@@ -37,7 +37,7 @@ def decompose(out: Path | None, resume: Path | bool, **flags) -> None:
 
 
 def recipes(recipe: str | None) -> None:
-    from ..training.recipes import ABOUT, RECIPES
+    from ..training.named import ABOUT, RECIPES
     from ..training.record import command_of
 
     if recipe not in (None, *RECIPES):

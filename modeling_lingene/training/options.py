@@ -15,7 +15,7 @@ from lingene.options import depths, integers, words
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from .decomposition import DecompositionSettings
 from .losses import Objective
-from .recipes import METHODS, RECIPES, as_published
+from .named import METHODS, RECIPES, as_published
 from .record import flag_of
 from .settings import ModelSettings, Recipe
 from .steps import TrainingSettings

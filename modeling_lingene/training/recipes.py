@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
 from ..hub import write_card
-from ..images.augmentation import AUGMENTATIONS, Augmentation
+from ..images.augmentation import Augmentation
 from ..images.batches import batches, image_processor
 from ..images.classes import as_the_model_has_them
 from ..images.data import WHOLE, LabelledImages, check_labels, load_images, open_parts
@@ -37,6 +37,7 @@ from .checkpoints import STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop
 from .losses import Objective
+from .named import RECIPES
 from .processes import decided_on_main, make_accelerator
 from .record import training_facts
 from .settings import ModelSettings, Recipe
@@ -51,106 +52,6 @@ from .warm_start import content_of, fit_to, processor_of, start_of, suited_rate
 OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", RUN_FILE, STAGING, CACHE}
 
 SETTINGS = (Recipe, ModelSettings, TrainingSettings, DecompositionSettings, Augmentation, Objective)  # by their flags
-
-
-RECIPES = {
-    "digits": Recipe(
-        data="digits",
-        model=ModelSettings(64, 4, intermediate_size=128, depth=6),
-        training=TrainingSettings(device="cpu", evaluate_every=0),
-        # Frozen: smaller prefixes would lose while later phases train what is outside (tests/benchmarks/README.md).
-        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6), freeze_outside=True),
-        augmentation=Augmentation(**AUGMENTATIONS["shift"]),
-    ),
-    "fashion_mnist": Recipe(
-        data="zalando-datasets/fashion_mnist",
-        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
-        training=TrainingSettings(epochs=12, device="cpu"),
-        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
-        augmentation=Augmentation(crop_padding=2, flip=True),
-    ),
-    "fashion_mnist_sizes": Recipe(
-        data="zalando-datasets/fashion_mnist",
-        model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
-        training=TrainingSettings(epochs=81, device="cpu"),
-        decomposition=DecompositionSettings("elastic", totals=(6,), depths=(3, 4), widths=("1/4", "1/2", "3/4")),
-        augmentation=Augmentation(crop_padding=2, flip=True),
-    ),
-    "tiny_imagenet_32": Recipe(
-        data="tiny_imagenet_32",
-        model=ModelSettings(192, 6, image_size=32, patch_size=4, depth=12),
-        training=TrainingSettings(epochs=300, batch_size=512, learning_rate=1e-3, precision="bf16"),
-        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 8, 12)),
-        augmentation=Augmentation(**AUGMENTATIONS["mixed"]),
-    ),
-    "paper_imagenet": Recipe(
-        data="ILSVRC/imagenet-1k",
-        model=ModelSettings(768, 12, image_size=224, patch_size=16, preset="paper"),
-        training=TrainingSettings(
-            epochs=100, batch_size=512, learning_rate=8e-4, warmup=0.05, precision="bf16", tracker="tensorboard"
-        ),
-        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 8, 12)),
-        augmentation=Augmentation(**AUGMENTATIONS["deit"]),
-        teacher="timm:regnety_160",
-        workers=16,
-    ),
-}
-# Cost and expected number of each, or that it was never run.
-ABOUT = {
-    "digits": (
-        "A minute and a half on two CPU cores, 98 to 99 % for the best size: tests/benchmarks/results/quickstart.json."
-    ),
-    "fashion_mnist": (
-        "Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/README.md has a shorter one "
-        "with a teacher."
-    ),
-    "fashion_mnist_sizes": (
-        "Half an hour on one CPU core; one run, four widths at three depths. tests/benchmarks/README.md has a "
-        "shorter one with a teacher, beside each size trained alone."
-    ),
-    "tiny_imagenet_32": (
-        "Never run: written for one GPU, 60 epochs a phase of an incremental run of five. Parquet files of 32 pixels."
-    ),
-    "paper_imagenet": (
-        "LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; "
-        "83.70 % there. Never run here: weeks of GPU time, and images that are not ours to bring."
-    ),
-}
-
-
-# What the papers publish, as changes of a recipe's settings.
-METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    # LinDec, section 3.2: incremental training with the coefficients of Eq. 3, soft distillation.
-    "lindec": {
-        "model": {"preset": "paper"},
-        "decomposition": {"schedule": "incremental"},
-        "objective": {"distillation": "soft"},
-    },
-    # Scala: four networks a step (stable sampling, progressive knowledge transfer), the full one alone for the first
-    # tenth, isolated activation, hard distillation; all components.
-    "scala": {
-        "decomposition": {
-            "schedule": "elastic",
-            "sampling": "scala",
-            "full_first": 0.1,
-            "isolated_activation": True,
-        },
-        "objective": {"distillation": "hard"},
-    },
-}
-
-
-def as_published(recipe: Recipe, method: str) -> Recipe:
-    """A recipe with the training scheme of a paper.
-
-    Args:
-        recipe: images, network, length of the training.
-        method: lindec (Lin et al., NeurIPS 2024) or scala (Zhang et al., NeurIPS 2024, arXiv 2412.04786).
-    """
-    groups = {
-        group: dataclasses.replace(getattr(recipe, group), **changes) for group, changes in METHODS[method].items()
-    }
-    return dataclasses.replace(recipe, **groups)
 
 
 def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:

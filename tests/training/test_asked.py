@@ -20,7 +20,7 @@ from modeling_lingene.training.asked import RUN_FILE, asked_of, keep_asked
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.recipes import RECIPES
+from modeling_lingene.training.named import RECIPES
 from modeling_lingene.training.settings import ModelSettings, Recipe
 from modeling_lingene.training.steps import TrainingSettings
 

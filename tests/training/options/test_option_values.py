@@ -16,8 +16,9 @@ from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.named import RECIPES
 from modeling_lingene.training.options import asked_recipe
-from modeling_lingene.training.recipes import RECIPES, Recipe
+from modeling_lingene.training.recipes import Recipe
 
 
 # What a field needs beside it, on the command line and of the recipe.

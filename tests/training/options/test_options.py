@@ -16,8 +16,9 @@ from asking import FIELDS, FLAGS, OTHERS, SINGLE
 
 from modeling_lingene import cli
 from modeling_lingene.images.augmentation import AUGMENTATIONS
+from modeling_lingene.training.named import ABOUT, RECIPES
 from modeling_lingene.training.options import GROUPS, add_recipe_options, asked_recipe, described
-from modeling_lingene.training.recipes import ABOUT, RECIPES, Recipe
+from modeling_lingene.training.recipes import Recipe
 
 
 def actions() -> dict[str, argparse.Action]:

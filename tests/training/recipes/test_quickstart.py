@@ -22,7 +22,8 @@ from modeling_lingene.folders import bundle_weights_id
 from modeling_lingene.measuring import drawing
 from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
-from modeling_lingene.training.recipes import RECIPES, quickstart
+from modeling_lingene.training.named import RECIPES
+from modeling_lingene.training.recipes import quickstart
 
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")

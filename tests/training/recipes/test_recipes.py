@@ -20,7 +20,7 @@ from modeling_lingene.images.data import load_images, open_parts
 from modeling_lingene.measuring.sweep import sweep_data
 from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
-from modeling_lingene.training.recipes import RECIPES
+from modeling_lingene.training.named import RECIPES
 
 
 @pytest.mark.parametrize("schedule", ["incremental", pytest.param("simultaneous", marks=pytest.mark.slow), "elastic"])

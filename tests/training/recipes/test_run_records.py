@@ -17,6 +17,7 @@ from recipe_runs import read, tiny_recipe
 from modeling_lingene.folders import bundle_weights_id, write_training
 from modeling_lingene.training import recipes
 from modeling_lingene.training.losses import Objective
+from modeling_lingene.training.named import RECIPES, as_published
 from modeling_lingene.training.options import add_recipe_options, asked_recipe
 from modeling_lingene.training.record import base_model_of, command_of, training_facts
 
@@ -57,11 +58,11 @@ def test_the_bundle_has_the_pictures_that_its_card_shows(run):
 
 def test_the_recorded_command_is_the_run():
     """Pasted, it asks for the very recipe; a setting that it forgot would make another bundle."""
-    masked = recipes.RECIPES["digits"]
+    masked = RECIPES["digits"]
     masked = dataclasses.replace(masked, init="org/base", teacher="org/teacher", model=recipes.ModelSettings())
     masked = dataclasses.replace(masked, objective=Objective(kind="features", mask_share=0.5), validation_share=0.25)
-    published = [recipes.as_published(recipe, "scala") for recipe in recipes.RECIPES.values()]
-    for recipe in [*recipes.RECIPES.values(), *published, masked]:
+    published = [as_published(recipe, "scala") for recipe in RECIPES.values()]
+    for recipe in [*RECIPES.values(), *published, masked]:
         words = shlex.split(command_of(recipe, recipe.data))
         assert words[:2] == ["lingene", "decompose"]
         parser = argparse.ArgumentParser()
