@@ -11,9 +11,10 @@ with the source's tokens (a narrow size of a rotated bundle with the leading one
     sorted   heads and units in one order for all layers, the stream as it is: the earlier `--sort`
     plain    `lingene convert`
 
-A bundle draws one network a step over all depths and widths; `alone` trains one width of the rotated start for as many
-pictures. One teacher, the source; losses are those of the validation part, through each run's own heads. The rate is
-the one with the lowest mean loss of the sizes there after a short try, for each row by itself.
+A bundle draws one network a step over all depths and widths, or several that share its images; `alone` trains one
+width of the rotated start for as many pictures. One teacher, the source; losses are those of the validation part,
+through each run's own heads. The rate is the one with the lowest mean loss of the sizes there after a short try, for
+each row by itself.
 """
 
 import argparse
@@ -51,6 +52,7 @@ from modeling_lingene.training.steps import TrainingSettings
 PIXELS = 126
 DEPTH, DEPTHS, WIDTHS, COUNTS = 12, (6, 8, 10), ("1/2", "2/3", "5/6"), (3, 4, 6, 9)
 STARTS = ("rotated", "sorted", "plain")
+SHARED = 4  # networks that share the images of a step, in a row that names them
 SHOWN = ("depth", "width_ratio", "num_components", "feature_loss")
 
 
@@ -124,6 +126,7 @@ class Backbone:
             "layers": self.layers,
             f"elastic, sorted, {short}": self.trained,
             f"elastic, rotated, {long}": self.trained,
+            **{f"elastic, rotated, {epochs}, {SHARED} networks": self.trained for epochs in (short, long)},
             "depths, linear heads": self.trained,
             "depths, identity heads": self.trained,
             **{f"healed, {count} components": self.trained for count in (6, 9)},
@@ -221,8 +224,8 @@ class Backbone:
         return {"sizes": self.measured(bundle, "cosine,knn,probe", self.source, depths=depths, components=(DEPTH,))}
 
     def recipe(self, name: str, rate: float, tried: bool) -> Recipe:
-        kind, what, *epochs = name.split(", ")
-        epochs, heads = 1 if tried else int((epochs or [self.scale.epochs[0]])[0]), "linear"
+        kind, what, *others = name.split(", ")
+        epochs, heads = 1 if tried else int((others or [self.scale.epochs[0]])[0]), "linear"
         if kind == "alone":
             init, decomposition = self._narrow(what), DecompositionSettings("simultaneous", totals=(DEPTH,))
         elif kind == "healed":
@@ -232,8 +235,9 @@ class Backbone:
             init, heads = self.start("layers"), what.split()[0]
             decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS)
         else:
-            init = self.start(what)
-            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS, widths=WIDTHS)
+            init, drawn = self.start(what), {"depths": DEPTHS, "widths": WIDTHS}
+            networks = SHARED if len(others) > 1 else 1
+            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), networks=networks, **drawn)
         return Recipe(
             data=str(self.tried if tried else self.pictures),
             init=str(init),
