@@ -8,10 +8,9 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
-from ..budget_lingene import device_name
 from ..configuration_base_lingene import Size
 from ..progress import progress_bar, quiet_loading
-from .metrics import count_parameters, latency_ms, timing, timing_run
+from .metrics import Timings, count_parameters
 from .yardsticks import Yardstick
 
 
@@ -51,11 +50,11 @@ def measured_by(
         if "measures" not in one:
             one |= {"params": count_parameters(model), "measures": stick.measure(model, bar.update)}
         if latency:
-            one |= timing(latency_ms(model, threads=threads, image_size=image_size), where, run)
+            one |= timings.of(size, model)
         return one
 
     found = {name: dict(one) for name, one in (known or {}).items()}
-    run, where = timing_run(), device_name(device, threads)
+    timings = Timings(found, sizes, device, threads, image_size)
     wanted = {"measures", "latency_ms"} if latency else {"measures"}
     missing = [size for size in sizes if not wanted <= found.get(str(size), {}).keys()]
     index, count = process

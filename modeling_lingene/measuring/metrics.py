@@ -8,7 +8,7 @@ Notation: b batch, h height and w width in pixels, t tokens, d hidden size, m ML
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -21,8 +21,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageClassification, PretrainedConfig
 
-from ..budget_lingene import device_name
-from ..configuration_base_lingene import BUNDLE_TYPES
+from ..budget_lingene import TIMING, device_name
+from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..families_lingene import FAMILIES, has_class_token, layers_of
 from ..images.batches import made_size
 from ..progress import progress_bar
@@ -188,6 +188,43 @@ def timing(found: dict, device: str, run: dict[str, str]) -> dict[str, float | s
         run: of the `timing_run` that it is one of.
     """
     return {"latency_ms": round(found["median"], 4), "iqr_ms": round(found["iqr"], 4), "device": device, **run}
+
+
+class Timings:
+    """Latencies of the sizes of a bundle, in one run of measurements. A shape is timed once: sizes that differ in
+    components alone are the same network, and noise between them would choose one.
+
+    Args:
+        found: what is known of sizes already, by their names; timings of this device are gone on with.
+        sizes: of them.
+        device, threads, image_size: as for `latency_ms`.
+    """
+
+    def __init__(
+        self,
+        found: dict[str, dict],
+        sizes: Sequence[Size],
+        device: str,
+        threads: int | None,
+        image_size: tuple[int, int] | None,
+    ):
+        self.run, self.device = timing_run(), device_name(device, threads)
+        self.how = {"threads": threads, "image_size": image_size}
+        self.of_shape = {}
+        for size in sizes:
+            one = found.get(str(size), {})
+            if one.get("device") == self.device:
+                self.of_shape[size.depth, size.width_ratio] = {key: one[key] for key in TIMING if key in one}
+
+    def __contains__(self, size: Size) -> bool:
+        return (size.depth, size.width_ratio) in self.of_shape
+
+    def of(self, size: Size, model: nn.Module | None = None) -> dict[str, float | str]:
+        """The fields of `timing`; `model`, where the device is, is timed if no size of its shape was."""
+        if size not in self:
+            found = timing(latency_ms(model, **self.how), self.device, self.run)
+            self.of_shape[size.depth, size.width_ratio] = found
+        return self.of_shape[size.depth, size.width_ratio]
 
 
 def share_error(share: float, images: int) -> float:

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from transformers.utils import logging
 
-from ..budget_lingene import AGREEMENT, METRICS, TIMING, device_name, metric_of
+from ..budget_lingene import AGREEMENT, METRICS, TIMING, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
@@ -33,16 +33,14 @@ from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .grids import check_trained, grid_sizes
 from .metrics import (
+    Timings,
     accuracy_fields,
     check_device,
     count_macs,
     count_parameters,
     count_right,
     height_and_width,
-    latency_ms,
     seen_size,
-    timing,
-    timing_run,
 )
 from .plots import plot_heat, plot_sizes
 from .yardsticks import Sets, check_reference, check_sets, default_metrics, fingerprint, open_sets, yardstick
@@ -82,7 +80,7 @@ def sweep(
         batch_size: images of one forward pass.
         device: default the GPU if there is one.
         allow_untrained: measure widths that were never trained, too.
-        latency: time one image of every size; by one process only.
+        latency: time one image of every depth and width; by one process only.
         metric, train, reference, relabel: as for `evaluate_model`; of several metrics the first decides between sizes.
         asked: what to keep for `asked_of` until the sweep has ended.
 
@@ -280,7 +278,7 @@ def measured(
         image_size: of the image that is timed, as for `latency_ms`.
     """
     found = {name: dict(one) for name, one in (known or {}).items()}
-    run, where = timing_run(), device_name(device, threads)
+    timings = Timings(found, sizes, device, threads, image_size)
     config = read_config(bundle)
     window = max(1, HELD_BYTES // (4 * config.num_channels * prod(image_size or height_and_width(config))))
     mine = range(process[0], len(held.images), process[1])
@@ -293,7 +291,8 @@ def measured(
                 one = found.setdefault(str(size), {"right": 0, "images": 0, "parts": 0})
                 bar.set_postfix_str(str(size), refresh=False)
                 counted, timed = one["parts"] > number, not latency or "latency_ms" in one
-                if not (counted and timed):
+                model = None
+                if not counted or not (timed or size in timings):
                     model = load_size(bundle, size, head=True).to(device)
                 if not counted:
                     if part is None:  # decoded once for all sizes
@@ -303,7 +302,7 @@ def measured(
                     one["right"], one["images"] = one["right"] + right, one["images"] + images
                     one["parts"], one["params"] = number + 1, count_parameters(model)
                 if not timed:
-                    one |= timing(latency_ms(model, threads=threads, image_size=image_size), where, run)
+                    one |= timings.of(size, model)
                 if not (counted and timed):
                     keep(found)
                 bar.update(len(places))

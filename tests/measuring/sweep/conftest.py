@@ -35,13 +35,13 @@ from helpers import BAR
 from modeling_lingene import LinGeneModel, cli, folders
 from modeling_lingene.images import data
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.measuring import encoders, metrics, profiling, sweep, yardsticks
+from modeling_lingene.measuring import metrics, profiling, sweep, yardsticks
 
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch) -> None:
     """No clock, no counter and no pictures, for tests that are not about them."""
-    for module in (sweep, profiling):
+    for module in (metrics, profiling):
         monkeypatch.setattr(module, "latency_ms", made_up_time)
         monkeypatch.setattr(module, "timing_run", made_up_run)
     monkeypatch.setattr(
@@ -94,8 +94,8 @@ def work(monkeypatch) -> SimpleNamespace:
 def through(source, tmp_path_factory) -> list[dict]:
     """The rows of the sweep that was not interrupted, of one part."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sweep, "latency_ms", made_up_time)
-        patched.setattr(sweep, "timing_run", made_up_run)
+        patched.setattr(metrics, "latency_ms", made_up_time)
+        patched.setattr(metrics, "timing_run", made_up_run)
         return sweep.sweep(source, pictures(12), batch_size=4, out=tmp_path_factory.mktemp("through"), **GRID)
 
 
@@ -179,9 +179,8 @@ def lingene(capfd, monkeypatch):
 @pytest.fixture
 def untimed(monkeypatch) -> None:
     """No clock where there is no classifier; MACs are counted."""
-    for module in (encoders, metrics):
-        monkeypatch.setattr(module, "latency_ms", made_up_time)
-        monkeypatch.setattr(module, "timing_run", made_up_run)
+    monkeypatch.setattr(metrics, "latency_ms", made_up_time)
+    monkeypatch.setattr(metrics, "timing_run", made_up_run)
     monkeypatch.setattr(sweep, "count_macs", metrics.count_macs)
 
 
@@ -224,8 +223,8 @@ def whole(encoder, tmp_path_factory) -> SimpleNamespace:
     folder = Path(shutil.copytree(encoder, tmp_path_factory.mktemp("whole") / "bundle"))
     images = dataclasses.replace(encoding.TEST, images=Watched(encoding.TEST.images))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(encoders, "latency_ms", made_up_time)
-        patched.setattr(encoders, "timing_run", made_up_run)
+        patched.setattr(metrics, "latency_ms", made_up_time)
+        patched.setattr(metrics, "timing_run", made_up_run)
         rows = sweep.sweep(
             folder, images, metric="knn,probe,cosine", train=encoding.TRAIN, batch_size=4, **encoding.GRID
         )

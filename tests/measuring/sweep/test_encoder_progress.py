@@ -6,6 +6,7 @@ Against the rows of one sweep in one process that nothing interrupted.
 """
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import helpers
 from helpers import edit, read
 from modeling_lingene import LinGeneModel, folders
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.measuring import encoders, features, sweep, yardsticks
+from modeling_lingene.measuring import encoders, features, metrics, sweep, yardsticks
 
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -41,7 +42,7 @@ def stopping(monkeypatch) -> SimpleNamespace:
         return made_up_time(*arguments, **keywords)
 
     monkeypatch.setattr(encoders, "load_size", loading)
-    monkeypatch.setattr(encoders, "latency_ms", timing)
+    monkeypatch.setattr(metrics, "latency_ms", timing)
     return state
 
 
@@ -57,10 +58,10 @@ def interrupted(bundle: Path, stopping: SimpleNamespace, at: int, **how) -> None
 
 def test_an_interrupted_sweep_goes_on_with_the_sizes_that_are_missing(bundle, whole, stopping, caplog):
     """What was finished is not measured again, and the rows are the same."""
-    interrupted(bundle, stopping, 4)
+    interrupted(bundle, stopping, 3)
     assert (bundle / PROGRESS).exists() and not (bundle / "sizes.json").exists()
     rows = sweep.sweep(bundle, TEST, **HOW)
-    assert stopping.loads == ORDER[3:] and "3 sizes were begun" in messages(caplog, PROGRESS)[0]
+    assert stopping.loads == ORDER[2:] and "2 sizes were begun" in messages(caplog, PROGRESS)[0]
     assert rows == close([without(row, "probe") for row in whole.rows])
     assert not (bundle / PROGRESS).exists()
 
@@ -78,15 +79,24 @@ OTHERS = {
 def test_progress_by_other_measures_is_not_mixed_with_these(bundle, other, tmp_path, stopping, change):
     """The numbers are those of a sweep that begins anew."""
     change = {key: str(other) if value == "other" else value for key, value in change.items()}
-    interrupted(bundle, stopping, 4)
+    interrupted(bundle, stopping, 3)
     rows = sweep.sweep(bundle, TEST, **HOW | change)
     assert stopping.loads == ORDER
     assert rows == close(sweep.sweep(bundle, TEST, out=tmp_path / "anew", **HOW | change))
 
 
+def test_sizes_that_differ_in_components_alone_are_timed_once(bundle, monkeypatch):
+    """As where there is a classifier."""
+    times = itertools.count(1)
+    monkeypatch.setattr(metrics, "latency_ms", lambda *_, **__: {"median": float(next(times)), "iqr": 0.0})
+    rows = sweep.sweep(bundle, TEST, **HOW | {"metric": "knn"})
+    shapes = [(row["depth"], row["width_ratio"], row["latency_ms"]) for row in rows]
+    assert len(rows) == 2 * len(set(shapes)) == 8 and {time for *_, time in shapes} == {1.0, 2.0, 3.0, 4.0}
+
+
 def test_progress_of_an_accuracy_is_not_taken_for_another_metric(bundle, stopping):
     """Nor what is damaged."""
-    interrupted(bundle, stopping, 4)
+    interrupted(bundle, stopping, 3)
     edit(bundle / PROGRESS, lambda progress: progress["found"].update({"depth 3": {"params": 3, "measures": {}}}))
     sweep.sweep(bundle, TEST, **HOW)
     assert stopping.loads == ORDER

@@ -22,7 +22,7 @@ import helpers
 from helpers import files, read, table
 from modeling_lingene import LinGeneModel
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.measuring import encoders, metrics, profiling, sweep
+from modeling_lingene.measuring import metrics, profiling, sweep
 from modeling_lingene.measuring.evaluation import evaluate_data, evaluate_model
 
 
@@ -208,7 +208,7 @@ def test_where_a_family_takes_any_image_size_macs_and_time_are_those_of_the_pict
         timed.append(image_size)
         return {"median": 1.0, "iqr": 0.1}
 
-    for module in (encoders, metrics, profiling):
+    for module in (metrics, profiling):
         monkeypatch.setattr(module, "latency_ms", time)
     (row,) = sweep.sweep(tmp_path / "bundle", TEST, metric="cosine", widths=("1",), components=(5,))
     alone = evaluate_model(tmp_path / "bundle", {}, TEST, metric="cosine")

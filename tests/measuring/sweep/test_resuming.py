@@ -25,7 +25,7 @@ from sweeping import (
 import helpers
 from helpers import edit, files, read
 from modeling_lingene import LinGeneConfig, folders
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import metrics, sweep
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_interruption_while_a_size_is_timed_leaves_it_to_be_measured(folder, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(sweep, "latency_ms", timing)
+        patched.setattr(metrics, "latency_ms", timing)
         sweep.sweep(folder, **halves)
     forget(work)
     assert sweep.sweep(folder, **halves) == through

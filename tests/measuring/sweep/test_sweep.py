@@ -43,7 +43,7 @@ import helpers
 from helpers import files, read
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, folders
 from modeling_lingene.images.data import EncodedImages
-from modeling_lingene.measuring import drawing, sweep
+from modeling_lingene.measuring import drawing, metrics, sweep
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def whole(source, tmp_path_factory) -> SimpleNamespace:
     folder = Path(shutil.copytree(source, tmp_path_factory.mktemp("whole") / "bundle"))
     images = watched(42)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sweep, "latency_ms", made_up_time)
-        patched.setattr(sweep, "timing_run", made_up_run)
+        patched.setattr(metrics, "latency_ms", made_up_time)
+        patched.setattr(metrics, "timing_run", made_up_run)
         rows = sweep.sweep(folder, images, batch_size=16)
     return SimpleNamespace(folder=folder, images=images, rows=rows)
 
@@ -90,6 +90,17 @@ def test_every_row_is_what_a_user_gets_who_loads_that_size(whole):
             **made_up_timing(model),
         }
     assert len({row["accuracy"] for row in whole.rows}) > 8  # otherwise a mix-up of sizes would not show
+
+
+def test_sizes_that_differ_in_components_alone_are_timed_once(folder, monkeypatch):
+    """They are the same network, among which the noise of a clock would choose; another shape has a time of its own."""
+    times = itertools.count(1)
+    monkeypatch.setattr(metrics, "latency_ms", lambda *_, **__: {"median": float(next(times)), "iqr": 0.0})
+    rows = sweep.sweep(folder, pictures(2), depths=(6, 3), components=(5, 2))
+    told = {}
+    for row in rows:
+        told.setdefault((row["depth"], row["width_ratio"]), []).append(row["latency_ms"])
+    assert list(told.values()) == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]
 
 
 def test_images_are_decoded_once_for_all_sizes(whole):

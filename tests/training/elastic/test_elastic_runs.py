@@ -21,7 +21,7 @@ from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import Layout
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import metrics
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.elastic import SAMPLINGS
@@ -51,7 +51,7 @@ def coloured(split: str) -> LabelledImages:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures from memory; latency and plots are left out."""
     monkeypatch.setattr(data, "load_images", lambda _, split: coloured(split))
-    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
+    monkeypatch.setattr(metrics, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 

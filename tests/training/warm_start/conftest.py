@@ -7,7 +7,7 @@ import torch
 from warm import begun, pictures
 
 from modeling_lingene.images import data
-from modeling_lingene.measuring import sweep
+from modeling_lingene.measuring import metrics
 from modeling_lingene.training import recipes
 
 
@@ -15,7 +15,7 @@ from modeling_lingene.training import recipes
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a run takes a third of a second."""
     monkeypatch.setattr(data, "load_images", lambda _, split: pictures(split))
-    monkeypatch.setattr(sweep, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
+    monkeypatch.setattr(metrics, "latency_ms", lambda *_, **__: {"median": 1.0, "iqr": 0.1})
     for plot in ("plot_sizes", "plot_heat", "plot_history"):
         monkeypatch.setattr(recipes, plot, lambda *_, **__: None)
 
