@@ -32,8 +32,8 @@ def align(
         targets: by part (l, o, i), what the components give.
         metrics: by part C and G, of `Stack.metric`.
         heads: of every layer.
-        best_order: the best of all orders of MLP units, which takes 0.4 seconds a layer for 1,536 of them; otherwise
-            the order they have, improved by exchanges of two.
+        best_order: the best of all orders of MLP units, whose time grows with their cube; otherwise the order they
+            have, improved by exchanges of two.
 
     Returns:
         New stacks; weights and moments turned.

@@ -135,7 +135,7 @@ class Calibration:
 def coarse_products() -> Iterator[None]:
     """Matrix products in bfloat16 on CPUs that have units for it, in TF32 on GPUs: their errors of some parts in a
     thousand are of what is left to fit, which the next round meets. On other CPUs the products stay in float32 and
-    become oneDNN's, which on some are twice as fast.
+    become oneDNN's, which on some are faster.
     """
     backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
     before = [backend.fp32_precision for backend in backends]

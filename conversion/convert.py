@@ -172,7 +172,9 @@ def check_asked(
         raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")
     check_condition(config)
     if calibrate is None and fit != "exact" and not config.stands_for.stages:
-        logger.warning("Least squares on weights is the poorest fit; give a few hundred images with --calibrate DATA.")
+        logger.warning(
+            "Least squares on weights knows no images; a few hundred, with --calibrate DATA, make a better fit."
+        )
     return fit
 
 

@@ -57,8 +57,8 @@ from .timm_vit import vit_arguments, vit_state
 
 
 WEIGHTS = ("float32", "float16", "int8")
-# Of the largest logit. int8 by 21 small random bundles, 0.02 to 0.09; the trained one of hub_cards has 0.01. With
-# 8-bit weights, sums cut off at 16 bits leave 0.07 to 0.38.
+# Of the largest logit. int8 has to let small random bundles pass, which round worse than trained ones, and to tell
+# sums that are cut off at 16 bits.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
 CHECK_PICTURES, CHECK_BATCH = 64, 8  # of a set: how many are compared, and how many at once
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
@@ -324,8 +324,8 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
 def _say_in_file(path: Path, told: dict) -> None:
     """Leave out of an ONNX file what the exporter says of the builder's machine and code, and say how to use it.
 
-    Every node comes with the lines of Python that it was traced from, their folders and user names: more than half of
-    a small file. In their place stand `class_names` and `preprocessing`, as JSON, where runtimes show them.
+    Every node comes with the lines of Python that it was traced from, their folders and user names. In their place
+    stand `class_names` and `preprocessing`, as JSON, where runtimes show them.
 
     Args:
         told: as `devices.preprocessing` gives it.

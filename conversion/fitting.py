@@ -17,9 +17,9 @@ from .alignment import align
 from .moments import Stack
 
 
-# From the plainest to the best: least squares on weights; in the inputs' metric; that weighed by the gradients' trace;
-# Kronecker-factored with learned coefficients; that with the layers aligned (alignment.py); the last matched to the
-# inputs that arrive in the approximated network (matching.py).
+# From the plainest to the one that does most: least squares on weights; in the inputs' metric; that weighed by the
+# gradients' trace; Kronecker-factored with learned coefficients; that with the layers aligned (alignment.py); the last
+# matched to the inputs that arrive in the approximated network (matching.py).
 FITS = ("weights", "activations", "weighted", "kronecker", "aligned", "matched")
 # Of the fits whose coefficients are learned: rounds of coefficients and components in turn. Passes follow the last.
 ROUNDS = {"kronecker": 20, "aligned": 20, "matched": 10}

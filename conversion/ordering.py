@@ -1,4 +1,4 @@
-"""What matters first: orders of heads and MLP units, so that slices start better (ours). Exact.
+"""What matters first: orders of heads and MLP units, so that slices keep it (ours). Exact.
 
 A width keeps the leading heads and units. With as many components as layers each layer has its own order; with fewer
 the layers are sums of the same components, and only one order for all leaves them the same. What a part gives to the

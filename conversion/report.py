@@ -15,8 +15,7 @@ from .calibration import class_outputs_of, distance
 from .moments import Stack
 
 
-# By the logit error of the start; a high rate harms a good one, for an epoch at least: 7e-4 was better than 3e-4 and
-# 1e-4 at an error of 0.19 (87.6, 87.5, 87.1 % after three epochs), and worse after one at 0.06.
+# By the logit error of the start, up to which a rate is taken: a high one harms a good start, for an epoch at least.
 LEARNING_RATES = ((0.05, 1e-4), (0.2, 7e-4))
 # Without labels: six of twelve components of a ViT-S/14 learned best at 1e-5 with 32 images a step, and a step of
 # `lingene decompose` has four times as many.

@@ -1,8 +1,8 @@
 """What a conversion kept, in words, by its report alone: how it was fitted, how close it is, whether it is a model.
 
 A bundle is judged by what it says of pictures: by the class and the probabilities where there is a classifier, by the
-direction of the class token where there is none. The relative error of logits ranks fits, and 6 % of it may be 98 % of
-the classes. Without pictures it is all there is.
+direction of the class token where there is none. The relative error of logits ranks fits, and does not say how many
+classes stay. Without pictures it is all there is.
 """
 
 from typing import Any

@@ -85,8 +85,9 @@ class BundleMixin:
             depth, width_ratio, num_components: the size; each default is all that is stored.
             constrained: keep the components as parameters; the result saves as a (smaller) bundle.
             allow_untrained: accept a width or, without a warning, a depth that was never trained: an initialisation.
-            max_params, max_macs, max_latency_ms: instead of a size, take the most accurate measured one within the
-                budget (parameters; multiply-accumulates of one image; milliseconds).
+            max_params, max_macs, max_latency_ms: instead of a size, take the cheapest measured one within the budget
+                (parameters; multiply-accumulates of one image; milliseconds) that one standard error does not tell
+                from the best.
             latency_device: whose latencies `max_latency_ms` bounds, by name; default this machine's.
             verify: compare the files that are read with the hashes that were taken when they were saved.
             dtype: of the weights in memory; default at least float32, also where half of it is stored: what is trained

@@ -3,8 +3,8 @@
     config.json  shared.safetensors  component-00.safetensors ...  model.safetensors.index.json  sizes.json
 
 Only the files that a size needs are downloaded and opened, and of them only the slices. Layers are recomposed one
-kind of tensor at a time, in blocks that stay in the cache, and each file is unmapped before the next kind: the peak is
-the result plus little.
+kind of tensor at a time, in blocks that stay in the cache, and each file is unmapped before the next kind, so that
+they are never in memory together.
 """
 
 import os

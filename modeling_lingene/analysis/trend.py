@@ -25,7 +25,7 @@ from .figures import plot_trends
 
 
 LEAST_LAYERS = 3
-FEW_LAYERS = 5  # of random weights, 30 % of stacks of 3 layers are called a line, 8 % of 4, at most 1 % of more
+FEW_LAYERS = 5  # with fewer, random weights too are called a line now and then
 STRONG = {"correlation": 0.9, "explained": 0.5}
 QUERY_AND_KEY = (("query", "key"), ("q_proj", "k_proj"), ("q_lin", "k_lin"), ("q", "k"))
 FUSED = ("qkv", "Wqkv", "in_proj")

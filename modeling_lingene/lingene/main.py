@@ -1,6 +1,6 @@
 """Parses a command line and calls what it names, nothing more.
 
-A command is imported when it is known: `--help`, `--version` and a typo take a tenth of a second, torch takes seconds.
+A command is imported when it is known: `--help`, `--version` and a typo do not wait for torch.
 """
 
 import argparse

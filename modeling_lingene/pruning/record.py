@@ -13,7 +13,7 @@ from ..training.record import base_model_of, changed_words, public_name, run_fac
 from ..training.steps import TrainingSettings
 
 
-TRAINING = TrainingSettings(epochs=30, learning_rate=5e-4)  # default of search and tuning: what was trained needs less
+TRAINING = TrainingSettings(epochs=30, learning_rate=5e-4)  # default of search and tuning
 
 
 def pruning_facts(

@@ -18,8 +18,8 @@ class PruneSettings:
         target_macs: share of the dense network's MACs that the result may have, such as 0.5.
         target_params: or of its parameters.
         search: `none`, from the worth of every part by some images, as much as a few steps on each of them;
-            `published`, gates trained with the weights (SPViT), about one and a half times the cost of a training of
-            `search_epochs`; `random`, a control.
+            `published`, gates trained with the weights (SPViT) for `search_epochs`, whose steps cost more than those
+            of a training; `random`, a control.
         search_epochs: of the search; 0 is as many as of the tuning.
         cost_weight: of the squared difference from the target, in shares of the dense cost; in the paper 25 to 63.
         gate_learning_rate: peak, of the gates.

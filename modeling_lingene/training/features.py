@@ -130,8 +130,8 @@ def fit_heads(
 ) -> None:
     """Let linear heads begin as the best linear maps from the tokens of every width to the teacher's, at once: least
     squares on some pictures, the widths alike. In the head of the class token it counts as much as all patches, which
-    keep the fit from following a few pictures' class tokens. Random heads spend the first steps on undoing what the
-    encoder knows; heads for the full width alone are worse than none at the others.
+    keep the fit from following a few pictures' class tokens. Behind random heads the first steps would change an
+    encoder that is as it should be.
 
     The same on every process, which all see the same pictures.
 

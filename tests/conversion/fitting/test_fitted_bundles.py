@@ -338,10 +338,10 @@ def test_counts_that_are_no_integers_are_refused(tmp_path, source, photos, given
         convert(str(source[1]), tmp_path / "bundle", **{"num_components": 3, "calibrate": str(photos), **given})
 
 
-def test_least_squares_without_images_says_that_it_is_the_poorest(tmp_path, source, caplog):
+def test_least_squares_without_images_says_that_images_make_a_better_fit(tmp_path, source, caplog):
     """Whoever has images should give them; and a bundle of it advises training."""
     report = convert(str(source[1]), tmp_path / "bundle", num_components=3)
-    assert "poorest" in caplog.text and "--calibrate" in caplog.text
+    assert "a better fit" in caplog.text and "--calibrate" in caplog.text
     assert report["fit"] == "weights" and "calibration" not in report
     assert not (tmp_path / "bundle" / "conversion.png").exists()
     assert report["advice"]["learning_rate"] == learning_rate(report["relative_logit_error"])
