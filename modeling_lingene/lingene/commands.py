@@ -67,7 +67,7 @@ COMMANDS = {
         (
             option("--out", type=Path, default=Path("lingene-quickstart"), help="folder (default: %(default)s)"),
             SEED,
-            option("--epochs", type=int, default=60, help="of each of the four phases (default: %(default)s)"),
+            option("--epochs", type=int, default=240, help="of the training (default: %(default)s)"),
             QUIET,
         ),
         AGAIN,

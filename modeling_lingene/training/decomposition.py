@@ -8,7 +8,7 @@ elastic       one run that keeps every prefix of the components good, and every 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ from .losses import Objective
 
 SCHEDULES = ("incremental", "simultaneous", "elastic")
 NEW_COMPONENTS = ("zero", "random")
+NETWORKS = 4  # that share a step: tests/benchmarks/results/sizes_fashion.json, tests/test_evidence.py
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class DecompositionSettings:
         full_share: how often an elastic step draws the full depth and width (sampling `one`) and all components, each
             by itself; -1 is 0.3 with widths and 0.5 without.
         networks: that share the images of an elastic step, each with a part of its own (sampling `one`): their
-            gradients meet before the optimiser, at the cost of one.
+            gradients meet before the optimiser, at the cost of one. -1 is 4, or as many as a batch has images.
         full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
         isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
             leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
@@ -61,7 +62,7 @@ class DecompositionSettings:
     widths: tuple[str, ...] = ()
     sampling: str = "one"
     full_share: float = -1.0
-    networks: int = 1
+    networks: int = -1
     full_first: float = 0.0
     isolated_activation: bool = False
     new_components: str = "zero"
@@ -76,7 +77,7 @@ class DecompositionSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1 and (name, value) != ("full_share", -1):
                 raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
-        if not _is_count(self.networks):
+        if not _is_count(self.networks) and self.networks != -1:
             raise ValueError(f"`networks` must be an integer of at least 1, got {self.networks!r}.")
         if not all(isinstance(depth, str) or _is_count(depth) for depth in self.depths):
             raise ValueError(f"`depths` must be numbers of layers, got {list(self.depths)}.")
@@ -91,7 +92,7 @@ class DecompositionSettings:
         """
         if self.widths and self.schedule != "elastic":
             raise ValueError(f"`widths` are trained by the schedule elastic, and `schedule` is {self.schedule}.")
-        if self.networks > 1 and (self.schedule, self.sampling) != ("elastic", "one"):
+        if self.networks > 1 and not self._share_steps:
             raise ValueError(
                 f"`networks` {self.networks} share a step of the schedule elastic with the sampling one, not of "
                 f"{self.schedule} with {self.sampling}."
@@ -101,6 +102,17 @@ class DecompositionSettings:
         for name in ("sampling", "isolated_activation"):
             if getattr(self, name) in ("scala", True) and not narrower:
                 raise ValueError(f"`{name}` {getattr(self, name)} is about widths: give `widths` such as 1/4,1/2,3/4.")
+
+    @property
+    def _share_steps(self) -> bool:
+        """Whether networks of a step can share its images."""
+        return (self.schedule, self.sampling) == ("elastic", "one")
+
+    def suited(self, batch_size: int) -> "DecompositionSettings":
+        """With a number of networks a step for batches of so many images, where none was asked for."""
+        if self.networks != -1:
+            return self
+        return replace(self, networks=min(NETWORKS, batch_size) if self._share_steps else 1)
 
     def prefixes(self, components: int) -> tuple[int, ...]:
         """The totals, which end at all components.
@@ -159,7 +171,7 @@ def phases(
     size = {"num_components": config.reference_components}
     if settings.schedule == "elastic":
         share = settings.full_share if settings.full_share >= 0 else 0.3 if settings.widths else 0.5
-        asked = (settings.sampling, share, settings.full_first, settings.networks)
+        asked = (settings.sampling, share, settings.full_first, settings.suited(NETWORKS).networks)
         drawn = partial(drawn_networks, grid_of(settings, config), *asked)
         loss = partial(network_loss, objective) if objective.kind == "labels" else loss
         return [Phase("elastic", trainable, on_its_part(loss), size=size, sampled=True, draw=drawn)]

@@ -1,7 +1,7 @@
 """Which networks a step of the elastic schedule trains: sizes drawn over depth, width and components.
 
-one       one network a step; its depth, width and number of components are each the full one or a random smaller one
-          (ours); several networks so drawn may share the images of a step, each with a part of its own, at equal cost
+one       one network for an image; its depth, width and number of components are each the full one or a random
+          smaller one (ours). Several networks so drawn share the images of a step, each with a part of its own
 sandwich  the full network, one of a random width between, one of the smallest, each at a random depth (ours); without
           widths the full network and one of fewer components
 scala     the full network, one width of the upper half of the grid, one of the lower half, the smallest (Scala, Zhang

@@ -13,9 +13,8 @@ RECIPES = {
     "digits": Recipe(
         data="digits",
         model=ModelSettings(64, 4, intermediate_size=128, depth=6),
-        training=TrainingSettings(device="cpu", evaluate_every=0),
-        # Frozen: smaller prefixes would lose while later phases train what is outside (tests/benchmarks/README.md).
-        decomposition=DecompositionSettings("incremental", totals=(1, 2, 4, 6), depths=(3, 4, 6), freeze_outside=True),
+        training=TrainingSettings(epochs=240, device="cpu", evaluate_every=0),
+        decomposition=DecompositionSettings("elastic", totals=(1, 2, 4, 6), depths=(3, 4)),
         augmentation=Augmentation(**AUGMENTATIONS["shift"]),
     ),
     "fashion_mnist": Recipe(
@@ -29,7 +28,9 @@ RECIPES = {
         data="zalando-datasets/fashion_mnist",
         model=ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=6),
         training=TrainingSettings(epochs=81, device="cpu"),
-        decomposition=DecompositionSettings("elastic", totals=(6,), depths=(3, 4), widths=("1/4", "1/2", "3/4")),
+        decomposition=DecompositionSettings(
+            "elastic", totals=(1, 2, 4, 6), depths=(3, 4), widths=("1/4", "1/2", "3/4")
+        ),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
     "tiny_imagenet_32": Recipe(
@@ -53,20 +54,15 @@ RECIPES = {
 }
 # Cost and expected number of each, or that it was never run.
 ABOUT = {
-    "digits": (
-        "A minute and a half on two CPU cores, 98 to 99 % for the best size: tests/benchmarks/results/quickstart.json."
-    ),
+    "digits": "`lingene quickstart`: one run, every prefix at three depths. tests/benchmarks/results/quickstart.json.",
     "fashion_mnist": (
-        "Nine minutes on one CPU core; one run, every prefix. tests/benchmarks/README.md has a shorter one "
-        "with a teacher."
+        "One run, every prefix at three depths. tests/benchmarks/README.md has a shorter one with a teacher."
     ),
     "fashion_mnist_sizes": (
-        "Half an hour on one CPU core; one run, four widths at three depths. tests/benchmarks/README.md has a "
-        "shorter one with a teacher, beside each size trained alone."
+        "One run, every prefix at four widths and three depths: hub_cards/lingene-fashion-mnist. "
+        "tests/benchmarks/README.md has a shorter one with a teacher, beside each size trained alone."
     ),
-    "tiny_imagenet_32": (
-        "Never run: written for one GPU, 60 epochs a phase of an incremental run of five. Parquet files of 32 pixels."
-    ),
+    "tiny_imagenet_32": "Never run: written for one GPU, every prefix. Parquet files of 32 pixels.",
     "paper_imagenet": (
         "LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; "
         "83.70 % there. Never run here: weeks of GPU time, and images that are not ours to bring."
@@ -87,6 +83,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "scala": {
         "decomposition": {
             "schedule": "elastic",
+            "totals": (),
             "sampling": "scala",
             "full_first": 0.1,
             "isolated_activation": True,

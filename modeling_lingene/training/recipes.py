@@ -1,6 +1,6 @@
 """Named runs as Python functions and values. Each says cost and expected number, or that it was never run.
 
-quickstart("out")                                      digits, a minute and a half on two cores
+quickstart("out")                                      digits, from images to measured sizes
 decompose(RECIPES["digits"], "out")                    any recipe, from images to a measured bundle
 """
 
@@ -46,7 +46,7 @@ from .summary import length_line, network_lines, pictures_line
 from .teachers import CachedTeacher, load_teacher
 from .token_cache import CACHE
 from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
-from .warm_start import content_of, fit_to, processor_of, start_of, suited_rate
+from .warm_start import content_of, fit_to, new_rate, processor_of, start_of, suited_rate
 
 
 OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", RUN_FILE, STAGING, CACHE}
@@ -54,18 +54,18 @@ OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "
 SETTINGS = (Recipe, ModelSettings, TrainingSettings, DecompositionSettings, Augmentation, Objective)  # by their flags
 
 
-def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 60) -> list[dict]:
+def quickstart(out: str | Path = "lingene-quickstart", seed: int = 0, epochs: int = 240) -> list[dict]:
     """A small bundle on the digits set of scikit-learn, from nothing to measured sizes and a picture.
 
-    Six layers, six components in phases of 1, 2, 4, 6, depths 3, 4 and 6; twelve sizes materialised through
-    `from_pretrained` and measured on the 360 held-out images. A minute and a half on two CPU cores; 98 to 99 % for the
-    best size (tests/benchmarks/results/quickstart.json).
+    Six layers of six components, trained for every number of them and depths 3, 4 and 6; twelve sizes materialised
+    through `from_pretrained` and measured on the 360 held-out images. What came of it, and how long it took, is in
+    tests/benchmarks/results/quickstart.json.
 
     Args:
         out: `bundle/`, `checkpoints/`, `results.json` and `sizes.png` go there; a run that was interrupted goes on,
             a finished one is read back.
         seed: of initialisation, order and augmentation.
-        epochs: of a phase.
+        epochs: of the run.
 
     Returns:
         The rows of `sizes.json`.
@@ -134,6 +134,7 @@ def decompose(
     write_card(out / "bundle", name)
     plot_history(history, out / "history.png", f"Training on {images}")
     run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
+    run["seconds"] = round(sum(row["seconds"] for row in history), 1)
     write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
     return rows
 
@@ -157,12 +158,15 @@ def train(recipe: Recipe, out: str | Path) -> list[dict]:
 
 
 def suited(recipe: Recipe) -> Recipe:
-    """The recipe with a learning rate that suits its start, where none was asked for: one for new weights ruins a
-    trained backbone."""
-    rate = suited_rate(recipe.init, not recipe.unlabelled) if recipe.training.learning_rate == -1 else None
-    if rate is None:
-        return recipe
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, learning_rate=rate))
+    """The recipe with what suits it where nothing was asked for: a learning rate for its start, as one for new weights
+    ruins a trained backbone; as many networks a step as its batches can have."""
+    training, model = recipe.training, recipe.model
+    if training.learning_rate == -1:
+        goes_on = suited_rate(recipe.init, not recipe.unlabelled) if recipe.init else None
+        rate = goes_on or new_rate(model.hidden_size, bool(model.stages))
+        training = dataclasses.replace(training, learning_rate=rate)
+    decomposition = recipe.decomposition.suited(training.batch_size)
+    return dataclasses.replace(recipe, training=training, decomposition=decomposition)
 
 
 def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
@@ -328,7 +332,7 @@ def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """With matrices this small, threads only wait for each other: on a busy machine up to fifty times the time."""
+    """With matrices this small, threads only wait for each other, on a busy machine very long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -10,7 +10,7 @@ from torch import nn
 from ..recompose_lingene import POSITION_BIAS
 
 
-NEW_RATE = 2e-3  # of weights that nothing was learned with
+UNSUITED_RATE = 2e-3  # of a loop that was given none; runs take what suits their start (warm_start.py)
 TINY, HUGE = 1e-12, 1e12
 RANGES = {"learning_rate": (TINY, HUGE), "max_grad_norm": (TINY, HUGE), "weight_decay": (0, HUGE), "warmup": (0, 1)}
 RANGES |= {"ema": (0, 0.999999)}
@@ -28,8 +28,8 @@ class TrainingSettings:
         epochs: of a phase.
         batch_size: images per process and forward pass.
         accumulation: forward passes per optimiser step.
-        learning_rate: peak of the cosine, AdamW; -1 is the start's: 0.002 for a network of new weights, 0.0001 for a
-            trained one that was converted, 0.00001 for one that learns without labels.
+        learning_rate: peak of the cosine, AdamW; -1 is the start's: new weights 0.256 / channels, of a Swin 0.016 /
+            channels of the first stage; a trained network that was converted 0.0001, without labels 0.00001.
         weight_decay: on matrices only.
         warmup: fraction of a phase's steps.
         max_grad_norm: gradients are clipped to it.
@@ -78,8 +78,8 @@ class TrainingSettings:
 
     @property
     def rate(self) -> float:
-        """The learning rate, also where none was asked for: that of new weights."""
-        return NEW_RATE if self.learning_rate == -1 else self.learning_rate
+        """The learning rate, also where none was asked for."""
+        return UNSUITED_RATE if self.learning_rate == -1 else self.learning_rate
 
     def identity(self, processes: int = 1) -> dict:
         """What must agree for a run to be the same run: images of a step instead of how they are divided."""

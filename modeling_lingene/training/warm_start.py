@@ -26,9 +26,12 @@ from .decomposition import DecompositionSettings
 
 logger = logging.get_logger(__name__)
 
-# Learning rates of what has learned already, at the default of 128 images a step. With labels: that of conversions
-# that lost little (conversion/report.py). Without: a ViT-S/14 learned best at 3e-6 with 32 images a step.
+# Learning rates at 128 images a step; tests/test_evidence.py ties them to what was measured. Of what has
+# learned already, with labels: that of conversions that lost little (conversion/report.py); without.
 CONVERTED_RATE, UNLABELLED_RATE = 1e-4, 1e-5
+# Of new weights, times the channels (of a Swin those of the first stage): Adam's best rate falls as a network gets
+# wider (muP, Yang et al. 2022, arXiv 2203.03466). Measured at 64 channels, and at 32 of a Swin.
+NEW_RATES = {"vit": 0.256, "swin": 0.016}
 
 
 def start_of(name: str, num_components: int = 0, dropout: float = 0.0, head: bool = True) -> RecomposingModel | None:
@@ -59,21 +62,34 @@ def start_of(name: str, num_components: int = 0, dropout: float = 0.0, head: boo
     return model
 
 
-def suited_rate(name: str, labelled: bool) -> float | None:
-    """The learning rate of a training that goes on from a bundle; None where that is as from new weights.
+def new_rate(channels: int, stages: bool) -> float:
+    """The learning rate of new weights.
 
     Args:
-        name: folder or name on the Hub; empty for a run that starts from nothing.
+        channels: of the network; of one of stages those of the first.
+    """
+    return NEW_RATES["swin" if stages else "vit"] / channels
+
+
+def suited_rate(name: str, labelled: bool) -> float:
+    """The learning rate of a training that goes on from a bundle.
+
+    Args:
+        name: folder or name on the Hub.
         labelled: whether it learns from labels.
     """
-    if not (name and labelled):
-        return UNLABELLED_RATE if name else None
+    if not labelled:
+        return UNLABELLED_RATE
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():  # on the Hub, and nobody knows how it was made
         return CONVERTED_RATE
-    trained = read_training(folder, _config_of(name).weights_id)
+    config = _config_of(name)
+    trained = read_training(folder, config.weights_id)
     new = trained["init"] is None if trained is not None else read_conversion(folder) is None
-    return None if new else CONVERTED_RATE
+    if not new:
+        return CONVERTED_RATE
+    stages = config.stands_for.stages
+    return new_rate(config.embed_dim if stages else config.hidden_size, stages)
 
 
 def _config_of(name: str) -> BundleConfig:

@@ -233,7 +233,7 @@ class Backbone:
             decomposition = DecompositionSettings("simultaneous", totals=(int(what.split()[0]),))
         elif kind == "depths":
             init, heads = self.start("layers"), what.split()[0]
-            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS)
+            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS, networks=1)
         else:
             init, drawn = self.start(what), {"depths": DEPTHS, "widths": WIDTHS}
             networks = SHARED if len(others) > 1 else 1

@@ -28,6 +28,7 @@ def rows(scale: Scale) -> dict[str, Row]:
         "incremental, paper, outside frozen": bundle(schedule="incremental", preset="paper", freeze_outside=True),
         "elastic": bundle(schedule="elastic"),
         "elastic, degree weight 1": bundle(schedule="elastic", degree_weight=1.0),
+        "elastic, degree weight 1, 4 networks": bundle(schedule="elastic", degree_weight=1.0, networks=4),
         "elastic, sandwich, degree weight 1": bundle(schedule="elastic", sampling="sandwich", degree_weight=1.0),
     }
 

@@ -5,9 +5,10 @@
 Sampled sizes: forward and backward of one network of a constrained ViT-Small, in turn with a stock ViT of that very
 size; the ratio pair by pair, medians; and the operations that torch counts in its forward pass, over those that its
 MACs say. Without labels: the teacher, a stock ViT-Small, and such a network with its heads, forward and backward, in
-turn with the teacher and the stock ViT of that size alone. Sweep: a whole `sweep` without latencies on images in
-memory, files, pictures and MACs included, against the forward passes alone of the same models, loaded before, on the
-same tensors; in turn, medians.
+turn with the teacher and the stock ViT of that size alone. Shared: steps whose networks share the images, against as
+many steps of one of these networks each, in turn; their MACs are the same. Sweep: a whole `sweep` without latencies on
+images in memory, files, pictures and MACs included, against the forward passes alone of the same models, loaded
+before, on the same tensors; in turn, medians.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring.metrics import count_macs, count_right, device_name
 from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.progress import quiet_loading
+from modeling_lingene.training.decomposition import NETWORKS, DecompositionSettings, phases
 from modeling_lingene.training.features import FeatureStudent, features_loss
 from modeling_lingene.training.losses import Objective
 
@@ -114,6 +116,41 @@ def without_labels(batch_size: int, repeats: int) -> list[dict]:
     return rows
 
 
+def shared(batch_size: int, repeats: int) -> dict:
+    torch.manual_seed(0)
+    config = LinGeneConfig(depth=12, num_components=12, **VIT_SMALL)
+    model, batch = LinGeneForImageClassification(config).to(DEVICE).train(), batch_of(batch_size)
+    (phase,) = phases(model, DecompositionSettings("elastic", totals=(12,)))
+    sizes = [{"depth": depth, "width_ratio": width} for depth, width in SIZES[:NETWORKS]]
+
+    def step(networks: list[dict]) -> None:
+        for network in networks:
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+                loss = phase.forward(model, dict(batch), torch.Generator(), **network)
+            loss.backward()
+
+    def timed(steps: list[list[dict]]) -> float:
+        start = time.perf_counter()
+        for networks in steps:
+            step(networks)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        model.zero_grad()
+        return seconds
+
+    together = [size | {"part": (place, NETWORKS)} for place, size in enumerate(sizes)]
+    pairs = [(timed([together] * NETWORKS), timed([[size] for size in sizes])) for _ in range(repeats + 1)][1:]
+    ratios = sorted(one / other for one, other in pairs)
+    return {
+        "networks": NETWORKS,
+        "images": batch_size,
+        "seconds_of_a_step": round(statistics.median(pair[0] for pair in pairs) / NETWORKS, 4),
+        "ratio_to_one_network_a_step": round(statistics.median(ratios), 3),
+        "ratio_min_max": [round(ratios[0], 3), round(ratios[-1], 3)],
+    }
+
+
 def swept(images: int, repeats: int) -> dict:
     generator, shape = torch.Generator().manual_seed(0), {**VIT_SMALL, "image_size": 64, "patch_size": 8}
     pixels = torch.randint(0, 256, (images, 64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
@@ -156,7 +193,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="of the sampled sizes (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="pairs (default: %(default)s)")
     parser.add_argument("--images", type=int, default=1000, help="of the sweep (default: %(default)s)")
-    parser.add_argument("--part", choices=("sampled", "without_labels", "sweep"), help="one alone (default: all)")
+    parser.add_argument(
+        "--part", choices=("sampled", "without_labels", "shared", "sweep"), help="one alone (default: all)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     arguments = parser.parse_args()
     results = {
@@ -168,6 +207,7 @@ def main() -> None:
     parts = {
         "sampled": lambda: sampled(arguments.batch_size, arguments.repeats),
         "without_labels": lambda: without_labels(arguments.batch_size, arguments.repeats),
+        "shared": lambda: shared(4 * arguments.batch_size, arguments.repeats),
         "sweep": lambda: swept(arguments.images, max(3, arguments.repeats // 2)),
     }
     results |= {name: measure() for name, measure in parts.items() if arguments.part in (None, name)}

@@ -125,7 +125,7 @@ class Protocol:
             fields = {field.name for field in dataclasses.fields(default)}
             return dataclasses.replace(default, **{key: settings[key] for key in settings.keys() & fields})
 
-        decomposition = with_own(DecompositionSettings(totals=self.scale.totals))
+        decomposition = with_own(DecompositionSettings(totals=self.scale.totals, networks=1))
         stages = len(decomposition.totals) if decomposition.schedule == "incremental" else 1
         if epochs % stages:
             raise ValueError(f"{epochs} epochs do not divide into {stages} phases.")

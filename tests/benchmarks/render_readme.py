@@ -16,7 +16,7 @@ from scales import SCALES, label
 from sentences import SENTENCES, sizes
 
 from modeling_lingene.measuring.tables import size_table
-from modeling_lingene.training.steps import TrainingSettings
+from modeling_lingene.training.warm_start import new_rate
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,6 +25,11 @@ ROOT = Path(__file__).parents[2]
 
 def quickstart_table() -> str:
     return size_table(json.loads((RESULTS / "quickstart.json").read_text())["sizes"])
+
+
+def quickstart_time() -> str:
+    run = json.loads((RESULTS / "quickstart.json").read_text())["run"]
+    return f"{run['seconds']:.0f} seconds of training on one core of an {run['hardware'].partition(' (')[0]}"
 
 
 def loading_table() -> str:
@@ -44,7 +49,8 @@ SHOWN = {
     "incremental, paper": "more and more of them, the paper's (`--method lindec`)",
     "incremental": "the same, our coefficients (`--schedule incremental`)",
     "incremental, outside frozen": "the same, what lies outside frozen (`--freeze-outside`)",
-    "elastic, degree weight 1": "one run, every prefix drawn: the default",
+    "elastic, degree weight 1": "one run, every prefix drawn, one network a step (`--networks 1`)",
+    "elastic, degree weight 1, 4 networks": "the same, four networks share the images of a step: the default",
 }
 
 
@@ -104,10 +110,9 @@ def schedules_table(names: dict[str, str] | None = None, results: str = "schedul
 WAYS = {
     "alone": "each size alone, all of them",
     "alone, long": "some alone, for as many pictures as the bundle sees",
-    "one": "one bundle, one network a step, of all components",
-    "one, prefixes": "the same with prefixes of the components drawn too: the default",
-    "one, prefixes, 4 networks": "the same, four networks sharing the images of a step (`--networks 4`)",
-    "scala as published, depths drawn": "one bundle, four networks a step (`--method scala`), depths drawn",
+    "one, prefixes, 4 networks": "one bundle, the default: four networks share the images of a step",
+    "one, prefixes": "the same, one network a step (`--networks 1`)",
+    "scala as published, depths drawn": "one bundle, four networks for every image (`--method scala`), depths drawn",
 }
 
 
@@ -242,15 +247,28 @@ def calibration_times() -> str:
     return "\n".join(textwrap.wrap(text, 119))
 
 
-def swin_rates() -> str:
-    """What a Swin that is trained from scratch wants, beside the default."""
-    default, said = TrainingSettings().rate, []
-    for name, row in Table.read("schedules_swin").rows.items():
-        tried = {float(rate): accuracy for rate, accuracy in row["rates"].items()}
-        chosen = f"{points(tried[row['rate']])} % at {row['rate']:g}"
-        said.append(f"`{name}` {chosen}, {points(tried[default])} % at {default:g}")
+NEW_ROWS = {  # of weights that are new: by their channels, and whether they are of a Swin
+    ("schedules_fashion", 64, False): ("elastic, degree weight 1, 4 networks", "incremental", "simultaneous", "dense"),
+    ("sizes_fashion", 64, False): ("one, prefixes, 4 networks",),
+    ("schedules_swin", 32, True): ("elastic, degree weight 1", "incremental", "dense"),
+}
+
+
+def new_rates() -> str:
+    """What new weights learn at by default, beside the best rate of the rows."""
+    said = []
+    for (results, channels, stages), names in NEW_ROWS.items():
+        rows, default = Table.read(results).rows, new_rate(channels, stages)
+        what = f"{'a Swin' if stages else 'a ViT'} of {channels} channels"
+        for name in names:
+            tried = {float(rate): accuracy for rate, accuracy in rows[name]["rates"].items()}
+            best = max(tried, key=tried.get)
+            beside = "" if best == default else f", {points(tried[best])} at {best:g}"
+            said.append(f"`{name}` ({what}) {points(tried[default])} % at {default:g}{beside}")
     text = (
-        f"A small Swin wants less than the default learning rate (validation accuracy of the rows): {'; '.join(said)}."
+        "Where no learning rate is given, new weights learn at 0.256 / channels, of a Swin at 0.016 / channels of the "
+        f"first stage. Validation accuracy of the first seed at this rate, and at the best: {'; '.join(said)}. Other "
+        "widths were not measured."
     )
     return "\n".join(textwrap.wrap(text, 119))
 
@@ -275,9 +293,8 @@ def bullets(sentences: Callable[[], list[str]]) -> str:
 
 def bundle_or_alone() -> str:
     """What a bundle costs, and what it is worth beside its sizes alone, in the computed sentences."""
-    said = [said for said in sizes() if said.startswith(("The bundle (`one`", "Against", "`one, prefixes`"))]
-    told = " ".join(said).replace("`one, prefixes` against `one`", "The default against it")
-    return "\n".join(textwrap.wrap(told, 119))
+    said = [said for said in sizes() if said.startswith(("The bundle (", "Against", "At the cost of"))]
+    return "\n".join(textwrap.wrap(" ".join(said), 119))
 
 
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
@@ -287,13 +304,17 @@ NOTES |= {"cifar table": functools.partial(sizes_table, results="sizes_cifar")}
 NOTES |= {"swin table": functools.partial(schedules_table, results="schedules_swin")}
 NOTES |= {"backbone table": backbone_table, "components table": components_table}
 PAGES = {  # what lies between the markers of each page
-    "README.md": {"elastic": elastic_table, "bundle or alone": bundle_or_alone},
+    "README.md": {
+        "quickstart time": quickstart_time,
+        "elastic": elastic_table,
+        "bundle or alone": bundle_or_alone,
+    },
     "hub_cards/README.md": {"loading": loading_table},
     "modeling_lingene/training/README.md": {
         "quickstart": quickstart_table,
         "decomposition": decomposition_table,
         "rates": feature_rates,
-        "swin rates": swin_rates,
+        "new rates": new_rates,
     },
     "modeling_lingene/pruning/README.md": {
         "pruning table": pruning_table,

@@ -92,12 +92,10 @@ def best_of(table: Table, schedule: str) -> str:
     return max(rows, key=lambda name: table.average(name, "validation"))
 
 
-def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
-    """A bundle against its sizes alone, and the samplings."""
+def sizes(table: Table | None = None, bundle: str = "one, prefixes, 4 networks") -> list[str]:
+    """The default bundle against its sizes alone, and against the other samplings."""
     table = table or Table.read("sizes_fashion")
     said = protocol(table)
-    if not table.has(bundle):
-        return said
     one, sizes, largest = table.rows[bundle], table.labels(bundle), table.labels("dense") if table.has("dense") else []
     twins = {label: "dense" if label in largest else f"alone, {label}" for label in sizes}
     twins = {label: name for label, name in twins.items() if table.has(name)}  # rows are added as they are run
@@ -106,8 +104,7 @@ def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
     def beside(name: str, others: dict[str, str]) -> str:
         return counted([table.compare(name, other, label) for label, other in others.items()])
 
-    what = {"one": ": one network a step, of all components", "one, prefixes": ", the default"}[bundle]
-    costs = f"The bundle (`{bundle}`{what}) costs {one['cost']:.2f} trainings of the largest network"
+    costs = f"The bundle (`{bundle}`, the default) costs {one['cost']:.2f} trainings of the largest network"
     if twins and largest:
         together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
         of = "the" if len(twins) == len(sizes) else f"of the {len(sizes)} sizes"
@@ -128,33 +125,25 @@ def sizes(table: Table | None = None, bundle: str = "one") -> list[str]:
             f"Against sizes alone that see as many pictures as the bundle ({len(long)} of them, {cost:.2f} trainings "
             f"of the largest), the bundle is {beside(bundle, long)}. {'; '.join(numbers)}."
         )
-    if table.has(CHEAP):
-        said.append(f"At the cost of the largest network alone the bundle is {beside(CHEAP, twins)}.")
+    if table.has(cheap := f"{bundle}, at the dense network's cost"):
+        said.append(f"At the cost of the largest network alone the bundle is {beside(cheap, twins)}.")
     others = sorted(
         (name for name in table.rows if name in SAMPLINGS), key=lambda name: -table.average(name, "validation")
     )
-    if others == [bundle]:
-        return said
     ranked = [
         f"`{name}` {points(table.average(name, 'validation'))} at a cost of {table.rows[name]['cost']:.2f}"
         for name in others
     ]
     said.append(f"Mean over the sizes on the validation part: {', '.join(ranked)}.")
+    pairs = [(name, bundle) for name in others if name != bundle] + list(PAIRS)
     said += [
-        f"`{name}` against `{bundle}`, size by size: {table.against(name, bundle)}."
-        for name in others
-        if name != bundle
-    ]
-    said += [
-        f"`{name}` against `one, prefixes`, size by size: {table.against(name, 'one, prefixes')}."
-        for name in SHARED
-        if table.has(name)
+        f"`{name}` against `{other}`, size by size: {table.against(name, other)}."
+        for name, other in pairs
+        if table.has(name, other)
     ]
     return said
 
 
-CHEAP = "one, at the dense network's cost"
-SHARED = ("one, prefixes, 4 networks", "one, prefixes, 8 networks")  # that share the images of a step
 SAMPLINGS = (
     "one",
     "one, full share 0.5",
@@ -164,8 +153,16 @@ SAMPLINGS = (
     "scala as published, depths drawn",
     "one, isolated activation",
     "one, prefixes",
-    *SHARED,
+    "one, prefixes, 4 networks",
+    "one, prefixes, 8 networks",
     "one, from a trained bundle",
+)
+# Rows that differ in one thing alone.
+PAIRS = (
+    ("one, prefixes", "one"),
+    ("one, from a trained bundle", "one"),
+    ("one, full share 0.5", "one"),
+    ("one, isolated activation", "one"),
 )
 
 
@@ -181,8 +178,8 @@ def fourth_seed() -> list[str]:
 
 
 def cifar() -> list[str]:
-    """A bundle in colour, of the default training."""
-    return sizes(Table.read("sizes_cifar"), bundle="one, prefixes")
+    """A bundle in colour."""
+    return sizes(Table.read("sizes_cifar"))
 
 
 def stayed(before: dict[tuple[str, str, str], str], after: dict[tuple[str, str, str], str]) -> str:

@@ -101,7 +101,7 @@ def test_the_message_after_an_interruption_is_a_command_that_goes_on(stopped, ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "decompose", lambda *inputs, **named: calls.append((inputs, named)) or [])
         assert cli.main(words[1:]) == 0
-    assert calls == [((RECIPE, Path("run")), {"resume": True})]
+    assert calls == [((recipes.suited(RECIPE), Path("run")), {"resume": True})]
 
 
 def _interrupted(*_, **__):
@@ -139,7 +139,7 @@ def test_flags_beside_the_folder_change_what_may_change_and_are_refused_otherwis
     monkeypatch.setattr(recipes, "decompose", lambda recipe, out, resume: calls.append(recipe) or [])
     assert cli.main(["decompose", "--resume", "run", "--checkpoint-every", "5"]) == 0
     training = dataclasses.replace(RECIPE.training, checkpoint_every=5)
-    assert calls == [dataclasses.replace(RECIPE, training=training)]
+    assert calls == [dataclasses.replace(recipes.suited(RECIPE), training=training)]
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_the_folder_free(stopped, monkeypatch):

@@ -48,7 +48,7 @@ def test_in_a_file_a_run_says_what_it_is_about_to_do_and_then_an_epoch_a_line(mo
     macs = 4 * 48 * 16 + 2 * (4 * 5 * 256 + 2 * 25 * 16 + 2 * 5 * 512) + 160
     assert f"{macs / 1000:.3g} k MACs an image" in about["network"]
     assert "depths 1, 2, widths 1/2, 1" in about["sizes"] and f"to {macs / 1000:.3g} k MACs" in about["sizes"]
-    assert about["training"].endswith("3 epochs, 60 steps of 64 images, learning rate 0.002")
+    assert about["training"].endswith("3 epochs, 60 steps of 64 images, learning rate 0.016")
     (time,) = [line for line in lines if line.startswith("about ")]
     assert re.fullmatch(r"about \d+ (s|min) for 40 steps more, evaluation not counted", time)
     epochs = [line for line in lines if "epoch" in line and line.startswith("elastic, ")]

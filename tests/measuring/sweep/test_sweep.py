@@ -93,7 +93,7 @@ def test_every_row_is_what_a_user_gets_who_loads_that_size(whole):
 
 
 def test_sizes_that_differ_in_components_alone_are_timed_once(folder, monkeypatch):
-    """They are the same network, among which the noise of a clock would choose; another shape has a time of its own."""
+    """They are the same network, among which the noise of a clock would choose; another shape has its own time."""
     times = itertools.count(1)
     monkeypatch.setattr(metrics, "latency_ms", lambda *_, **__: {"median": float(next(times)), "iqr": 0.0})
     rows = sweep.sweep(folder, pictures(2), depths=(6, 3), components=(5, 2))

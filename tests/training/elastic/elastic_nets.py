@@ -41,7 +41,8 @@ AXES = {
 
 
 def elastic(**fields) -> DecompositionSettings:
-    return DecompositionSettings("elastic", **fields)
+    """One network a step, if nothing else is asked for."""
+    return DecompositionSettings("elastic", **{"networks": 1, **fields})
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -264,6 +264,27 @@ def test_networks_that_share_a_step_are_drawn_as_if_alone_each_with_a_part_of_it
     assert drawn_networks(grid, "one", 0.5, 0.1, networks, generator, 0.05) == [grid.full]  # the full one alone
 
 
+@pytest.mark.parametrize(
+    "fields, batch_size, networks",
+    [
+        ({}, 128, 4),
+        ({}, 3, 3),
+        ({"networks": 1}, 128, 1),
+        ({"networks": 6}, 8, 6),
+        ({"sampling": "sandwich"}, 128, 1),
+        ({"schedule": "incremental"}, 128, 1),
+        ({"schedule": "simultaneous"}, 128, 1),
+    ],
+)
+def test_networks_share_a_step_by_default_as_many_as_its_batch_can_have(fields, batch_size, networks):
+    """Four, or one for each image; what is asked for is taken as it is."""
+    settings = DecompositionSettings(**{"schedule": "elastic", **fields})
+    assert settings.suited(batch_size).networks == networks
+    if batch_size == 128:
+        (phase, *_) = phases_of(helpers.tiny_model(), settings)
+        assert {one.get("part", (0, 1))[1] for one in phase.draw(seeded(), 0.0)} == {networks}
+
+
 def test_what_cannot_share_a_step_is_refused_by_name(tmp_path):
     """Before any work; a network without an image would have no loss."""
     for value in (0, 1.5, True):

@@ -98,7 +98,6 @@ def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_chang
     paper = asked("--recipe fashion_mnist_sizes --method scala")
     assert paper.decomposition == DecompositionSettings(
         "elastic",
-        totals=(6,),
         depths=(3, 4),
         widths=("1/4", "1/2", "3/4"),
         sampling="scala",
@@ -108,6 +107,7 @@ def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_chang
     assert paper.objective == Objective("hard")
     others = {"decomposition": None, "objective": Objective()}
     assert dataclasses.replace(paper, **others) == dataclasses.replace(RECIPES["fashion_mnist_sizes"], **others)
+    assert paper.decomposition.prefixes(6) == (6,)
     components = asked("--data faces --widths 1/3,2/3 --method scala").decomposition.prefixes(12)
     assert components == (12,)  # Scala knows no prefixes
     assert asked("--data faces --widths 1/3 --method scala --totals 4,12").decomposition.prefixes(12) == (4, 12)

@@ -168,7 +168,7 @@ def test_recipes_are_listed_with_what_they_train_and_each_as_a_command_that_is_i
     assert cli.main(["recipes"]) == 0
     listed = capsys.readouterr().out
     assert re.search(r"\| +fashion_mnist_sizes \|.* 1/4, 1/2, 3/4, 1 \|", listed)
-    assert re.search(r"\| +digits \| +digits \| +6 \| +64 \| +4 \| incremental \| +1, 2, 4, 6 \|", listed)
+    assert re.search(r"\| +digits \| +digits \| +6 \| +64 \| +4 \| +elastic \| +1, 2, 4, 6 \|", listed)
     assert ABOUT.keys() == RECIPES.keys() and all(f"{name}: {about}" in listed for name, about in ABOUT.items())
     for name, recipe in RECIPES.items():
         assert cli.main(["recipes", name]) == 0

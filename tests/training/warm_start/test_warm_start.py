@@ -159,9 +159,9 @@ def test_the_model_that_was_converted_teaches(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "files, rate",
     [
-        ((), 2e-3),
+        ((), 0.256 / 48),
         (("conversion.json",), 1e-4),
-        (("training.json, of new weights",), 2e-3),
+        (("training.json, of new weights",), 0.256 / 48),
         (("training.json, of the converted",), 1e-4),
     ],
     ids=str,
