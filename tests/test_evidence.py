@@ -183,7 +183,12 @@ def test_the_recipe_of_every_size_trains_as_the_row_that_was_best():
 
 
 @pytest.mark.parametrize(
-    "row, rate", [("elastic, rotated, 1", UNLABELLED_RATE), ("healed, 6 components", HEALING_RATE)]
+    "row, rate",
+    [
+        ("elastic, rotated, 1, 4 networks", UNLABELLED_RATE),
+        ("depths, identity heads", UNLABELLED_RATE),
+        ("healed, 6 components", HEALING_RATE),
+    ],
 )
 def test_a_trained_backbone_learns_at_the_rate_that_was_best(row, rate):
     """As many times higher as a step has more images: the linear rule, to a factor of two."""

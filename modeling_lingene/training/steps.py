@@ -29,7 +29,7 @@ class TrainingSettings:
         batch_size: images per process and forward pass.
         accumulation: forward passes per optimiser step.
         learning_rate: peak of the cosine, AdamW; -1 is the start's: new weights 0.256 / channels, of a Swin 0.016 /
-            channels of the first stage; a trained network that was converted 0.0001, without labels 0.00001.
+            channels of the first stage; a trained network that was converted 0.0001, without labels 0.00003.
         weight_decay: on matrices only.
         warmup: fraction of a phase's steps.
         max_grad_norm: gradients are clipped to it.

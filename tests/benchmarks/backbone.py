@@ -63,14 +63,14 @@ class Scale:
     Args:
         pictures: for training; for a try of a rate; voters with labels; judged pictures.
         calibration: images for fewer components; a quarter of them orders channels and chooses layers.
-        epochs: of the shorter and the longer training.
+        epochs: of the shorter and the longer training, and longer ones of networks that share a step.
         rates: tried for every row.
         training: everything else.
     """
 
     pictures: tuple[int, int, int, int]
     calibration: int
-    epochs: tuple[int, int]
+    epochs: tuple[int, ...]
     rates: tuple[float, ...]
     training: TrainingSettings
 
@@ -80,7 +80,7 @@ SCALES = {
     "cpu": Scale(
         (4000, 1000, 1000, 500),
         256,
-        (1, 3),
+        (1, 3, 12),
         (1e-6, 3e-6, 1e-5, 3e-5),
         CPU,
     ),
@@ -116,7 +116,7 @@ class Backbone:
         self.judged = work / "judged"
         self._make_source()
         self._make_sets()
-        short, long = self.scale.epochs
+        short, long, *_ = self.scale.epochs
         self.rows = {
             **{f"untrained, {start}": self.widths_of for start in STARTS},
             f"elastic, rotated, {short}": self.trained,
@@ -126,7 +126,7 @@ class Backbone:
             "layers": self.layers,
             f"elastic, sorted, {short}": self.trained,
             f"elastic, rotated, {long}": self.trained,
-            **{f"elastic, rotated, {epochs}, {SHARED} networks": self.trained for epochs in (short, long)},
+            **{f"elastic, rotated, {epochs}, {SHARED} networks": self.trained for epochs in self.scale.epochs},
             "depths, linear heads": self.trained,
             "depths, identity heads": self.trained,
             **{f"healed, {count} components": self.trained for count in (6, 9)},
@@ -262,19 +262,30 @@ class Backbone:
 
     def choose(self, name: str) -> dict[float, float]:
         """The mean loss of the sizes on the validation part after a try, by learning rate: the full size alone begins
-        as the teacher, and is best where nothing is learned. Longer trainings of the same go by the same try."""
-        losses, short = {}, name.replace(f", {self.scale.epochs[1]}", f", {self.scale.epochs[0]}")
-        for rate in self.scale.rates:
-            out = self.work / "tries" / f"{slug(short)}-{rate:g}"
-            rows = decompose(self.recipe(name, rate, tried=True), out)
+        as the teacher, and is best where nothing is learned. Rows whose networks share a step are tried by their
+        shorter training as a whole, as short tries favour low rates. Longer trainings of the same go by the same try.
+        """
+        losses, short = {}, self.shorter(name)
+        for rate in self.scale.rates[1:] if whole_try(short) else self.scale.rates:
+            rows = decompose(self.recipe(short, rate, tried=not whole_try(short)), self.tried_in(short, rate))
             losses[rate] = statistics.mean(row["feature_loss"] for row in rows)
         return losses
+
+    def shorter(self, name: str) -> str:
+        """The row whose training is that of a row but short."""
+        parts, epochs = name.split(", "), {str(one) for one in self.scale.epochs}
+        return ", ".join(str(self.scale.epochs[0]) if part in epochs else part for part in parts)
+
+    def tried_in(self, name: str, rate: float) -> Path:
+        return self.work / "tries" / f"{slug(name)}-{rate:g}"
 
     def trained(self, name: str) -> dict:
         """A training, its losses and what its features are worth."""
         tried = self.choose(name)
         rate = min(tried, key=tried.get)
         out = self.work / "runs" / slug(name)
+        if whole_try(name) and name == self.shorter(name):
+            out = self.tried_in(name, rate)
         losses = decompose(self.recipe(name, rate, tried=False), out)
         bundle, history = out / "bundle", json.loads((out / "history.json").read_text())["epochs"]
         config = LinGeneConfig.from_pretrained(bundle)
@@ -299,6 +310,11 @@ class Backbone:
         files = {json.loads(file.read_text())["row"] for file in (self.work / "rows").glob("*.json")}
         done = [self.finish(name) | {"command": f"{line} --rows '{name}'"} for name in self.rows if name in files]
         return {"command": line, "scale": self.name, "pictures": list(self.scale.pictures), "rows": done}
+
+
+def whole_try(name: str) -> bool:
+    """Whether a row's rates are tried by its shorter training as a whole."""
+    return name.endswith("networks")
 
 
 def main() -> None:

@@ -129,15 +129,19 @@ def rates(rows: dict[str, dict]) -> list[str]:
         if "rates" in row:
             losses = {float(rate): loss for rate, loss in row["rates"].items()}
             told = ", ".join(f"{loss:.2f} at {rate:g}" for rate, loss in sorted(losses.items()))
-            edge = "; the lowest that was tried is the best" if row["rate"] == min(losses) else ""
-            said.append(
-                f"`{name}`: mean loss of its sizes on the validation part after a try of each rate, {told}{edge}."
-            )
+            ends = {min(losses): "lowest", max(losses): "highest"}
+            edge = f"; the {ends[row['rate']]} that was tried is the best" if row["rate"] in ends else ""
+            tried = "the shorter training at each rate" if name.endswith("networks") else "a try of each rate"
+            said.append(f"`{name}`: mean loss of its sizes on the validation part after {tried}, {told}{edge}.")
     return said
 
 
 BESIDE = (
     ("elastic, rotated, 1", "untrained, rotated"),
+    ("elastic, rotated, 1, 4 networks", "untrained, rotated"),
+    ("elastic, rotated, 1, 4 networks", "elastic, rotated, 1"),
+    ("elastic, rotated, 3, 4 networks", "untrained, rotated"),
+    ("elastic, rotated, 3, 4 networks", "elastic, rotated, 3"),
     ("elastic, rotated, 1", "elastic, plain, 1"),
     ("elastic, rotated, 1", "elastic, sorted, 1"),
     ("elastic, rotated, 3", "elastic, rotated, 1"),

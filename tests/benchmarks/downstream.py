@@ -5,7 +5,7 @@
 
 Starts: `scratch`, a stock ViT of that size; `free`, the size that `from_pretrained` gives; `constrained`, its
 components, which `constrained=True` gives. What was tuned is saved and loaded again before it is measured. The bundle
-is that of the row `one` of `elastic.py` with the first seed.
+is that of the row `one, prefixes, 4 networks` of `elastic.py` with the first seed.
 """
 
 from protocol import main

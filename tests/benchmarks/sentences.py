@@ -105,7 +105,7 @@ def sizes(table: Table | None = None, bundle: str = "one, prefixes, 4 networks")
         return counted([table.compare(name, other, label) for label, other in others.items()])
 
     costs = f"The bundle (`{bundle}`, the default) costs {one['cost']:.2f} trainings of the largest network"
-    if twins and largest:
+    if len(twins) > 1 and largest:
         together, seen = sum(table.rows[name]["cost"] for name in twins.values()), table.rows["dense"]["pictures"]
         of = "the" if len(twins) == len(sizes) else f"of the {len(sizes)} sizes"
         said += [
