@@ -155,6 +155,13 @@ def test_what_a_run_was_worth_does_not_lie_where_the_run_keeps_its_own():
     assert MEASURED not in OURS
 
 
+def test_a_size_alone_is_better_than_the_bundle_in_colour_as_its_card_says():
+    """For as many pictures; every one that was trained so."""
+    found, bundle = Table.read("sizes_cifar"), "one, prefixes, 4 networks"
+    alone = [name for name in found.rows if name.startswith("alone, long")]
+    assert alone and all(found.compare(name, bundle, *found.labels(name))[0] == "better" for name in alone)
+
+
 def test_the_scales_of_the_tables_are_those_of_the_recipes():
     """A recipe that is shown with a number is the network that was measured."""
     measured, recipe = SCALES["fashion"].model, RECIPES["fashion_mnist_sizes"].model
