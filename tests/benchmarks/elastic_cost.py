@@ -198,8 +198,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     arguments = parser.parse_args()
+    asked = f"--batch-size {arguments.batch_size} --repeats {arguments.repeats} --images {arguments.images}"
     results = {
-        "command": f"python tests/benchmarks/elastic_cost.py --batch-size {arguments.batch_size}",
+        "command": f"python tests/benchmarks/elastic_cost.py {asked}",
         "hardware": device_name(DEVICE),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "limits": LIMITS,

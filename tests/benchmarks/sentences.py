@@ -296,9 +296,31 @@ def loading() -> list[str]:
     return said
 
 
+def elastic_cost() -> list[str]:
+    """What steps of an elastic training take beside those of stock models, and a sweep beside its forward passes."""
+    results = json.loads((RESULTS / "elastic_cost.json").read_text(encoding="utf-8"))
+    limits = results["limits"]
+
+    def spread(ratios: list[float], limit: float) -> str:
+        met = "met" if max(ratios) <= limit else "not met"
+        return f"{min(ratios):.2f} to {max(ratios):.2f} (aim {limit:.2f}, {met})"
+
+    labelled = spread([row["ratio_to_stock"] for row in results["sampled"]], limits["sampled_size"])
+    unlabelled = [row["ratio_to_stock_and_teacher"] for row in results["without_labels"]]
+    shared, sweep = results["shared"], results["sweep"]
+    return [
+        f"A sampled size of a ViT-Small, forward and backward, times a stock ViT of that size: {labelled}; without "
+        f"labels, times the teacher and the stock ViT: {spread(unlabelled, limits['without_labels'])}.",
+        f"A step of {shared['networks']} networks that share its {shared['images']} images, times steps of one of "
+        f"them each: {shared['ratio_to_one_network_a_step']:.2f}.",
+        f"A sweep, times its forward passes alone: {sweep['ratio']:.2f} (aim {limits['sweep']:.2f}, "
+        f"{'met' if sweep['ratio'] <= limits['sweep'] else 'not met'}). {results['hardware']}.",
+    ]
+
+
 SENTENCES = {"loading": loading, "conversion": conversion, "schedules": schedules, "sizes": sizes}
 SENTENCES |= {"backbone": backbone, "swin": swin, "pruning": pruning}
-SENTENCES |= {"cifar": cifar, "fourth seed": fourth_seed}
+SENTENCES |= {"cifar": cifar, "fourth seed": fourth_seed, "elastic cost": elastic_cost}
 
 
 if __name__ == "__main__":
