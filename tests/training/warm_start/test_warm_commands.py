@@ -68,8 +68,9 @@ def test_a_bundle_may_lie_below_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_the_command_goes_on_from_a_bundle_with_what_else_a_recipe_says(tmp_path, capsys, init):
-    """`--recipe` brings a shape of its own, which does not count; its schedule does."""
+    """`--recipe` brings a shape of its own, which does not count; its depths do, and flags change its schedule."""
     line = ["decompose", "--recipe", "digits", "--init", init, "--totals", "1,5", "--epochs", 1, "--batch-size", 14]
+    line += ["--schedule", "incremental"]
     code, out, _ = lingene(capsys, *line, "--learning-rate", NOTHING, "--out", tmp_path / "out")
     assert code == 0 and str(tmp_path / "out" / "bundle") in out
     config = LinGeneConfig.from_pretrained(tmp_path / "out" / "bundle")
