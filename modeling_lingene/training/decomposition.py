@@ -43,7 +43,7 @@ class DecompositionSettings:
         full_share: how often an elastic step draws the full depth and width (sampling `one`) and all components, each
             by itself; -1 is 0.3 with widths and 0.5 without.
         networks: that share the images of an elastic step, each with a part of its own (sampling `one`): their
-            gradients meet before the optimiser, at the cost of one. -1 is 4, or as many as a batch has images.
+            gradients meet before the optimiser, at the MACs of one. -1 is 4, or as many as a batch has images.
         full_first: share of an elastic run that trains the full network alone (Scala: a tenth).
         isolated_activation: widths between the smallest and 1 take the trailing channels, heads and units, not the
             leading ones, so that the smallest has its own (Scala); narrower widths then no longer lie in wider ones.
