@@ -142,6 +142,8 @@ BESIDE = (
     ("elastic, rotated, 1, 4 networks", "elastic, rotated, 1"),
     ("elastic, rotated, 3, 4 networks", "untrained, rotated"),
     ("elastic, rotated, 3, 4 networks", "elastic, rotated, 3"),
+    ("elastic, rotated, 12, 4 networks", "untrained, rotated"),
+    ("elastic, rotated, 12, 4 networks", "elastic, rotated, 3, 4 networks"),
     ("elastic, rotated, 1", "elastic, plain, 1"),
     ("elastic, rotated, 1", "elastic, sorted, 1"),
     ("elastic, rotated, 3", "elastic, rotated, 1"),
