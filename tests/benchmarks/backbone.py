@@ -13,8 +13,8 @@ with the source's tokens (a narrow size of a rotated bundle with the leading one
 
 A bundle draws one network a step over all depths and widths, or several that share its images; `alone` trains one
 width of the rotated start for as many pictures. One teacher, the source; losses are those of the validation part,
-through each run's own heads. The rate is the one with the lowest mean loss of the sizes there after a short try, for
-each row by itself.
+through each run's own heads. The rate is the one with the lowest mean loss of the sizes there, for each row by itself:
+after a short try, or, of rows whose networks share a step, after the shorter training. The two are not tuned alike.
 """
 
 import argparse
