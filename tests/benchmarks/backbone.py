@@ -14,7 +14,8 @@ with the source's tokens (a narrow size of a rotated bundle with the leading one
 A bundle draws one network a step over all depths and widths, or several that share its images; `alone` trains one
 width of the rotated start for as many pictures. One teacher, the source; losses are those of the validation part,
 through each run's own heads. The rate is the one with the lowest mean loss of the sizes there, for each row by itself:
-after a short try, or, of rows whose networks share a step, after the shorter training. The two are not tuned alike.
+after a short try, or, of rows whose networks share a step and those `tried whole`, after the shorter training. The two
+are not tuned alike: compare rows that were tried in one way.
 """
 
 import argparse
@@ -53,6 +54,7 @@ PIXELS = 126
 DEPTH, DEPTHS, WIDTHS, COUNTS = 12, (6, 8, 10), ("1/2", "2/3", "5/6"), (3, 4, 6, 9)
 STARTS = ("rotated", "sorted", "plain")
 SHARED = 4  # networks that share the images of a step, in a row that names them
+WHOLE = "tried whole"  # each rate by the shorter training, as rows of shared steps are
 SHOWN = ("depth", "width_ratio", "num_components", "feature_loss")
 
 
@@ -130,6 +132,8 @@ class Backbone:
             "depths, linear heads": self.trained,
             "depths, identity heads": self.trained,
             **{f"healed, {count} components": self.trained for count in (6, 9)},
+            f"elastic, rotated, {short}, {WHOLE}": self.trained,
+            **{f"alone, {width}, {self.scale.epochs[-1]}, {WHOLE}": self.trained for width in WIDTHS},
         }
 
     def _make_source(self) -> None:
@@ -236,7 +240,7 @@ class Backbone:
             decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS, networks=1)
         else:
             init, drawn = self.start(what), {"depths": DEPTHS, "widths": WIDTHS}
-            networks = SHARED if len(others) > 1 else 1
+            networks = SHARED if others[-1].endswith("networks") else 1
             decomposition = DecompositionSettings("elastic", totals=(DEPTH,), networks=networks, **drawn)
         return Recipe(
             data=str(self.tried if tried else self.pictures),
@@ -262,8 +266,9 @@ class Backbone:
 
     def choose(self, name: str) -> dict[float, float]:
         """The mean loss of the sizes on the validation part after a try, by learning rate: the full size alone begins
-        as the teacher, and is best where nothing is learned. Rows whose networks share a step are tried by their
-        shorter training as a whole, as short tries favour low rates. Longer trainings of the same go by the same try.
+        as the teacher, and is best where nothing is learned. Rows whose networks share a step, and those that say so,
+        are tried by their shorter training as a whole, as short tries favour low rates. Longer trainings of the same
+        go by the same try.
         """
         losses, short = {}, self.shorter(name)
         for rate in self.scale.rates[1:] if whole_try(short) else self.scale.rates:
@@ -314,7 +319,7 @@ class Backbone:
 
 def whole_try(name: str) -> bool:
     """Whether a row's rates are tried by its shorter training as a whole."""
-    return name.endswith("networks")
+    return name.endswith(("networks", WHOLE))
 
 
 def main() -> None:

@@ -82,18 +82,28 @@ def backbone() -> list[str]:
     ]
 
 
+ALONE = {
+    "elastic, rotated, 1": "alone, {width}, 1",
+    "elastic, rotated, 12, 4 networks": "alone, {width}, 12, tried whole",
+}
+
+
 def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
-    """The bundle's widths against each trained by itself for as many pictures, by the probe."""
-    bundle, told = rows["elastic, rotated, 1"], []
-    for (_, width, _), one in bundle["sizes"].items():
-        row = rows.get(f"alone, {width}, 1")
-        if row and row["pictures"] == bundle["pictures"]:
-            (other,) = row["sizes"].values()
-            word = verdict(one["probe"] - other["probe"], chance)
-            told.append(f"{word} at {width} ({points(one['probe'])} and {points(other['probe'])})")
-    if not told:
-        return []
-    return [f"`elastic, rotated, 1` against a width trained alone for as many pictures, the probe: {', '.join(told)}."]
+    """A bundle's widths against each trained by itself for as many pictures, rates tried alike, by the probe."""
+    said = []
+    for bundle, alone in ALONE.items():
+        told = []
+        for (_, width, _), one in rows.get(bundle, {"sizes": {}})["sizes"].items():
+            row = rows.get(alone.format(width=width))
+            if row and row["pictures"] == rows[bundle]["pictures"]:
+                (other,) = row["sizes"].values()
+                word = verdict(one["probe"] - other["probe"], chance)
+                told.append(f"{word} at {width} ({points(one['probe'])} and {points(other['probe'])})")
+        if told:
+            said.append(
+                f"`{bundle}` against a width trained alone for as many pictures, the probe: {', '.join(told)}."
+            )
+    return said
 
 
 def fits(rows: dict[str, dict]) -> list[str]:
@@ -131,7 +141,8 @@ def rates(rows: dict[str, dict]) -> list[str]:
             told = ", ".join(f"{loss:.2f} at {rate:g}" for rate, loss in sorted(losses.items()))
             ends = {min(losses): "lowest", max(losses): "highest"}
             edge = f"; the {ends[row['rate']]} that was tried is the best" if row["rate"] in ends else ""
-            tried = "the shorter training at each rate" if name.endswith("networks") else "a try of each rate"
+            whole = name.endswith(("networks", "tried whole"))
+            tried = "the shorter training at each rate" if whole else "a try of each rate"
             said.append(f"`{name}`: mean loss of its sizes on the validation part after {tried}, {told}{edge}.")
     return said
 
@@ -140,6 +151,7 @@ BESIDE = (
     ("elastic, rotated, 1", "untrained, rotated"),
     ("elastic, rotated, 1, 4 networks", "untrained, rotated"),
     ("elastic, rotated, 1, 4 networks", "elastic, rotated, 1"),
+    ("elastic, rotated, 1, 4 networks", "elastic, rotated, 1, tried whole"),
     ("elastic, rotated, 3, 4 networks", "untrained, rotated"),
     ("elastic, rotated, 3, 4 networks", "elastic, rotated, 3"),
     ("elastic, rotated, 12, 4 networks", "untrained, rotated"),
