@@ -1,8 +1,8 @@
 """Rows of a results file against each other, in words.
 
 A comparison of two rows at a size: better or worse where the mean test accuracies of the seeds differ by more than
-half a point and the ranges of the seeds do not meet; equal otherwise. Of one seed, where they differ by more than two
-points.
+half a point and the ranges of the seeds do not meet, and where one more seed of either was run, with that too; equal
+otherwise. Of one seed, where they differ by more than two points.
 """
 
 import json
@@ -19,20 +19,20 @@ class Table:
 
     Args:
         results: of the file.
-        again: of a file that holds one more seed of the same rows; its accuracies are put beside the others.
+        again: of a file that holds one more seed of the same rows; what does not hold with it is not said.
     """
 
     def __init__(self, results: dict, again: dict | None = None):
         self.results, self.rows = results, {row["row"]: row for row in results["rows"]}
-        self.verdicts: dict[tuple[str, str, str], str] = {}  # all that were asked for
-        for row in again["rows"] if again else ():
-            tests = self.rows[row["row"]]["test"]
-            self.rows[row["row"]] |= {"test": {label: tests[label] + values for label, values in row["test"].items()}}
+        self.more = {row["row"]: row["test"] for row in again["rows"]} if again else {}
+        self.verdicts: dict[
+            tuple[str, str, str], tuple[str, str]
+        ] = {}  # all asked for: of the seeds, and with one more
 
     @classmethod
-    def read(cls, name: str, again: bool = False) -> "Table":
-        names = [name, f"{name}_again"] if again else [name]
-        return cls(*(json.loads((RESULTS / f"{one}.json").read_text(encoding="utf-8")) for one in names))
+    def read(cls, name: str) -> "Table":
+        files = [RESULTS / f"{name}.json", RESULTS / f"{name}_again.json"]
+        return cls(*(json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()))
 
     def has(self, *rows: str) -> bool:
         return all(row in self.rows for row in rows)
@@ -52,22 +52,29 @@ class Table:
 
         A row that measures one size alone is compared at that.
         """
-        verdict, difference = self._compared(one, other, label)
-        self.verdicts[one, other, label] = verdict
-        return verdict, difference
+        before, difference = verdict(*(self._tests(row, label, more=False) for row in (one, other)))
+        after, _ = verdict(*(self._tests(row, label, more=True) for row in (one, other)))
+        self.verdicts[one, other, label] = before, after
+        return before if before == after else "equal", difference
 
-    def _compared(self, one: str, other: str, label: str) -> tuple[str, float]:
-        tests = self.rows[other]["test"]
-        a, b = self.rows[one]["test"][label], tests.get(label) or next(iter(tests.values()))
-        difference = statistics.mean(a) - statistics.mean(b)
-        least = LEAST if min(len(a), len(b)) > 1 else LEAST_OF_ONE
-        if abs(difference) <= least or max(min(a), min(b)) <= min(max(a), max(b)):
-            return "equal", difference
-        return "better" if difference > 0 else "worse", difference
+    def _tests(self, row: str, label: str, more: bool) -> list[float]:
+        """Of the seeds at a size, or at the only one there is."""
+        tests = self.rows[row]["test"]
+        label = label if label in tests else next(iter(tests))
+        return tests[label] + (self.more.get(row, {}).get(label, []) if more else [])
 
     def against(self, one: str, other: str) -> str:
         """Over all sizes of a row, such as: better at 3 of 4 by 0.6 to 2.1 points, equal at 1 of 4."""
         return counted([self.compare(one, other, label) for label in self.labels(one)])
+
+
+def verdict(one: list[float], other: list[float]) -> tuple[str, float]:
+    """Accuracies of seeds against others', and the difference of the means."""
+    difference = statistics.mean(one) - statistics.mean(other)
+    least = LEAST if min(len(one), len(other)) > 1 else LEAST_OF_ONE
+    if abs(difference) <= least or max(min(one), min(other)) <= min(max(one), max(other)):
+        return "equal", difference
+    return "better" if difference > 0 else "worse", difference
 
 
 def counted(pairs: list[tuple[str, float]]) -> str:

@@ -295,8 +295,6 @@ def bullets(sentences: Callable[[], list[str]]) -> str:
 def bundle_or_alone() -> str:
     """What a bundle costs, and what it is worth beside its sizes alone, in the computed sentences."""
     said = [said for said in sizes() if said.startswith(("The bundle (", "Against", "At the cost of"))]
-    (again,) = (said for said in sizes(Table.read("sizes_fashion", again=True)) if said.startswith("Against these"))
-    said.append(f"With a fourth seed it is, against those of the largest one's epochs, {again.partition(' is ')[2]}")
     return "\n".join(textwrap.wrap(" ".join(said), 119))
 
 

@@ -4,6 +4,7 @@ python tests/benchmarks/sentences.py          prints them; render_readme.py puts
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 
 from comparing import LEAST, RESULTS, Table, counted, points, with_range
@@ -167,14 +168,13 @@ PAIRS = (
 
 
 def fourth_seed() -> list[str]:
-    """Whether what is said of three seeds holds with one more."""
+    """Whether what three seeds say holds with one more."""
     said = []
     for name, sentences in (("schedules_fashion", schedules), ("sizes_fashion", sizes)):
-        if (RESULTS / f"{name}_again.json").is_file():
-            three, four = Table.read(name), Table.read(name, again=True)
-            sentences(three), sentences(four)
-            said.append(f"`{name}.json`: {stayed(three.verdicts, four.verdicts)}.")
-    return said or ["Still to be run."]
+        table = Table.read(name)
+        sentences(table)
+        said.append(f"`{name}.json`: {stayed(table.verdicts)}.")
+    return said
 
 
 def cifar() -> list[str]:
@@ -182,13 +182,16 @@ def cifar() -> list[str]:
     return sizes(Table.read("sizes_cifar"))
 
 
-def stayed(before: dict[tuple[str, str, str], str], after: dict[tuple[str, str, str], str]) -> str:
-    """How many verdicts are the same, and which are not."""
-    changed = [key for key in before if after[key] != before[key]]
-    told = [f"`{key[0]}` against `{key[1]}`, {key[2]}, from {before[key]} to {after[key]}" for key in changed]
-    turned = [key for key in changed if "equal" not in (before[key], after[key])]
-    said = f"{len(before) - len(changed)} of {len(before)} verdicts are the same with a fourth seed"
-    return f"{said}, {len(turned)} turned round; changed: {'; '.join(told)}" if told else said
+def stayed(verdicts: dict[tuple[str, str, str], tuple[str, str]]) -> str:
+    """How many verdicts are the same with one more seed, and of which rows some are not."""
+    changed = {key: pair for key, pair in verdicts.items() if pair[0] != pair[1]}
+    said = f"{len(verdicts) - len(changed)} of {len(verdicts)} verdicts of three seeds are the same with a fourth"
+    if not changed:
+        return said
+    turned = [pair for pair in changed.values() if "equal" not in pair]
+    rows = Counter((one, other) for one, other, _ in changed)
+    told = [f"`{one}` against `{other}` ({count})" for (one, other), count in rows.items()]
+    return f"{said}, {len(turned)} turn round; those that are not count as equal above: {', '.join(told)}"
 
 
 THAN = {"better": "better than", "worse": "worse than", "equal": "equal to"}
