@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import resource
+import shlex
 import shutil
 import statistics
 import sys
@@ -313,7 +314,11 @@ class Backbone:
     def collect(self) -> dict:
         line = f"python tests/benchmarks/backbone.py --data DATA --work DIR --scale {self.name}"
         files = {json.loads(file.read_text())["row"] for file in (self.work / "rows").glob("*.json")}
-        done = [self.finish(name) | {"command": f"{line} --rows '{name}'"} for name in self.rows if name in files]
+        done = [
+            self.finish(name) | {"command": f"{line} --rows {shlex.quote(name)}"}
+            for name in self.rows
+            if name in files
+        ]
         return {"command": line, "scale": self.name, "pictures": list(self.scale.pictures), "rows": done}
 
 

@@ -124,6 +124,8 @@ def collect(work: Path, file: Path) -> None:
     rows.sort(key=lambda row: (row["num_components"], STARTS.index(row["start"])))
     source = json.loads((work / "source" / "row.json").read_text())
     command = "python tests/benchmarks/conversion.py --data DATA --work DIR"
+    for row in rows:
+        row["command"] = f"{command} --rows '{row['num_components']} {row['start']}'"
     fit = {"rounds": ROUNDS["matched"], "passes": PASSES}
     write_json(file, {"command": command, "depth": DEPTH, "source": source, "fit": fit, "rows": rows})
 

@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -261,11 +262,15 @@ class Protocol:
             "validation": {key: [run["validation"][key] for run in runs] for key in row.measured},
             "test": {key: [test[key] for test in tests] for key in row.measured},
             "seconds": statistics.median(run["seconds"] for run in runs),
-            "hardware": device_name(make_accelerator(self.scale.training).device),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            **self.machine(),
         }
         write_json(file, entry)
         return entry
+
+    def machine(self) -> dict:
+        """What a row ran on."""
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return {"hardware": device_name(make_accelerator(self.scale.training).device), "versions": versions}
 
     def done(self) -> list[str]:
         """The rows whose runs are all there."""
@@ -278,12 +283,12 @@ class Protocol:
         if self.teacher:
             teacher = json.loads((self.work / "teacher" / "results.json").read_text())
             teacher |= {"macs": self.teacher_macs, "share": self.teacher_share}
-        line = f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name}"
+        line = self.line(command)
         return {
             "command": line,
             "protocol": self.described(),
             "teacher": teacher,
-            "rows": [self.finish(name) | {"command": f"{line} --rows '{name}'"} for name in done],
+            "rows": [self.finish(name) | {"command": f"{line} --rows {shlex.quote(name)}"} for name in done],
         }
 
     def again(self, name: str, seed: int) -> dict:
@@ -294,15 +299,22 @@ class Protocol:
         self.run(name, seed, rate)
         tests = self.accuracies(row, self.work / slug(name) / f"{seed}-{rate:g}", "test")
         entry = {"row": name, "rate": rate, "test": {label: [accuracy] for label, accuracy in tests.items()}}
+        entry |= self.machine()
         write_json(file, entry)
         return entry
 
     def collect_again(self, command: str, seed: int) -> dict:
         """What `again` has done, as a results file."""
         done = [name for name in self.done() if (self.work / slug(name) / f"again-{seed}.json").is_file()]
-        line = f"python tests/benchmarks/{command} --data DATA --work DIR --scale {self.name} --seed {seed}"
+        line = f"{self.line(command)} --seed {seed}"
         described = self.described() | {"seeds": [seed]}
-        return {"command": line, "protocol": described, "rows": [self.again(name, seed) for name in done]}
+        rows = [self.again(name, seed) | {"command": f"{line} --rows {shlex.quote(name)}"} for name in done]
+        return {"command": line, "protocol": described, "rows": rows}
+
+    def line(self, command: str) -> str:
+        """What runs this table."""
+        bundle = " --bundle BUNDLE" if self.bundle else ""
+        return f"python tests/benchmarks/{command} --data DATA{bundle} --work DIR --scale {self.name}"
 
     def described(self) -> dict:
         """What rows must have in common to stand in one table."""
