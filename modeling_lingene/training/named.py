@@ -52,12 +52,10 @@ RECIPES = {
         workers=16,
     ),
 }
-# Cost and expected number of each, or that it was never run.
+# Where the numbers of each are, or that it has none.
 ABOUT = {
     "digits": "`lingene quickstart`: one run, every prefix at three depths. tests/benchmarks/results/quickstart.json.",
-    "fashion_mnist": (
-        "One run, every prefix at three depths. tests/benchmarks/README.md has a shorter one with a teacher."
-    ),
+    "fashion_mnist": "One run, every prefix at three depths. Not measured; fashion_mnist_sizes has widths as well.",
     "fashion_mnist_sizes": (
         "One run, every prefix at four widths and three depths: hub_cards/lingene-fashion-mnist. "
         "tests/benchmarks/README.md has a shorter one with a teacher, beside each size trained alone."

@@ -1,4 +1,4 @@
-"""Named runs as Python functions and values. Each says cost and expected number, or that it was never run.
+"""Named runs as Python functions and values.
 
 quickstart("out")                                      digits, from images to measured sizes
 decompose(RECIPES["digits"], "out")                    any recipe, from images to a measured bundle

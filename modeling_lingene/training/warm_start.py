@@ -26,11 +26,11 @@ from .decomposition import DecompositionSettings
 
 logger = logging.get_logger(__name__)
 
-# Learning rates at 128 images a step; tests/test_evidence.py ties them to what was measured. Of what has
-# learned already, with labels: that of conversions that lost little (conversion/report.py); without.
+# Learning rates at 128 images a step; tests/test_evidence.py ties all but the first to what was measured. Of what has
+# learned already, with labels: that of conversions that lost little (conversion/report.py), set by hand; without.
 CONVERTED_RATE, UNLABELLED_RATE = 1e-4, 3e-5
 # Of new weights, times the channels (of a Swin those of the first stage): Adam's best rate falls as a network gets
-# wider (muP, Yang et al. 2022, arXiv 2203.03466). Measured at 64 channels, and at 32 of a Swin.
+# wider (muP, Yang et al. 2022, arXiv 2203.03466). Measured at 16 to 64 channels, and at 32 of a Swin.
 NEW_RATES = {"vit": 0.256, "swin": 0.016}
 
 

@@ -8,15 +8,16 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 from comparing import Table, points, with_range
 from converted import backbone_rows, rates
 from scales import SCALES, label
-from sentences import SENTENCES, sizes
+from sentences import DEFAULT_ROW, SENTENCES, sizes
 
 from modeling_lingene.measuring.tables import size_table
-from modeling_lingene.training.warm_start import new_rate
+from modeling_lingene.training.warm_start import NEW_RATES, new_rate
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +49,8 @@ SHOWN = {
     "simultaneous": "all components at once (`--schedule simultaneous`)",
     "incremental, paper": "more and more of them, the paper's (`--method lindec`)",
     "incremental": "the same, our coefficients (`--schedule incremental`)",
-    "incremental, outside frozen": "the same, what lies outside frozen (`--freeze-outside`)",
+    "incremental, degree weight 1": "the same, coefficients divided by degree + 1 (`--degree-weight 1`)",
+    "incremental, outside frozen": "coefficients undivided, what lies outside frozen (`--freeze-outside`)",
     "elastic, degree weight 1": "one run, every prefix drawn, one network a step (`--networks 1`)",
     "elastic, degree weight 1, 4 networks": "the same, four networks share the images of a step: the default",
 }
@@ -122,21 +124,27 @@ def elastic_table() -> str:
 
 
 def sizes_table(ways: dict[str, str] | None = None, results: str = "sizes_fashion") -> str:
-    """The rows by these names, in their order, or all that are measured; what is trained alone, in one line."""
+    """The rows by these names, in their order, or all that are measured; what is trained alone, in one line. Means of
+    the seeds, and how far these lie apart at most.
+    """
     table = Table.read(results)
     scale = SCALES[table.results["protocol"]["scale"]]
-    lines = [f"| training | cost | {' | '.join(f'width {width}' for width in scale.widths)} |"]
-    lines.append("|---|---:|" + "---:|" * len(scale.widths))
+    several = len(table.results["protocol"]["seeds"]) > 1
+    columns = ["training", "cost", *(["seeds apart"] if several else []), *(f"width {one}" for one in scale.widths)]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     bundles = [name for name in table.rows if name != "dense" and not name.startswith("alone")]
     for row in ways or ("alone", "alone, long", *bundles):
-        cells, names = [], set()
+        cells, names, apart = [], set(), []
         for width in scale.widths:
             found = [(_row_of(table, row, label(depth, width)), label(depth, width)) for depth in scale.depths]
             names |= {name for name, _ in found if name}
+            seeds = [table.rows[name]["test"][size] for name, size in found if name]
+            apart += [max(accuracies) - min(accuracies) for accuracies in seeds]
             cells.append(" / ".join(points(table.mean(name, size)) if name else "-" for name, size in found))
         if names:
             cost = sum(table.rows[name]["cost"] for name in names)
-            lines.append(f"| {ways[row] if ways else row} | {cost:.2f} | {' | '.join(cells)} |")
+            before = [ways[row] if ways else row, f"{cost:.2f}", *([points(max(apart))] if several else [])]
+            lines.append(f"| {' | '.join([*before, *cells])} |")
     return "\n".join(lines)
 
 
@@ -266,12 +274,27 @@ def new_rates() -> str:
             best = max(tried, key=tried.get)
             beside = "" if best == default else f", {points(tried[best])} at {best:g}"
             said.append(f"`{name}` ({what}) {points(tried[default])} % at {default:g}{beside}")
+    behind = {name: max(tried.values()) - tried[rate] for name, rate, tried in narrow_rates()}
     text = (
-        "Where no learning rate is given, new weights learn at 0.256 / channels, of a Swin at 0.016 / channels of the "
-        f"first stage. Validation accuracy of the first seed at this rate, and at the best: {'; '.join(said)}. Other "
-        "widths were not measured."
+        f"Where no learning rate is given, new weights learn at {NEW_RATES['vit']:g} / channels, of a Swin at "
+        f"{NEW_RATES['swin']:g} / channels of the first stage. Validation accuracy of the first seed at this rate, "
+        f"and at the best: {'; '.join(said)}. Of {len(behind)} ViTs of 16 and 32 channels, trained alone, it is "
+        f"{points(min(behind.values()))} to {points(max(behind.values()))} points below the best of the rates that "
+        "were tried. Wider networks were not measured."
     )
     return "\n".join(textwrap.wrap(text, 119))
+
+
+def narrow_rates() -> list[tuple[str, float, dict[float, float]]]:
+    """ViTs narrower than those of `NEW_ROWS`: row, the default rate of its channels, accuracy at every rate tried."""
+    found, whole = [], SCALES["fashion"].model.hidden_size
+    for name, row in Table.read("sizes_fashion").rows.items():
+        tried = {float(rate): accuracy for rate, accuracy in row["rates"].items()}
+        if name.startswith("alone, ") and "long" not in name:
+            rate = new_rate(int(whole * Fraction(name.rpartition(" ")[2])), False)
+            if rate in tried and rate > new_rate(whole, False):
+                found.append((name, rate, tried))
+    return found
 
 
 def _worth(row: dict) -> str:
@@ -295,6 +318,13 @@ def bullets(sentences: Callable[[], list[str]]) -> str:
 def bundle_or_alone() -> str:
     """What a bundle costs, and what it is worth beside its sizes alone, in the computed sentences."""
     said = [said for said in sizes() if said.startswith(("The bundle (", "Against", "At the cost of"))]
+    table, long = Table.read("sizes_fashion"), "alone, long, "
+    alone = [(name, name.removeprefix(long)) for name in table.rows if name.startswith(long)]
+    if alone and all(table.compare(DEFAULT_ROW, name, size)[0] == "worse" for name, size in alone):
+        said.append(
+            "A bundle is one file for many sizes, not the best network of each: where one size is all that is needed, "
+            "and there is time, train that alone."
+        )
     return "\n".join(textwrap.wrap(" ".join(said), 119))
 
 

@@ -93,7 +93,10 @@ def best_of(table: Table, schedule: str) -> str:
     return max(rows, key=lambda name: table.average(name, "validation"))
 
 
-def sizes(table: Table | None = None, bundle: str = "one, prefixes, 4 networks") -> list[str]:
+DEFAULT_ROW = "one, prefixes, 4 networks"  # of `sizes_*.json`
+
+
+def sizes(table: Table | None = None, bundle: str = DEFAULT_ROW) -> list[str]:
     """The default bundle against its sizes alone, and against the other samplings."""
     table = table or Table.read("sizes_fashion")
     said = protocol(table)
