@@ -111,9 +111,14 @@ def _print_encoder(rows: list[dict], out: Path) -> None:
     """The sizes of a run without labels, the smallest loss first."""
     from ..measuring.tables import aligned_table, readable
 
-    lines = [["depth", "width", "components", "loss", "parameters", "MACs"]]
+    agreed = "cosine" in rows[0]
+    lines = [["depth", "width", "components", "loss", *["cosine", "of patches"] * agreed, "parameters", "MACs"]]
     for row in sorted(rows, key=lambda row: row["feature_loss"]):
-        size = [str(row[name]) for name in ("depth", "width_ratio", "num_components")]
-        lines.append([*size, f"{row['feature_loss']:.4g}", readable(row["params"]), readable(row["macs"])])
+        cells = [str(row[name]) for name in ("depth", "width_ratio", "num_components")]
+        cells.append(f"{row['feature_loss']:.4g}")
+        cells += [f"{row[name]:.3f}" for name in ("cosine", "patch_cosine")] if agreed else []
+        lines.append([*cells, readable(row["params"]), readable(row["macs"])])
     print(f"\n{aligned_table(lines)}\n\nbundle   {out / 'bundle'}\nnumbers  {out / 'results.json'}")
+    if agreed:
+        print(f"plot     {out / 'sizes.png'}")
     print(f"next     lingene sweep {out / 'bundle'} --data SET   k-NN with labels, or --metric cosine")

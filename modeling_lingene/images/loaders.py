@@ -52,6 +52,19 @@ class Layout:
         """Of one optimiser step, all processes together."""
         return self.batch_size * self.accumulation * self.processes
 
+    def steps(self, count: int) -> int:
+        """Optimiser steps of an epoch of so many images; those that do not fill one wait for another epoch's order.
+
+        Raises:
+            ValueError: one step needs more images than there are.
+        """
+        if self.images > count:
+            raise ValueError(
+                f"`batch_size` {self.batch_size} makes {self.images} images a step, and there are {count} to train "
+                "on; use a smaller one."
+            )
+        return count // self.images
+
     def parts(self) -> list[slice]:
         """This process's shares of a step's images, one per forward pass."""
         starts = [(part * self.processes + self.process) * self.batch_size for part in range(self.accumulation)]
@@ -85,16 +98,8 @@ class _Source:
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(derived_seed(seed, "order")))
 
     def steps(self, layout: Layout) -> int:
-        """Optimiser steps of an epoch; images that do not fill one are left for another epoch's order.
-
-        Raises:
-            ValueError: one step needs more images than there are.
-        """
-        if layout.images > len(self):
-            raise ValueError(
-                f"`batch_size` {layout.batch_size} makes {layout.images} images a step, and there are {len(self)}."
-            )
-        return len(self) // layout.images
+        """Optimiser steps of an epoch; errors as for `Layout.steps`."""
+        return layout.steps(len(self))
 
     def _finish(self, pixels: torch.Tensor, labels: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
         """uint8 (b, 3, h, w) on the device -> augmented, normalised, mixed."""

@@ -38,7 +38,7 @@ from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop
 from .losses import Objective
 from .named import RECIPES
-from .processes import decided_on_main, make_accelerator
+from .processes import decided_on_main, layout, make_accelerator
 from .record import training_facts
 from .settings import ModelSettings, Recipe
 from .steps import TrainingSettings
@@ -95,7 +95,9 @@ def decompose(
 ) -> list[dict]:
     """Train a bundle, measure every prefix of its components at every trained depth, write card, table and picture.
 
-    On several processes all call it alike; the main one writes.
+    On several processes all call it alike; the main one writes. What learns without labels from itself, no teacher
+    named, is measured by the cosine with the bundle that it began as, on the pictures held out; where a teacher is
+    named, whose channels may mean something else, sizes have their losses alone.
 
     Args:
         recipe: what to run.
@@ -108,8 +110,8 @@ def decompose(
         threads: for the latency on a CPU.
 
     Returns:
-        The rows of `sizes.json`; with the objective `features` the loss of every size on the validation part, in rows
-        that stand in `results.json` alone.
+        The rows of `sizes.json`, with the objective `features` each with its loss on the validation part; with that
+        and a named teacher rows that stand in `results.json` alone.
 
     Raises:
         ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
@@ -125,8 +127,9 @@ def decompose(
         return []
     device = accelerator.device
     images = start.source.images.name
-    if not recipe.unlabelled:
-        rows = _measured(recipe, start, out / "bundle", threads, str(device))
+    if not (recipe.unlabelled and recipe.teacher):
+        losses, rows = rows, _measured(recipe, start, out / "bundle", threads, str(device))
+        rows = [{**loss, **row} for loss, row in zip(losses, rows, strict=True)] if losses else rows
         title = title or f"One bundle on {images}: every size"
         plot_sizes(rows, out / "sizes.png", title)
         for plot, picture in zip((plot_sizes, plot_heat), SIZE_PICTURES):  # of its card
@@ -257,7 +260,7 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
     recipe.decomposition.check(
         begun.config if begun else recipe.model.network(**recipe.model.shape(recipe.decomposition))
     )  # before data is read
-    source, validation, test = _sources(recipe, accelerator.device, begun)
+    source, validation, test = _sources(recipe, accelerator, begun)
     train = source.images
     if WHOLE in (train.split, test.split):
         raise ValueError(
@@ -280,8 +283,9 @@ def _named_as(train: LabelledImages, part: LabelledImages, recipe: Recipe) -> La
     return as_the_model_has_them(part, names, f"The split {train.split} of `data`", recipe.relabel)
 
 
-def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | None) -> tuple:
+def _sources(recipe: Recipe, accelerator: Accelerator, begun: RecomposingModel | None) -> tuple:
     """The training images as a source of batches, those for validation (or None) and those for the end."""
+    device = accelerator.device
 
     def processor(height: int) -> Any:
         return (
@@ -294,6 +298,7 @@ def _sources(recipe: Recipe, device: torch.device, begun: RecomposingModel | Non
         opened = open_stream(recipe.data, processor, recipe.augmentation, recipe.epoch_images, device, recipe.workers)
         return opened, validation, test
     train, validation, test = open_parts(recipe.data, recipe.validation_share, recipe.validation_seed)
+    layout(accelerator, recipe.training).steps(len(train))
     made = processor(train.images[0].size[1])
     return training_images(train, made, recipe.augmentation, device, recipe.workers), validation, test
 
@@ -324,8 +329,10 @@ def _sizes(recipe: Recipe, start: "_Start | UnlabelledStart") -> list[tuple]:
 
 def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, device: str) -> list[dict]:
     """Measures those sizes into the bundle's `sizes.json`."""
-    held_out = batches(start.test, start.source.processor, 128)
-    rows = measure_sizes(bundle, held_out, _sizes(recipe, start), threads=threads, device=device)
+    images, metric = (start.held_out.images, "cosine") if recipe.unlabelled else (start.test, None)
+    held_out, asked = batches(images, start.source.processor, 128), {"threads": threads, "device": device}
+    asked |= {"metric": metric, "reference": recipe.init if recipe.unlabelled else None}
+    rows = measure_sizes(bundle, held_out, _sizes(recipe, start), **asked)
     write_sizes(bundle, rows)
     return rows
 

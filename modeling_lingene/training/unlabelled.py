@@ -24,6 +24,7 @@ from ..readout import Readout, read_readout, write_readout
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
 from .features import FEATURE_LOSS, FeatureStudent, check_tokens, feature_metric, fit_heads
 from .loop import TrainingLoop
+from .processes import layout
 from .settings import Recipe
 from .token_cache import CachedTokens, check_cache, open_cache
 from .warm_start import fit_sizes, processor_of, start_of
@@ -85,6 +86,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         check_tokens(encoder.config)
         recipe.decomposition.check(encoder.config)
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
+    layout(accelerator, recipe.training).steps(len(pictures))
     torch.manual_seed(recipe.training.seed)
     if encoder is None:
         config = recipe.model.config(pictures, recipe.decomposition, labelled=False)

@@ -16,9 +16,12 @@ from transformers import AutoModel, ViTModel
 
 import helpers
 from modeling_lingene import LinGeneConfig
-from modeling_lingene.folders import bundle_weights_id
+from modeling_lingene.budget_lingene import TIMING
+from modeling_lingene.folders import bundle_weights_id, read_processor
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.batches import batches, image_processor
+from modeling_lingene.images.data import split_off
+from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop
@@ -66,8 +69,10 @@ def recipe(data: Path, init: Path | str = "", schedule: str = "elastic", **chang
 
 
 def trained(out: Path, *asked, **changes) -> list[dict]:
+    """The rows of a run, without what a clock says."""
     with pytest.warns(UserWarning, match="1 left out of .*notes.txt"):
-        return recipes.decompose(recipe(*asked, **changes), out)
+        rows = recipes.decompose(recipe(*asked, **changes), out)
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
 def history(out: Path) -> list[dict]:
@@ -101,12 +106,39 @@ def test_a_folder_of_pictures_and_a_bundle_are_all_that_a_run_needs(tmp_path, ph
         (depth, width, count) for depth in (2, 4) for width in ("1/2", "1") for count in (2, 4)
     }
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert results["sizes"] == rows and all(row["split"] == "validation" for row in rows)
-    assert not (bundle / "sizes.json").exists() and (bundle / "README.md").is_file()
+    stored_rows = [{key: value for key, value in row.items() if key not in TIMING} for row in results["sizes"]]
+    assert stored_rows == rows and all(row["split"] == "validation" for row in rows)
+    kept = json.loads((bundle / "sizes.json").read_text(encoding="utf-8"))["sizes"]
+    assert [row["cosine"] for row in kept] == [row["cosine"] for row in rows]
+    assert (bundle / "README.md").is_file() and (tmp_path / "sizes.png").is_file()
     full = next(row for row in rows if (row["depth"], row["width_ratio"], row["num_components"]) == (4, "1", 4))
     assert full["feature_loss"] == pytest.approx(history(tmp_path)[-1]["feature_loss"], abs=1e-6)
     whole = AutoModel.from_pretrained(bundle)
     assert full["params"] == sum(parameter.numel() for parameter in whole.parameters())
+
+
+def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, init):
+    """The cosine of every size with the bundle that it began as, on the pictures held out; a budget chooses by it. The
+    channels of a teacher that is named may mean something else: then there is none."""
+    rows = trained(tmp_path / "own", photos, init, widths=("1/2",), epochs=1, learning_rate=1e-9)
+    by_size = {(row["depth"], row["width_ratio"], row["num_components"]): row for row in rows}
+    row, whole = by_size[4, "1", 4], AutoModel.from_pretrained(init).eval()
+    assert row["metric"] == "cosine" and row["cosine"] > 0.9999 and row["patch_cosine"] > 0.9999
+    narrow, bundle = by_size[4, "1/2", 4], tmp_path / "own" / "bundle"
+    small = AutoModel.from_pretrained(bundle, width_ratio="1/2").eval()
+    with pytest.warns(UserWarning, match="1 left out of .*notes.txt"):
+        held = split_off(load_pictures(str(photos), "train"), recipes.Recipe(data="").validation_share, 0)[1]
+    with torch.no_grad():
+        pixels = torch.cat([batch["pixel_values"] for batch in batches(held, read_processor(bundle), 8)])
+        found, expected = (model(pixels).last_hidden_state for model in (small, whole))
+    cosine = torch.cosine_similarity(found, expected[..., :24], dim=-1)
+    assert narrow["cosine"] == pytest.approx(float(cosine[:, 0].mean()), abs=1e-5)
+    assert narrow["patch_cosine"] == pytest.approx(float(cosine[:, 1:].mean()), abs=1e-5)
+    chosen = AutoModel.from_pretrained(bundle, max_params=narrow["params"])
+    assert chosen.config.hidden_size == 24
+    taught = trained(tmp_path / "taught", photos, init, teacher=str(init), epochs=1)
+    assert not any("cosine" in row for row in taught) and all("feature_loss" in row for row in taught)
+    assert not (tmp_path / "taught" / "bundle" / "sizes.json").exists()
 
 
 def test_the_bundle_begins_with_what_it_knows_and_learns_its_sizes_from_it(tmp_path, photos, init):
@@ -248,6 +280,10 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
         ({"cache_teacher": True, "flip": True}, "`cache_teacher` needs images that are the same"),
         ({"mask_share": 0.3}, "`mask_share` .* family has none"),
         ({"widths": ("1/3",)}, "`widths`"),
+        (
+            {"batch_size": 37},
+            "`batch_size` 37 makes 37 images a step, and there are 36 to train on; use a smaller one",
+        ),
     ],
 )
 def test_what_a_run_cannot_have_is_refused_before_a_picture_is_decoded(

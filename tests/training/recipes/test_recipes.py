@@ -166,6 +166,19 @@ def test_a_set_of_a_single_class_is_called_that(folders, tmp_path):
     assert not (tmp_path / "out" / "bundle").exists()
 
 
+def test_fewer_images_than_a_step_takes_are_refused_before_one_is_decoded(folders, tmp_path, monkeypatch):
+    """Decoding may take minutes."""
+
+    def never(*_):
+        raise AssertionError("was decoded")
+
+    monkeypatch.setattr(recipes, "training_images", never)
+    recipe = tiny_recipe(folders)
+    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=999))
+    with pytest.raises(ValueError, match="`batch_size` 999 makes 999 images a step, and there are .* use a smaller"):
+        recipes.decompose(recipe, tmp_path / "out")
+
+
 def test_every_recipe_describes_a_model_and_a_schedule_that_fit_together():
     """Also those that nobody can run here: a misprint would show after the download of a million images."""
     for recipe in RECIPES.values():
