@@ -21,7 +21,7 @@ from .fitting import ROUNDS, fit_block, fold_norms, order_components
 from .matching import PASSES, match
 from .moments import Stack, moments, stacks_of
 from .ordering import sort_width
-from .report import measure_counts
+from .report import measure_counts, tokens_of
 from .sources import Source, changed
 
 
@@ -82,6 +82,8 @@ class Calibration:
         """Errors at every number of components; and, for the depths asked for, the layers chosen."""
         stacks, parts, table = self._found(folder, config)
         shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
+        if not self.source.head:
+            expected = tokens_of(self.source.stock().to(self.device), shown)
         with progress_bar(total=table.shape[1], desc="measuring", unit="count") as bar:
             rows = measure_counts(
                 folder, self.source.head, stacks, parts, table, shown, expected, self.device, bar.update

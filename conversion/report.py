@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..folders import read_config
 from ..kept import is_model, kept, last_row
 from ..kinds import model_class
-from ..measuring.judging import mean_and_low
+from ..measuring.features import class_and_patches
+from ..measuring.judging import agreement, cosines
 from ..progress import quiet_loading
 from .calibration import class_outputs_of, distance
 from .moments import Stack
@@ -29,6 +31,7 @@ COLUMNS = {
     "agreement": "agreement",
     "cosine": "cosine",
     "cosine_p5": "5th percentile",
+    "patch_cosine": "of patches",
 }
 COUNT_LEGEND = {
     "layers": "relative error of what all maps of the layers give",
@@ -37,6 +40,7 @@ COUNT_LEGEND = {
     "KL": "divergence of the class probabilities, nats",
     "agreement": "images of the source's class",
     "cosine": "of the class token with the source's, mean over images",
+    "of patches": "the same of the patch tokens",
 }
 
 
@@ -56,9 +60,21 @@ def logit_error(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]
 @torch.no_grad()
 def outputs(folder: Path, head: bool, pixel_values: torch.Tensor, device: str = "cpu", **size) -> torch.Tensor:
     """Logits, or class tokens, of a size of a bundle as a user loads it."""
+    return class_outputs_of(_loaded(folder, head, device, **size), pixel_values)
+
+
+def _loaded(folder: Path, head: bool, device: str, **size) -> nn.Module:
     with quiet_loading():
         model = model_class(read_config(folder), head).from_pretrained(folder, dtype=torch.float32, **size)
-    return class_outputs_of(model.eval().to(device), pixel_values)
+    return model.eval().to(device)
+
+
+@torch.no_grad()
+def tokens_of(model: nn.Module, pixel_values: torch.Tensor, batch_size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class tokens (n, d) and patch tokens (n, p, d) of many images, on the CPU."""
+    found = [[part.cpu() for part in class_and_patches(model, images)] for images in pixel_values.split(batch_size)]
+    tokens, patches = zip(*found)
+    return torch.cat(tokens), torch.cat(patches)
 
 
 def measure_counts(
@@ -68,7 +84,7 @@ def measure_counts(
     components: Mapping[str, torch.Tensor],
     table: torch.Tensor,
     pixel_values: torch.Tensor,
-    expected: torch.Tensor,
+    expected: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
     device: str,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict]:
@@ -79,13 +95,13 @@ def measure_counts(
         components: by part (n, o, i).
         table: (l, n).
         pixel_values: calibration images.
-        expected: the source's logits or class tokens for them.
+        expected: the source's logits for them, or without a classifier its tokens, as of `tokens_of`.
 
     Returns:
         Rows of num_components, activation_residual and weight_residual (relative, Frobenius norms, all maps together
         and per part; that of weights says nothing of how good a fit is, and may grow as it gets better),
-        relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without one cosine of
-        the class token with the source's, mean over images and 5th percentile.
+        relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without one cosines of
+        the class token and of the patch tokens with the source's, mean over images and 5th percentile.
     """
     rows = []
     for count in range(1, table.shape[1] + 1):
@@ -95,15 +111,17 @@ def measure_counts(
             squares = _squares(stack, layers)
             totals += squares
             parts[part] = dict(zip(("activations", "weights"), _ratio(squares)))
-        found = outputs(folder, head, pixel_values, device, num_components=count)
+        model = _loaded(folder, head, device, num_components=count)
+        found = class_outputs_of(model, pixel_values) if head else tokens_of(model, pixel_values)
         activations, weights = _ratio(totals)
         row = {"num_components": count, "activation_residual": activations, "weight_residual": weights}
-        row["relative_logit_error"] = logit_error(found, expected)["relative_logit_error"]
+        answers = (found, expected) if head else (found[0], expected[0])
+        row["relative_logit_error"] = logit_error(*answers)["relative_logit_error"]
         if head:
             row["divergence"] = distance(found, expected, head)
             row["agreement"] = float((found.argmax(-1) == expected.argmax(-1)).double().mean())
         else:
-            row["cosine"], row["cosine_p5"] = mean_and_low(torch.cosine_similarity(found, expected, dim=-1))
+            row |= agreement(cosines(found, expected))
         rows.append({**row, "parts": parts})
         progress()
     return rows

@@ -231,16 +231,20 @@ def test_without_a_classifier_a_fit_is_measured_on_the_class_token(tmp_path, pho
     rows, values = report["calibration"]["rows"], pixels(photos)
     assert all("agreement" not in row and "divergence" not in row for row in rows)
     small = AutoModel.from_pretrained(tmp_path / "bundle").eval()
-    found, expected = (one(values).last_hidden_state[:, 0] for one in (small, model))
+    tokens = [one(values).last_hidden_state for one in (small, model)]
+    found, expected = (one[:, 0] for one in tokens)
     assert rows[-1]["relative_logit_error"] == pytest.approx(relative(found, expected), rel=1e-3)
     cosines = torch.nn.functional.cosine_similarity(found.double(), expected.double(), dim=-1).detach().numpy()
     assert rows[-1]["cosine"] == pytest.approx(cosines.mean(), abs=1e-5)
     assert rows[-1]["cosine_p5"] == pytest.approx(numpy.percentile(cosines, 5), abs=1e-5)
+    of_patches = torch.cosine_similarity(*(one[:, 1:].double() for one in tokens), dim=-1).mean(dim=1).detach().numpy()
+    assert rows[-1]["patch_cosine"] == pytest.approx(of_patches.mean(), abs=1e-5)
+    assert rows[-1]["patch_cosine_p5"] == pytest.approx(numpy.percentile(of_patches, 5), abs=1e-5)
     assert rows[0]["cosine"] < rows[-1]["cosine"] and report["compared"] == "class token"
     drawn = count_table(rows).splitlines()
     assert len(drawn) == 5 and all(word not in drawn[0] for word in ("agreement", "KL", "logits"))
     said = {part.partition(":")[0] for part in count_legend(rows).split("; ")}
-    assert said == {"layers", "class token", "cosine"} and report["checked_on"] == "calibration images"
+    assert said == {"layers", "class token", "cosine", "of patches"} and report["checked_on"] == "calibration images"
     assert "cosine" in drawn[0] and f"{rows[-1]['cosine']:.3g}" in drawn[-1]
     kept = report["calibration"]["depth_rows"][3]
     assert kept == sorted(set(kept)) and len(kept) == 3
