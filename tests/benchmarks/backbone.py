@@ -302,13 +302,15 @@ class Backbone:
         }
         if name.startswith("depths"):
             grid["depths"] = (*DEPTHS, DEPTH)
+        compared = not name.startswith("alone")  # whose channels are fewer
+        metrics = ("cosine,knn,probe", self.source) if compared else ("knn,probe",)
         return {
             "rate": rate,
             "rates": {f"{one:g}": loss for one, loss in tried.items()},
             "pictures": len(history) * round(0.95 * self.scale.pictures[0]),
             "seconds": round(sum(row["seconds"] for row in history), 1),
             "losses": [{key: row[key] for key in SHOWN} for row in losses],
-            "sizes": self.measured(bundle, "knn,probe", **grid),
+            "sizes": self.measured(bundle, *metrics, **grid),
         }
 
     def collect(self) -> dict:
