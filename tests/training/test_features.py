@@ -19,7 +19,9 @@ from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.training.decomposition import DecompositionSettings, phases
 from modeling_lingene.training.features import (
     FIT_IMAGES,
+    RIDGES,
     FeatureStudent,
+    chosen_map,
     feature_metric,
     features_loss,
     fit_heads,
@@ -86,10 +88,26 @@ def reference_tokens(width_ratio: str, depth: int = 6, **size) -> numpy.ndarray:
         return vit(helpers.images()).last_hidden_state.double().numpy()
 
 
+def ridge_reference(x: numpy.ndarray, y: numpy.ndarray, halves: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+    """Of all rows, with the ridge by which the maps of either half are best on the other; and that ridge."""
+
+    def fitted(x, y, ridge):
+        added = numpy.sqrt(ridge * numpy.square(x).sum(0).mean()) * numpy.eye(x.shape[1])
+        zeros = numpy.zeros((x.shape[1], y.shape[1]))
+        return numpy.linalg.lstsq(numpy.concatenate((x, added)), numpy.concatenate((y, zeros)))[0]
+
+    def error(ridge):
+        maps = [fitted(x[halves == one], y[halves == one], ridge) for one in (0, 1)]
+        return sum(numpy.square(x[halves != one] @ maps[one] - y[halves != one]).sum() for one in (0, 1))
+
+    best = min(RIDGES, key=error)
+    return fitted(x, y, best), best
+
+
 @pytest.mark.parametrize("isolated", [False, True])
 def test_heads_begin_as_least_squares_of_every_width_at_once(isolated):
-    """By numpy, on what the encoder gives, normed; the class token weighs as much as all patches in its
-    own head. The pictures are no more than are needed."""
+    """By numpy, on what the encoder gives, normed, with the ridge that is best for pictures left out; the class token
+    weighs as much as all patches in its own head. The pictures are no more than are needed."""
     widths = {"1/4": channels("1/4"), "1/2": channels("1/2", trailing=isolated), "1": channels("1")}
     fields = {"trained_width_ratios": list(widths), "isolated_activation": isolated}
     made, taken = student(MASKED, **fields), []
@@ -127,10 +145,22 @@ def test_heads_begin_as_least_squares_of_every_width_at_once(isolated):
         weight = numpy.ones(wanted.shape[:2])
         weight[:, 0] = PATCHES if term == "class_token" else 1
         weight = numpy.sqrt(weight.reshape(-1, 1))
-        found, *_ = numpy.linalg.lstsq(weight * normed, weight * wanted.reshape(-1, TEACHER), rcond=None)
+        halves = numpy.arange(FIT_IMAGES) // len(taken[0]) % 2  # one batch after the other
+        halves = numpy.tile(halves.repeat(1 + PATCHES), len(widths))
+        found, _ = ridge_reference(weight * normed, weight * wanted.reshape(-1, TEACHER), halves)
         given = torch.cat((one.linear.weight, one.linear.bias[:, None]), dim=1).detach().double().numpy().T
-        least, got = (numpy.square(weight * (normed @ x - wanted.reshape(-1, TEACHER))).mean() for x in (found, given))
-        assert least <= got < least * (1 + 1e-4)
+        assert numpy.linalg.norm(given - found) < 1e-5 * numpy.linalg.norm(found)
+
+
+@pytest.mark.parametrize("rows, noise, expected", [(30, 1.0, 1e-2), (400, 1e-3, 1e-6), (30, 30.0, 1.0)])
+def test_a_heads_ridge_is_the_one_that_is_best_for_what_was_left_out(rows, noise, expected):
+    """Few pictures ask for much of it; a fit that follows them ruins what learns behind it."""
+    draw = numpy.random.default_rng(0)
+    x, true = draw.normal(size=(2, rows, 20)), draw.normal(size=(20, 5))
+    y = x @ true + noise * draw.normal(size=(2, rows, 5))
+    halves = [[torch.tensor(x[one].T @ x[one]), torch.tensor(x[one].T @ y[one])] for one in (0, 1)]
+    found, best = ridge_reference(x.reshape(-1, 20), y.reshape(-1, 5), numpy.arange(2).repeat(rows))
+    assert best == pytest.approx(expected) and numpy.allclose(chosen_map(halves).numpy(), found, atol=1e-6)
 
 
 @pytest.mark.parametrize("width_ratio", WIDTHS)
