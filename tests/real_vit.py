@@ -72,4 +72,4 @@ def weights_of(graph) -> dict[str, torch.Tensor]:
     positions = [values[name].reshape(1, -1, SHAPE["hidden_size"]) for name in POSITIONS]
     weights["embeddings.position_embeddings"] = numpy.concatenate(positions, axis=1)
     weights["embeddings.mask_token"] = numpy.zeros((1, SHAPE["hidden_size"]), dtype=numpy.float32)
-    return {name: torch.from_numpy(numpy.ascontiguousarray(value)) for name, value in weights.items()}
+    return {name: torch.from_numpy(numpy.array(value)) for name, value in weights.items()}
