@@ -189,7 +189,7 @@ def pruning_times() -> str:
 
 BACKBONE = {
     "untrained, plain": "converted, untrained",
-    "untrained, sorted": "heads and units in one order for all layers, the stream as it is",
+    "untrained, sorted": "heads and units in order, channels as they are",
     "untrained, rotated": "`--sort`, untrained",
     "elastic, rotated, 12, 4 networks": "trained from there, every width and four depths",
     "alone, 1/2, 12, tried whole": "one width alone, from there, for as many pictures",
@@ -199,7 +199,7 @@ BACKBONE = {
 
 
 def backbone_table(names: dict[str, str] | None = None) -> str:
-    """Widths of the real ViT, and each width trained alone: k-NN and probe, percent; the rows by these names or all."""
+    """Widths of the real ViT, and each width trained alone: k-NN and probe, percent. Rows by these names, or all."""
     rows, widths = backbone_rows(), ("1/2", "2/3", "5/6", "1")
     lines = [f"| start or training | pictures | {' | '.join(f'width {width}' for width in widths)} |"]
     lines.append("|---|---:|" + "---:|" * len(widths))
