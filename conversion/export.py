@@ -118,7 +118,12 @@ def export(
     for package in FORMATS[to].packages:
         require(package)
     hub = {"revision": size["revision"]} if size.get("revision") else {}
-    model = _plain(bundle, to, size) if is_plain(bundle, **hub) else _sized(bundle, size, hub)
+    model = _plain(bundle, size) if is_plain(bundle, **hub) else _sized(bundle, size, hub)
+    if to == "timm" and model.config.model_type not in TIMM_NAMES:
+        raise ValueError(
+            f"`to` timm: {bundle} is a {model.config.model_type}, which is not written for timm; export to another "
+            "format."
+        )
     head = hasattr(model, "classifier")
     pictures, told = (None, "random images") if data is None else _pictures(bundle, model, data, hub)
     limit = TOLERANCES[weights] if tolerance is None else tolerance
@@ -149,20 +154,17 @@ def _sized(bundle: str | os.PathLike, size: dict, hub: dict) -> PreTrainedModel:
         return model_class(config, head).from_pretrained(bundle, dtype=torch.float32, **size).eval()
 
 
-def _plain(name: str | os.PathLike, to: str, asked: dict) -> PreTrainedModel:
+def _plain(name: str | os.PathLike, asked: dict) -> PreTrainedModel:
     """A model that is no bundle, as it is.
 
     Raises:
-        ValueError: a size is asked of it, or a format that has no such layers.
+        ValueError: a size is asked of it.
     """
     sizes = sorted(asked.keys() - {"revision"})
     if sizes:
         raise ValueError(f"`{sizes[0]}` chooses a size of a bundle, and {name} is a model by itself; leave it out.")
     with quiet_loading():
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
-    if to == "timm" and model.config.model_type not in TIMM_NAMES:
-        raise ValueError(f"`to` timm: {name} has layers that timm has not; export to another format.")
-    return model
+        return AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
 
 
 def _check_words(to: str, weights: str, tolerance: float | None) -> None:

@@ -1,5 +1,5 @@
 """Checkpoints of transformers: ViT (DeiT and DINO are stored as such), MSN, the encoders of MAE, DINOv2 with and
-without registers.
+without registers, the pictures' tower of CLIP.
 
 Acceptance is by list: a field, a tensor or a kind of model that does not stand here is refused by name. Names on disk
 are the long-standing ones, which transformers keeps writing whatever its modules are called.
@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
 from ..configuration_swin_lingene import SWIN_FIELDS, LinGeneSwinConfig
-from ..families_lingene import FAMILIES, Family, own_fields, own_name, own_shapes
+from ..families_lingene import FAMILIES, Family, own_fields, own_name, own_shapes, stock_class
 from ..folders import read_processor
 from ..progress import quiet_loading
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
@@ -53,6 +53,7 @@ class Kind:
         only: fields that must have one value -> that value, and what another would mean.
         left_out: patterns of tensors with no place in a bundle -> why that changes nothing.
         absent: tensors that may be missing and then are zero.
+        part: field of the configuration that holds that of the encoder, if it is of more.
     """
 
     family: str = "vit"
@@ -60,12 +61,29 @@ class Kind:
     only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
+    part: str = ""
 
     @property
     def row(self) -> Family:
         return FAMILIES[self.family]
 
 
+OTHER_TOWER = "it is of the text tower"
+PROJECTION = "it reads the pooled class token, which a bundle gives"
+CLIP = dict(
+    family="clip_vision_model",
+    # Older files name every setting of text generation in the configuration of the pictures' tower.
+    neutral=frozenset(
+        "projection_dim initializer_factor max_length num_beams num_beam_groups num_return_sequences "
+        "repetition_penalty length_penalty temperature top_k top_p typical_p tf_legacy_loss".split()
+    ),
+    only={"dropout": (0.0, "dropout of hidden states")},
+    left_out={
+        r"embeddings\.position_ids": "it counts positions",
+        r"text_model\..*|text_projection\.weight|logit_scale": OTHER_TOWER,
+        r"visual_projection\.weight": PROJECTION,
+    },
+)
 KINDS = {
     "vit": Kind(
         neutral=frozenset({"encoder_stride", "pooler_output_size", "pooler_act"}),
@@ -80,6 +98,8 @@ KINDS = {
     ),
     "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({"embeddings.mask_token"})),
     "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
+    "clip": Kind(**CLIP, part="vision_config"),
+    "clip_vision_model": Kind(**CLIP),
     "swin": Kind(
         family="swin",
         neutral=BACKBONE | {"encoder_stride", "hidden_size", "num_layers", "path_norm"},
@@ -98,7 +118,6 @@ REFUSED = {
     "data2vec-vision": "relative positions",
     "ijepa": "a model without a class token",
     "siglip_vision_model": "attention pooling, and no class token",
-    "clip_vision_model": "a norm before the blocks",
     "vit_hybrid": "a convolutional stem",
     "swinv2": "scaled cosine attention and continuous relative positions",
 }
@@ -117,8 +136,8 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
         OSError: nothing is there.
     """
     raw, _ = PretrainedConfig.get_config_dict(name)
-    kind = _kind(name, raw)
-    foreign = AutoConfig.from_pretrained(name)
+    kind, foreign = _kind(name, raw), AutoConfig.from_pretrained(name)
+    foreign = getattr(foreign, kind.part) if kind.part else foreign
     architecture = (raw.get("architectures") or [""])[0]
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
     head = classifies and not headless
@@ -144,7 +163,7 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
         outside={key: tensors[key] for key in outside},
         block=block,
         left_out=left_out,
-        reference=partial(_reference, name, head),
+        reference=partial(_reference, name, kind, head),
         processor=_processor(name),
     )
 
@@ -167,6 +186,7 @@ def _kind(name: str, raw: dict) -> Kind:
     if raw.get("auto_map"):
         raise ValueError(f"`auto_map` of {name}: a model with code of its own cannot be converted.")
     kind = KINDS[model_type]
+    raw = raw.get(kind.part, {}) if kind.part else raw
     for key, (value, meaning) in kind.only.items():
         if raw.get(key, value) != value:
             raise ValueError(f"`{key}` {raw[key]!r} of {name}: {meaning} cannot be expressed by a bundle.")
@@ -238,9 +258,13 @@ def _named(
     return own_shapes(kind.family, found), left_out
 
 
-def _reference(name: str, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _reference(name: str, kind: Kind, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model in transformers' own class, masking off."""
     options = {"attn_implementation": "eager", "dtype": torch.float32}
+    if kind.part:
+        with quiet_loading():
+            model = stock_class(kind.family, "encoder").from_pretrained(name, **options)
+        return partial(_outputs, model.eval())
     config = AutoConfig.from_pretrained(name)
     if config.model_type == "vit_mae":
         config.mask_ratio = 0.0

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..configuration_base_lingene import BundleConfig
-from ..families_lingene import has_class_token
+from ..families_lingene import FAMILIES
 from ..loading_lingene import stock_model
 
 
@@ -74,8 +74,9 @@ def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch
     output = model(pixel_values=pixel_values, **size)
     if hasattr(output, "logits"):
         return output.logits.float()
-    tokens = output.last_hidden_state
-    return (tokens[:, 0] if has_class_token(model.config) else tokens.mean(dim=1)).float()
+    family = FAMILIES.get(getattr(model.config, "family", model.config.model_type))  # None of MSN and MAE
+    pooled = output.pooler_output if family is not None and family.pools else output.last_hidden_state[:, 0]
+    return pooled.float()
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -94,6 +94,9 @@ class LinGeneConfig(BundleConfig):
         if self.family not in PLAIN_FAMILIES:
             raise ValueError(f"`family` must be one of {', '.join(PLAIN_FAMILIES)}, got {self.family!r}.")
         family = self.stands_for
+        for name, only in family.lacks.items():
+            if getattr(self, name) != only:
+                raise ValueError(f"`{name}` of the family {self.family} is {only}, got {getattr(self, name)!r}.")
         for name, none in FAMILY_FIELDS.items():
             if name not in family.fields and getattr(self, name) != none:
                 raise ValueError(f"`{name}` {getattr(self, name)!r} is no setting of the family {self.family}.")
@@ -107,7 +110,7 @@ class LinGeneConfig(BundleConfig):
                 f"`intermediate_size` of the family {self.family} must be a whole multiple of `hidden_size`: "
                 f"{self.intermediate_size} of {self.hidden_size} cannot be expressed; family vit takes any."
             )
-        for name in ("image_size", "patch_size") if family.interpolates else ():
+        for name in ("image_size", "patch_size") if family.square else ():
             height, width = sides(getattr(self, name))
             if height != width:
                 raise ValueError(
@@ -139,13 +142,15 @@ class LinGeneConfig(BundleConfig):
             shapes["embeddings.mask_token"] = (1, 1, d)
         if family.registers:
             shapes["embeddings.register_tokens"] = (1, self.num_register_tokens, d)
-        return shapes | {
+        shapes |= {
             "embeddings.position_embeddings": (1, prod(self.patch_grid) + 1, d),
             "embeddings.patch_embeddings.weight": (d, self.num_channels, *sides(self.patch_size)),
-            "embeddings.patch_embeddings.bias": (d,),
-            "layernorm.weight": (d,),
-            "layernorm.bias": (d,),
         }
+        if family.patch_bias:
+            shapes["embeddings.patch_embeddings.bias"] = (d,)
+        if family.norms_embeddings:
+            shapes |= {"embeddings.norm.weight": (d,), "embeddings.norm.bias": (d,)}
+        return shapes | {"layernorm.weight": (d,), "layernorm.bias": (d,)}
 
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {"classifier.weight": (self.num_labels, self.hidden_size), "classifier.bias": (self.num_labels,)}

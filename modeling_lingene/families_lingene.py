@@ -21,20 +21,29 @@ class Family:
     """One row.
 
     Args:
-        config, encoder, classifier, backbone: its classes in transformers; `backbone` is None where there is none.
+        config, encoder, classifier, backbone: its classes in transformers; the last two are None where there is none
+            of this configuration.
         prefix: of the encoder's tensors in a model with a head.
         parts: part of a block in a bundle -> its name in the family's files, below `blocks`.
+        outside: tensor outside the blocks -> its name in the family's files, where it is not the bundle's.
+        flat: such a tensor -> how many of its first dimensions, each 1, those files leave out.
         blocks: where layer `{layer}` lies in the family's files, in stage `{stage}` where there are any, from 0.
         stages: whether it is a network of stages of several widths, not one stack of layers.
         scales: part -> the LayerScale on its output; folded into the part by conversion, ones in what materialises.
         fields: of `LinGeneConfig`, beyond those of every family, that its configuration has under the same name.
+        renamed: field of `LinGeneConfig` -> its name in the family's configuration, where it is another.
+        lacks: field of `LinGeneConfig` that it has not -> what it is as if it were.
         fixed: field of its configuration -> the only value of it that a bundle expresses.
         mlp_ratio: whether its configuration has MLP units as a whole multiple of the hidden size.
         options: keywords that its encoder is loaded with.
-        interpolates: whether it takes images of any size, its positions, a square of them, following by themselves.
+        interpolates: whether it takes images of any size, its positions following by themselves.
+        square: whether its positions are a square of them.
         antialias: whether fewer positions are averages of more.
         inner_dropout: whether `hidden_dropout_prob` acts within blocks as well as on embeddings.
         pools: whether its `pooler_output` is the normed class token.
+        patch_bias: whether patches have a bias.
+        norms_embeddings: whether a LayerNorm stands before the blocks.
+        norms_tokens: whether its tokens are given normed; else only the class token in `pooler_output` is.
         mask_token: whether a token may stand in for patches that are masked.
         registers: whether there are tokens without positions between the class token and the patches.
         reads_patches: whether its head reads the mean of the patch tokens beside the class token.
@@ -42,21 +51,29 @@ class Family:
 
     config: str
     encoder: str
-    classifier: str
+    classifier: str | None
     backbone: str | None
     prefix: str
     parts: Mapping[str, str]
+    outside: Mapping[str, str] = field(default_factory=dict)
+    flat: Mapping[str, int] = field(default_factory=dict)
     blocks: str = "encoder.layer.{layer}."
     stages: bool = False
     scales: Mapping[str, str] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, Any] = field(default_factory=dict)
     mlp_ratio: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     interpolates: bool = False
+    square: bool = False
     antialias: bool = False
     inner_dropout: bool = True
     pools: bool = False
+    patch_bias: bool = True
+    norms_embeddings: bool = False
+    norms_tokens: bool = True
     mask_token: bool = False
     registers: bool = False
     reads_patches: bool = False
@@ -78,8 +95,10 @@ DINOV2 = dict(
     parts={**ATTENTION, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
     scales={"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"},
     fixed={"layerscale_value": 1.0, "use_swiglu_ffn": False},
+    flat={"embeddings.mask_token": 1},
     mlp_ratio=True,
     interpolates=True,
+    square=True,
     inner_dropout=False,
     pools=True,
     mask_token=True,
@@ -123,6 +142,37 @@ FAMILIES = {
         registers=True,
         **DINOV2,
     ),
+    "clip_vision_model": Family(
+        config="CLIPVisionConfig",
+        encoder="CLIPVisionModel",
+        classifier=None,  # its configuration is of two towers
+        backbone=None,
+        prefix="vision_model.",
+        parts={
+            **{f"attention.{part}": f"self_attn.{part[0]}_proj" for part in ("query", "key", "value")},
+            "attention.output": "self_attn.out_proj",
+            "norm1": "layer_norm1",
+            "norm2": "layer_norm2",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+        },
+        outside={
+            "embeddings.cls_token": "embeddings.class_embedding",
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "embeddings.patch_embeddings.weight": "embeddings.patch_embedding.weight",
+            **{f"embeddings.norm.{kind}": f"pre_layrnorm.{kind}" for kind in ("weight", "bias")},  # as it is spelt
+            **{f"layernorm.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")},
+        },
+        flat={"embeddings.cls_token": 2, "embeddings.position_embeddings": 1},
+        blocks="encoder.layers.{layer}.",
+        renamed={"attention_probs_dropout_prob": "attention_dropout"},
+        lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
+        square=True,
+        pools=True,
+        patch_bias=False,
+        norms_embeddings=True,
+        norms_tokens=False,
+    ),
     "swin": Family(
         config="SwinConfig",
         encoder="SwinModel",
@@ -148,6 +198,7 @@ FAMILIES = {
 # Stages are counted from 1, as transformers' backbones name them; a stage that no component stands for has own layers.
 STAGE = re.compile(r"stage(?P<stage>\d+)\.(?P<inner>.+)")
 OWN_LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<inner>.+)")
+SIDES = ("image_size", "patch_size")  # which families of square images have as one number
 # Fields of `LinGeneConfig` that not every family has, and what they are where it has not.
 FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden_states": True}
 FAMILY_FIELDS |= {"num_register_tokens": 0}
@@ -170,13 +221,33 @@ def layers_of(config: PretrainedConfig) -> int | str:
 
 
 def stock_class(family: str, kind: str) -> type[PreTrainedModel]:
-    """A family's `encoder`, `classifier` or `backbone` in transformers; loaded when it is asked for."""
-    return getattr(transformers, getattr(FAMILIES[family], kind))
+    """A family's `encoder`, `classifier` or `backbone` in transformers; loaded when it is asked for. Errors as for
+    `class_name`.
+    """
+    return getattr(transformers, class_name(family, kind))
+
+
+def class_name(family: str, kind: str) -> str:
+    """The name of a family's `encoder`, `classifier` or `backbone` in transformers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = getattr(FAMILIES[family], kind)
+    if name is None:
+        raise ValueError(
+            f"`family` {family} has no {kind} of one configuration in transformers: load it with AutoModel, train it "
+            "with --objective features."
+        )
+    return name
 
 
 def stock_config(family: str, fields: Mapping[str, Any]) -> PretrainedConfig:
     """A family's own configuration from fields of `LinGeneConfig` and of every configuration of transformers."""
-    row, fields = FAMILIES[family], dict(fields)
+    row = FAMILIES[family]
+    fields = {row.renamed.get(name, name): value for name, value in fields.items() if name not in row.lacks}
+    if row.square and not row.interpolates:  # which takes lists as well
+        fields |= {name: fields[name] if isinstance(fields[name], int) else fields[name][0] for name in SIDES}
     if row.mlp_ratio:
         fields["mlp_ratio"] = fields.pop("intermediate_size") // fields["hidden_size"]
     return getattr(transformers, row.config)(**fields, **row.fixed)
@@ -185,7 +256,8 @@ def stock_config(family: str, fields: Mapping[str, Any]) -> PretrainedConfig:
 def own_fields(family: str, config: PretrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:
     """The fields of `LinGeneConfig` that a family's own configuration says, of those named and of the family's."""
     row = FAMILIES[family]
-    found = {name: getattr(config, name) for name in (*names, *row.fields) if hasattr(config, name)}
+    theirs = {name: row.renamed.get(name, name) for name in (*names, *row.fields)}
+    found = {name: getattr(config, other) for name, other in theirs.items() if hasattr(config, other)} | row.lacks
     if row.mlp_ratio:
         found["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
     return found
@@ -204,9 +276,8 @@ def stock_weights(family: str, outside: Mapping, layers: Mapping[str, list], hea
     for key, tensor in outside.items():
         if key.startswith("classifier."):
             weights[key] = tensor
-        elif key == "embeddings.mask_token":
-            weights[prefix + key] = tensor.squeeze(0)
         else:
+            tensor = tensor.reshape(tensor.shape[row.flat.get(key, 0) :])
             weights[prefix + stock_name(family, key)] = tensor.flatten(-2) if ".downsample." in key else tensor
     if "classifier.patch_weight" in weights:
         halves = (weights["classifier.weight"], weights.pop("classifier.patch_weight"))
@@ -229,6 +300,8 @@ def stock_name(family: str, key: str, layer: int | None = None) -> str:
         layer: of a block tensor, from 0.
     """
     row = FAMILIES[family]
+    if key in row.outside:
+        return row.outside[key]
     found = STAGE.fullmatch(key)
     stage, inner = (int(found["stage"]) - 1, found["inner"]) if found else (None, key)
     own = OWN_LAYER.fullmatch(inner)
@@ -250,6 +323,9 @@ def own_name(family: str, name: str, stacks: tuple[str, ...]) -> str:
         stacks: of the bundle's configuration.
     """
     row = FAMILIES[family]
+    outside = {disk: own for own, disk in row.outside.items()}
+    if name in outside:
+        return outside[name]
     parts = {disk: own for own, disk in row.parts.items()} | {disk: f"{own}.scale" for own, disk in row.scales.items()}
     places = re.escape(row.blocks).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{stage\}", r"(?P<stage>\d+)")
     found = re.fullmatch(f"{places}(?P<inner>.+)", name)
@@ -279,9 +355,10 @@ def own_shapes(family: str, outside: Mapping[str, torch.Tensor]) -> dict[str, to
         key: tensor.unflatten(-1, (4, -1)) if ".downsample." in key and tensor.shape[-1] % 4 == 0 else tensor
         for key, tensor in outside.items()
     }
-    token, weight = own.get("embeddings.mask_token"), own.get("classifier.weight")
-    if token is not None and token.dim() == 2:
-        own["embeddings.mask_token"] = token.unsqueeze(0)
+    for key, count in FAMILIES[family].flat.items():
+        if key in own and own[key].dim() == 3 - count:
+            own[key] = own[key].reshape(*count * (1,), *own[key].shape)
+    weight = own.get("classifier.weight")
     if FAMILIES[family].reads_patches and weight is not None and weight.shape[-1] % 2 == 0:
         own["classifier.weight"], own["classifier.patch_weight"] = weight.chunk(2, dim=-1)
     return own

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from .configuration_base_lingene import Size
 from .configuration_swin_lingene import LinGeneSwinConfig
 from .modeling_base_lingene import RecomposingClassifier, RecomposingEncoder, RecomposingModel
 from .swin_lingene import embed_patches, merge, shift_of, swin_block
@@ -70,10 +71,11 @@ class LinGeneSwinPreTrainedModel(RecomposingModel):
         """Stochastic depth grows with the layer, from none to `drop_path_rate`."""
         return self.config.drop_path_rate * layer / max(sum(depths) - 1, 1) if self.training else 0.0
 
-    def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
         return hidden.mean(dim=1)
 
-    _head_input = _pooled
+    def _head_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.mean(dim=1)
 
 
 class LinGeneSwinModel(RecomposingEncoder, LinGeneSwinPreTrainedModel):

@@ -157,8 +157,9 @@ def embed(
     interpolate: bool = False,
     antialias: bool = False,
     masked: torch.Tensor | None = None,
+    layer_norm_eps: float = 1e-12,
 ) -> torch.Tensor:
-    """Patches, class token, positions, and register tokens where there are any.
+    """Patches, class token, positions, and register tokens and a LayerNorm where there are any.
 
     Args:
         pixel_values: (b, channels, height, width).
@@ -167,6 +168,7 @@ def embed(
         interpolate: accept images of another size.
         antialias: see `interpolated_positions`.
         masked: (b, patches) bool; the mask token stands in for these.
+        layer_norm_eps: of that LayerNorm.
 
     Returns:
         (b, t, d).
@@ -178,7 +180,7 @@ def embed(
     kernel = weights["embeddings.patch_embeddings.weight"]
     size, patch = tuple(pixel_values.shape[-2:]), tuple(kernel.shape[-2:])
     check_pixels(pixel_values, kernel, image_size, interpolate)
-    patches = functional.conv2d(pixel_values, kernel, weights["embeddings.patch_embeddings.bias"], stride=patch)
+    patches = functional.conv2d(pixel_values, kernel, weights.get("embeddings.patch_embeddings.bias"), stride=patch)
     hidden = patches.flatten(2).transpose(1, 2)
     if masked is not None:
         hidden = with_masked(hidden, weights.get("embeddings.mask_token"), masked)
@@ -191,6 +193,8 @@ def embed(
     registers = weights.get("embeddings.register_tokens")
     if registers is not None:
         hidden = torch.cat((hidden[:, :1], registers.expand(hidden.shape[0], -1, -1), hidden[:, 1:]), dim=1)
+    if "embeddings.norm.weight" in weights:
+        hidden = layer_norm(hidden, weights, "embeddings.norm", layer_norm_eps)
     return hidden
 
 

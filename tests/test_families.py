@@ -30,13 +30,16 @@ OWN = {
     "vit": dict(intermediate_size=96),
     "dinov2": dict(mlp_ratio=2, layerscale_value=0.5),
     "dinov2_with_registers": dict(mlp_ratio=2, layerscale_value=0.5, num_register_tokens=3),
+    "clip_vision_model": dict(intermediate_size=96),
 }
 # The native one; smaller; larger, not square and no multiple of the patch; as many patches in another arrangement.
 IMAGE_SIZES = [(42, 42), (28, 28), (52, 66), (63, 28)]
 PLAIN = [name for name, row in FAMILIES.items() if not row.stages]
-DINOV2 = [name for name, row in FAMILIES.items() if name != "vit" and not row.stages]
+DINOV2 = [name for name in PLAIN if name.startswith("dinov2")]
 CLASSES = {"encoder": (AutoModel, LinGeneModel)}
 CLASSES["classifier"] = (AutoModelForImageClassification, LinGeneForImageClassification)
+CLASSIFIERS = [name for name in PLAIN if FAMILIES[name].classifier]
+KINDS = [(name, kind) for kind in CLASSES for name in (PLAIN if kind == "encoder" else CLASSIFIERS)]
 
 
 def stock(family: str, kind: str = "encoder", **fields):
@@ -57,7 +60,7 @@ def pixels(size=(42, 42), batch=3):
 
 def asked(family: str, size=None) -> dict:
     """How a stock model of that family is asked for images of another size."""
-    return {"interpolate_pos_encoding": True} if family == "vit" and size != (42, 42) else {}
+    return {"interpolate_pos_encoding": True} if not FAMILIES[family].interpolates and size != (42, 42) else {}
 
 
 def far(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -89,8 +92,7 @@ def test_every_family_is_tested():
     assert [*OWN] == PLAIN
 
 
-@pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("family, kind", KINDS)
 @torch.no_grad()
 def test_a_bundle_gives_what_its_source_gives_at_every_image_size(tmp_path, converted, family, kind):
     """Materialised, constrained, materialised from that, and both saved and loaded again: all tokens, or logits."""
@@ -134,7 +136,7 @@ def narrowed(model, ratio: float):
     return small
 
 
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("family", CLASSIFIERS)
 @torch.no_grad()
 def test_a_width_is_the_leading_part_of_every_tensor_and_of_each_half_of_a_head(converted, family):
     """Mask, register tokens and LayerScales too; all components, so that nothing but the slice differs."""
@@ -150,7 +152,7 @@ def test_a_width_is_the_leading_part_of_every_tensor_and_of_each_half_of_a_head(
     assert narrow.config.hidden_size == 24 and narrow.config.family == family
 
 
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_parameters_and_macs_are_counted_as_they_are(converted, family):
     """What a size downloads: the bundle's own tensors; what it computes: the stock model of that configuration."""
     model, bundle = converted(family, "classifier")
@@ -341,17 +343,16 @@ def test_the_family_belongs_to_a_bundles_identity_and_older_bundles_keep_theirs(
         AutoModel.from_pretrained(older, family="dinov2")
 
 
-@pytest.mark.parametrize("family", PLAIN)
-def test_what_describes_a_bundle_names_its_family(converted, family):
+@pytest.mark.parametrize("family, kind", KINDS)
+def test_what_describes_a_bundle_names_its_family(converted, family, kind):
     """`lingene info` and the card; the card's class is the one that its example gives."""
-    for kind in CLASSES:
-        bundle = converted(family, kind)[1]
-        told = describe(bundle)[0]
-        assert told["family"] == family and ("num_labels" in told) == (kind == "classifier")
-        card = render_card(bundle)
-        assert f"a stock `{getattr(FAMILIES[family], kind)}`" in card
-        assert ("AutoBackbone" in card) == (family != "vit")
-        assert ("add_pooling_layer=False" in card) == (family == "vit" and kind == "encoder")
+    bundle = converted(family, kind)[1]
+    told = describe(bundle)[0]
+    assert told["family"] == family and ("num_labels" in told) == (kind == "classifier")
+    card = render_card(bundle)
+    assert f"a stock `{getattr(FAMILIES[family], kind)}`" in card
+    assert ("AutoBackbone" in card) == (family in DINOV2)
+    assert ("add_pooling_layer=False" in card) == (family == "vit" and kind == "encoder")
 
 
 @pytest.mark.parametrize("family", DINOV2)

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 import helpers
 from hub_server import HubServer, Repo
+from modeling_lingene import LinGeneModel
 from modeling_lingene.images.batches import image_processor
 from test_hub_server import in_new_process
 
@@ -82,6 +83,12 @@ def first_use(sizes: list[dict], small: dict, work: str, moving: list[str]) -> d
     found["maps"] = [one.tolist() for one in backbone(pixels[..., :12]).feature_maps]
     held = AutoModel.from_pretrained("org/dinov2", **trusted, constrained=True).eval()
     found["pooled"] = held(pixels[..., :12], depth=2).pooler_output.tolist()
+    found["encoders"] = {}
+    for name in ("org/dinov2-plain", "org/clip"):
+        for asked in ({}, {"constrained": True}):
+            model = AutoModel.from_pretrained(name, **trusted, depth=2, width_ratio="1/2", **asked).eval()
+            found["encoders"].setdefault(name, [type(model).__name__])
+            found["encoders"][name].append(model(pixels).pooler_output.tolist())
     swin = {"depth": 2, "width_ratio": "1/3", **trusted}
     stages = AutoModelForImageClassification.from_pretrained("org/swin", **swin).eval()
     found["swin"] = [type(stages).__name__, stages(pixels).logits.tolist()]
@@ -185,6 +192,10 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     environment = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1", "PIXELS": str(folder / "image.png")}
     dinov2 = helpers.tiny_config(family="dinov2_with_registers", num_register_tokens=2)
     bundles["dinov2"] = helpers.bundle(folder / "dinov2", dinov2)
+    for name, family in (("dinov2-plain", "dinov2"), ("clip", "clip_vision_model")):
+        bundles[name] = folder / name
+        config = helpers.tiny_config(family=family, trained_width_ratios=["1/2", "1"])
+        helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(bundles[name])
     bundles["swin"] = folder / "swin"
     helpers.tiny_swin().save_pretrained(bundles["swin"])
     image_processor(16).save_pretrained(bundles["A"])
@@ -200,7 +211,8 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         publish(hub, "org/bundle", bundles["A"], others={"sizes.json": sizes})
         publish(hub, "org/bundle", bundles["B"], branch="other")
         publish(hub, "org/dinov2", bundles["dinov2"])
-        publish(hub, "org/swin", bundles["swin"])
+        for name in ("dinov2-plain", "clip", "swin"):
+            publish(hub, f"org/{name}", bundles[name])
         publish(hub, "org/several", bundles["B"], subfolder="few/")
         for name in ("org/few", "org/few-headless", "org/cached-elsewhere"):
             publish(hub, name, bundles["A"])
@@ -251,6 +263,17 @@ def test_another_family_comes_with_its_backbone(trip):
         assert torch.allclose(torch.tensor(found), expected, atol=1e-5)
     assert torch.allclose(torch.tensor(trip.first["pooled"]), output.pooler_output, atol=1e-5)
     assert "`family` vit of org/bundle has no backbone" in trip.first["no backbone"]
+
+
+@torch.no_grad()
+def test_encoders_of_other_families_come_with_their_code(trip):
+    """Stock and constrained, of a size, in the family's own class."""
+    for name, kind in (("dinov2-plain", "Dinov2Model"), ("clip", "CLIPVisionModel")):
+        stock = AutoModel.from_pretrained(trip.bundles[name], depth=2, width_ratio="1/2").eval()
+        shown, *both = trip.first["encoders"][f"org/{name}"]
+        assert shown == kind == type(stock).__name__
+        for found in both:
+            equal(found, stock(PIXELS).pooler_output)
 
 
 def test_a_network_of_stages_comes_with_its_own_code(trip):

@@ -73,7 +73,8 @@ class Embeddings(nn.Module):
             if place == "embeddings":
                 setattr(self, name, nn.Parameter(torch.empty(shape)))
         width, _, *patch = shapes["embeddings.patch_embeddings.weight"]
-        self.patch_embeddings = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)
+        bias = "embeddings.patch_embeddings.bias" in shapes
+        self.patch_embeddings = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch, bias=bias)
         if "embeddings.norm.weight" in shapes:
             self.norm = nn.LayerNorm(width)
 

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 
 from .components_lingene import Checkpointed, Classifier, Component, Embeddings, SharedWeight, plant
 from .configuration_base_lingene import BundleConfig, Size
+from .families_lingene import class_name
 from .loading_lingene import BundleMixin, record_origin, stock_model
 from .recompose_lingene import POSITION_BIAS, is_gain, recompose, slice_tensor
 from .vit_lingene import BlockSettings, attention_function
@@ -231,8 +232,8 @@ class RecomposingModel(BundleMixin, PreTrainedModel):
         """Images (b, channels, height, width) -> normed hidden states (b, t, d), all hidden states, attentions."""
         raise NotImplementedError
 
-    def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the family's encoder gives as `pooler_output`, (b, t, d) -> (b, d)."""
+    def _pooled(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
+        """What the family's encoder of this size gives as `pooler_output`, (b, t, d) -> (b, d)."""
         raise NotImplementedError
 
     def _head_input(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -276,15 +277,16 @@ class RecomposingEncoder(RecomposingModel):
             `attentions` (b, h, t, t) on request, of a network of stages one of each stage.
         """
         config = self.config
+        size = config.size(depth, width_ratio, num_components)
         hidden, states, attentions = self._encode(
             pixel_values,
-            config.size(depth, width_ratio, num_components),
+            size,
             interpolate_pos_encoding,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             config.output_attentions if output_attentions is None else output_attentions,
             bool_masked_pos,
         )
-        pooled = self._pooled(hidden) if config.stands_for.pools else None
+        pooled = self._pooled(hidden, size) if config.stands_for.pools else None
         output = BaseModelOutputWithPooling(hidden, pooled, hidden_states=states, attentions=attentions)
         return output if as_dict(config, return_dict) else output.to_tuple()
 
@@ -295,6 +297,7 @@ class RecomposingClassifier(RecomposingModel):
     has_head = True
 
     def __init__(self, config: BundleConfig):
+        class_name(config.family, "classifier")  # or an error
         super().__init__(config)
         self.num_labels = config.num_labels
         self.classifier = Classifier(config) if config.num_labels > 0 else nn.Identity()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .bundle_lingene import FINAL_NORM
-from .configuration_base_lingene import sides
+from .configuration_base_lingene import Size, sides
 from .configuration_lingene import LinGeneConfig
 from .loading_lingene import stock_model
 from .modeling_base_lingene import RecomposingClassifier, RecomposingEncoder, RecomposingModel
@@ -37,7 +37,8 @@ class LinGenePreTrainedModel(RecomposingModel):
         pixel_values = self._pixels(pixel_values, weights)
         family = config.stands_for
         interpolate = family.interpolates or bool(interpolate)
-        hidden = embed(pixel_values, weights, sides(config.image_size), interpolate, family.antialias, masked)
+        eps, how = config.layer_norm_eps, (interpolate, family.antialias, masked)
+        hidden = embed(pixel_values, weights, sides(config.image_size), *how, eps)
         hidden = nn.functional.dropout(hidden, config.hidden_dropout_prob, self.training)
         states, attentions, settings = [hidden], [], self._settings()
         for after, probabilities in self._layers(hidden, size, "", partial(run_block, settings)):
@@ -46,13 +47,20 @@ class LinGenePreTrainedModel(RecomposingModel):
                 states.append(hidden)
             if output_attentions and probabilities is not None:
                 attentions.append(probabilities)
-        hidden = layer_norm(hidden, weights, "layernorm", config.layer_norm_eps)
+        if family.norms_tokens:
+            hidden = layer_norm(hidden, weights, "layernorm", eps)
         kept = ((states, output_hidden_states), (attentions, output_attentions))
         states, attentions = (tuple(values) if wanted else None for values, wanted in kept)
         return hidden, states, attentions
 
-    def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 0]
+    def normed(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
+        """Tokens of a size, (b, t, d), as its final LayerNorm leaves them, which some families leave to the reader."""
+        if self.config.stands_for.norms_tokens:
+            return hidden
+        return layer_norm(hidden, self._shared(size), "layernorm", self.config.layer_norm_eps)
+
+    def _pooled(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
+        return self.normed(hidden[:, 0], size)
 
     def _head_input(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.config.stands_for.reads_patches:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
+from ..families_lingene import FAMILIES
 from ..progress import quiet_loading
 from ..readout import Readout, brought_back
 
@@ -25,7 +26,7 @@ def prefix_tokens(config: PretrainedConfig) -> int:
 
 
 def class_and_patches(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class tokens (b, d) and patch tokens (b, p, d), float32, where the model is.
+    """Class tokens (b, d) and patch tokens (b, p, d), normed, float32, where the model is.
 
     Args:
         model: a transformers encoder, or a classifier, of which the encoder is asked; in its own dtype.
@@ -33,8 +34,22 @@ def class_and_patches(model: nn.Module, pixel_values: torch.Tensor) -> tuple[tor
     """
     encoder = model.base_model
     weight = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
-    tokens = encoder(pixel_values=pixel_values.to(weight.device, weight.dtype)).last_hidden_state.float()
+    tokens = normed(
+        encoder, encoder(pixel_values=pixel_values.to(weight.device, weight.dtype)).last_hidden_state
+    ).float()
     return tokens[:, 0], tokens[:, prefix_tokens(encoder.config) :]
+
+
+def normed(encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens (b, t, d) as the final LayerNorm of a stock encoder leaves them; some families' classes give them before.
+
+    Args:
+        encoder: of transformers, of any kind.
+    """
+    family = FAMILIES.get(getattr(getattr(encoder, "config", None), "model_type", None))
+    if family is None or family.norms_tokens:
+        return tokens
+    return getattr(encoder, family.outside["layernorm.weight"].removesuffix(".weight"))(tokens)
 
 
 def no_pooler(config: PretrainedConfig) -> dict[str, bool]:

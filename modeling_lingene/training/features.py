@@ -101,13 +101,14 @@ class FeatureStudent(nn.Module):
             (b,) float32.
         """
         asked, patches = self.config.size(**size), teacher.shape[1] - 1
-        tokens = self.encoder(pixel_values, **size).last_hidden_state
+        tokens = self.encoder.normed(self.encoder(pixel_values, **size).last_hidden_state, asked)
         tokens = torch.cat((tokens[:, :1], tokens[:, -patches:]), dim=1)
         loss = self._distance("class_token", tokens[:, :1], teacher[:, :1], asked)
         loss = loss + self._distance("tokens", tokens, teacher, asked)
         if masked is None:
             return loss
-        seen = self.encoder(pixel_values, bool_masked_pos=masked, **size).last_hidden_state[:, -patches:]
+        seen = self.encoder(pixel_values, bool_masked_pos=masked, **size).last_hidden_state
+        seen = self.encoder.normed(seen, asked)[:, -patches:]
         hidden, wanted = (values[masked].unflatten(0, (len(masked), -1)) for values in (seen, teacher[:, 1:]))
         return loss + self._distance("masked", hidden, wanted, asked)
 
@@ -154,6 +155,7 @@ def fit_heads(
             wanted = teacher(batch).double()
             for size in sizes:
                 tokens = encoder(batch["pixel_values"], width_ratio=size.width_ratio).last_hidden_state
+                tokens = encoder.normed(tokens, size)
                 tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
                 placed = _placed(tokens, next(iter(heads.values())).norm, size)
                 for term, halves in sums.items():
