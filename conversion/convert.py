@@ -168,10 +168,10 @@ def check_asked(
             "solved for from the weights alone, which loses nothing with as many as layers."
         )
     fit = check_fit(config, fit, calibrate, depths, counts)
-    if sort and config.stands_for.norms_embeddings:
+    if sort and not config.stands_for.turns:
         raise ValueError(
-            f"`sort` turns the stream, and the norm before the blocks of a {config.family} lets none pass as it is: "
-            "leave it out."
+            f"`sort` turns the stream, and a {config.family} has a norm before its blocks, or a layer that pools its "
+            "tokens, which would see another: leave it out."
         )
     if sort and calibrate is None:
         raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")

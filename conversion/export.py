@@ -318,7 +318,7 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     def loaded(values: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {"pixel_values": values.numpy().astype(numpy.float32)})[0])
 
-    facts = {"file": ONNX_FILE, "output": name, "prefix_tokens": prefix_tokens(model.config)}
+    facts = {"file": ONNX_FILE, "output": name, "prefix_tokens": prefix_tokens(model.config) or 1}
     facts["load"] = f"import onnxruntime; model = onnxruntime.InferenceSession('FOLDER/{ONNX_FILE}')"
     return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}
 

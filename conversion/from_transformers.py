@@ -1,5 +1,5 @@
 """Checkpoints of transformers: ViT (DeiT and DINO are stored as such), MSN, the encoders of MAE, DINOv2 with and
-without registers, the pictures' tower of CLIP.
+without registers, I-JEPA, the pictures' towers of CLIP and SigLIP.
 
 Acceptance is by list: a field, a tensor or a kind of model that does not stand here is refused by name. Names on disk
 are the long-standing ones, which transformers keeps writing whatever its modules are called.
@@ -84,6 +84,15 @@ CLIP = dict(
         r"visual_projection\.weight": PROJECTION,
     },
 )
+SIGLIP = dict(
+    family="siglip_vision_model",
+    neutral=CLIP["neutral"],
+    only=CLIP["only"] | {"vision_use_head": (True, "a tower without attention pooling")},
+    left_out={
+        r"embeddings\.position_ids": "it counts positions",
+        r"text_model\..*|logit_scale|logit_bias": OTHER_TOWER,
+    },
+)
 KINDS = {
     "vit": Kind(
         neutral=frozenset({"encoder_stride", "pooler_output_size", "pooler_act"}),
@@ -98,8 +107,15 @@ KINDS = {
     ),
     "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({"embeddings.mask_token"})),
     "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
+    "ijepa": Kind(
+        family="ijepa",
+        neutral=frozenset({"pooler_output_size", "pooler_act"}),
+        left_out={r"pooler\..*": POOLER, r"embeddings\.mask_token": MASKS},
+    ),
     "clip": Kind(**CLIP, part="vision_config"),
     "clip_vision_model": Kind(**CLIP),
+    "siglip": Kind(**SIGLIP, part="vision_config"),
+    "siglip_vision_model": Kind(**SIGLIP),
     "swin": Kind(
         family="swin",
         neutral=BACKBONE | {"encoder_stride", "hidden_size", "num_layers", "path_norm"},
@@ -116,8 +132,6 @@ REFUSED = {
     "dinov3_vit": "rotary positions and register tokens",
     "beit": "relative positions",
     "data2vec-vision": "relative positions",
-    "ijepa": "a model without a class token",
-    "siglip_vision_model": "attention pooling, and no class token",
     "vit_hybrid": "a convolutional stem",
     "swinv2": "scaled cosine attention and continuous relative positions",
 }

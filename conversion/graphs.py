@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..measuring.features import normed_tokens
 from ..measuring.metrics import height_and_width
 from .any_size import any_size, family_of
 
@@ -12,7 +13,9 @@ SMALL, WIDE = (2, 3), (5, 3)  # patches down and across, at which models that ta
 
 
 class Outputs(nn.Module):
-    """Images to logits, or without a classifier to normed tokens, as plain tensors."""
+    """Images to logits, or without a classifier to what stands for the image and the normed tokens behind it, as plain
+    tensors.
+    """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -20,11 +23,15 @@ class Outputs(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values=pixel_values)
-        return output.logits if hasattr(output, "logits") else output.last_hidden_state
+        return output.logits if hasattr(output, "logits") else normed_tokens(self.model, output)
 
 
 def output_name(model: PreTrainedModel) -> str:
-    return "logits" if hasattr(model, "classifier") else "last_hidden_state"
+    """Of a graph: logits, last_hidden_state, or tokens where the stock model's `last_hidden_state` is not that."""
+    if hasattr(model, "classifier"):
+        return "logits"
+    family = family_of(model)
+    return "last_hidden_state" if family.norms_tokens and family.class_token else "tokens"
 
 
 def random_images(model: PreTrainedModel, count: int, patches: tuple[int, int] | None = None) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..recompose_lingene import BLOCK_LINEARS
+from .sources import class_output
 
 
 # Shares of the mean diagonal, and the power of a layer's trace that counts. With few components errors are large, and
@@ -124,7 +125,7 @@ def moments(
                 drawn = torch.multinomial(output.logits.detach().softmax(-1).cpu(), 1, generator=generator)
                 loss = functional.cross_entropy(output.logits, drawn[:, 0].to(device), reduction="sum")
             else:
-                token = output.last_hidden_state[:, 0]
+                token = class_output(model, output)
                 loss = (token * torch.randn(token.shape, generator=generator).to(device)).sum()
             torch.autograd.grad(loss, values)
             seen += len(values)

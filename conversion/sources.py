@@ -68,15 +68,20 @@ def changed(config: BundleConfig, **fields) -> BundleConfig:
 
 
 def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:
-    """Logits of a transformers model, or without a classifier its normed class token, float32; of a network that has
-    none the mean of its tokens.
-    """
+    """Logits of a transformers model, or without a classifier `class_output`, float32."""
     output = model(pixel_values=pixel_values, **size)
-    if hasattr(output, "logits"):
-        return output.logits.float()
+    return (output.logits if hasattr(output, "logits") else class_output(model, output)).float()
+
+
+def class_output(model: nn.Module, output: Any) -> torch.Tensor:
+    """What stands for the image in the output of an encoder, (b, d): its normed class token, or what its family pools
+    of the tokens.
+    """
     family = FAMILIES.get(getattr(model.config, "family", model.config.model_type))  # None of MSN and MAE
-    pooled = output.pooler_output if family is not None and family.pools else output.last_hidden_state[:, 0]
-    return pooled.float()
+    if family is not None and family.pools:
+        return output.pooler_output
+    tokens = output.last_hidden_state
+    return tokens[:, 0] if family is None or family.class_token else tokens.mean(dim=1)
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -137,20 +137,30 @@ class LinGeneConfig(BundleConfig):
 
     def shared_shapes(self) -> dict[str, tuple[int, ...]]:
         d, family = self.hidden_size, self.stands_for
-        shapes = {"embeddings.cls_token": (1, 1, d)}
+        shapes = {"embeddings.cls_token": (1, 1, d)} if family.class_token else {}
         if family.mask_token:
             shapes["embeddings.mask_token"] = (1, 1, d)
         if family.registers:
             shapes["embeddings.register_tokens"] = (1, self.num_register_tokens, d)
         shapes |= {
-            "embeddings.position_embeddings": (1, prod(self.patch_grid) + 1, d),
+            "embeddings.position_embeddings": (1, prod(self.patch_grid) + family.class_token, d),
             "embeddings.patch_embeddings.weight": (d, self.num_channels, *sides(self.patch_size)),
         }
         if family.patch_bias:
             shapes["embeddings.patch_embeddings.bias"] = (d,)
         if family.norms_embeddings:
             shapes |= {"embeddings.norm.weight": (d,), "embeddings.norm.bias": (d,)}
-        return shapes | {"layernorm.weight": (d,), "layernorm.bias": (d,)}
+        if family.attends:
+            shapes["embeddings.probe"] = (1, 1, d)
+        return shapes | {"layernorm.weight": (d,), "layernorm.bias": (d,)} | self.own_layer_shapes()
+
+    def own_layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the layer that pools by attention, where there is one."""
+        if not self.stands_for.attends:
+            return {}
+        shapes = block_shapes(self.hidden_size, self.intermediate_size, True)
+        names = {name: name.replace("norm2", "norm") for name in shapes if not name.startswith("norm1")}
+        return {f"pooler.{names[name]}": shapes[name] for name in names}
 
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {"classifier.weight": (self.num_labels, self.hidden_size), "classifier.bias": (self.num_labels,)}

@@ -15,7 +15,7 @@ from .configuration_base_lingene import Size, sides
 from .configuration_lingene import LinGeneConfig
 from .loading_lingene import stock_model
 from .modeling_base_lingene import RecomposingClassifier, RecomposingEncoder, RecomposingModel
-from .vit_lingene import block, embed, layer_norm
+from .vit_lingene import attention_pool, block, embed, layer_norm
 
 
 class LinGenePreTrainedModel(RecomposingModel):
@@ -59,10 +59,18 @@ class LinGenePreTrainedModel(RecomposingModel):
             return hidden
         return layer_norm(hidden, self._shared(size), "layernorm", self.config.layer_norm_eps)
 
-    def _pooled(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
-        return self.normed(hidden[:, 0], size)
+    def summary(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
+        """What stands for the image among the tokens of a size, (b, t, d) -> (b, d): its normed class token, what a
+        learned token sees of them, or their mean."""
+        if self.config.stands_for.attends:
+            return attention_pool(hidden, self._shared(size), self._settings())
+        return self.normed(hidden[:, 0], size) if self.config.stands_for.class_token else hidden.mean(dim=1)
+
+    _pooled = summary
 
     def _head_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.config.stands_for.class_token:
+            return hidden.mean(dim=1)
         if not self.config.stands_for.reads_patches:
             return hidden[:, 0]
         patches = hidden[:, 1 + self.config.num_register_tokens :]

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .families_lingene import QKV
+
 
 @dataclass(frozen=True)
 class BlockSettings:
@@ -67,13 +69,14 @@ def attend(
     settings: BlockSettings,
     bias: torch.Tensor | None = None,
 ):
-    """Multi-head attention of projected tokens, 3 x (b, t, d) -> (b, t, d), and the attention weights or None.
+    """Multi-head attention of projected tokens, (b, t, d) and twice (b, s, d) -> (b, t, d), and the attention weights
+    or None.
 
     Args:
-        bias: added to the scores, (b or 1, h or 1, t, t).
+        bias: added to the scores, (b or 1, h or 1, t, s).
     """
     batch, tokens, _ = query.shape
-    heads = (part.view(batch, tokens, -1, settings.head_size).transpose(1, 2) for part in (query, key, value))
+    heads = (part.unflatten(2, (-1, settings.head_size)).transpose(1, 2) for part in (query, key, value))
     mixed, probabilities = settings.attend(
         settings.module,
         *heads,
@@ -92,7 +95,7 @@ def attention(
     bias: torch.Tensor | None = None,
 ):
     """Multi-head self-attention (b, t, d) -> (b, t, d), and the attention weights or None; `bias` as for `attend`."""
-    projected = (linear(hidden, weights, f"attention.{name}") for name in ("query", "key", "value"))
+    projected = (linear(hidden, weights, f"attention.{name}") for name in QKV)
     mixed, probabilities = attend(*projected, settings, bias)
     return linear(mixed, weights, "attention.output"), probabilities
 
@@ -130,19 +133,34 @@ def branch(added: torch.Tensor, settings: BlockSettings) -> torch.Tensor:
     return added / (1 - settings.drop_path) * kept
 
 
+def attention_pool(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings) -> torch.Tensor:
+    """What a learned token sees of the tokens, (b, t, d) -> (b, d): attention, and an MLP beside what it gives.
+
+    Args:
+        weights: `embeddings.probe`, and `pooler.*` named as a block's with one norm.
+    """
+    own = {key.removeprefix("pooler."): tensor for key, tensor in weights.items() if key.startswith("pooler.")}
+    probe = weights["embeddings.probe"].expand(len(hidden), -1, -1)
+    projected = (linear(one, own, f"attention.{name}") for one, name in zip((probe, hidden, hidden), QKV))
+    seen = linear(attend(*projected, settings)[0], own, "attention.output")
+    units = settings.activation(linear(layer_norm(seen, own, "norm", settings.layer_norm_eps), own, "mlp.fc1"))
+    return (seen + linear(units, own, "mlp.fc2"))[:, 0]
+
+
 def interpolated_positions(
     positions: torch.Tensor, grid: tuple[int, int], target: tuple[int, int], antialias: bool = False
 ) -> torch.Tensor:
-    """Position embeddings at another number of patches, bicubic as in transformers; the class token's stays.
+    """Position embeddings at another number of patches, bicubic as in transformers; a class token's stays.
 
     Args:
-        positions: (1, 1 + grid[0] * grid[1], d).
+        positions: (1, 1 + grid[0] * grid[1], d); without a class token one less.
         antialias: whether fewer positions are averages of more.
 
     Returns:
-        (1, 1 + target[0] * target[1], d), computed in at least float32.
+        (1, 1 + target[0] * target[1], d), or one less, computed in at least float32.
     """
-    class_position, patches = positions[:, :1], positions[:, 1:]
+    before = positions.shape[1] - grid[0] * grid[1]
+    class_position, patches = positions[:, :before], positions[:, before:]
     size, wide = patches.shape[-1], torch.promote_types(patches.dtype, torch.float32)
     patches = patches.to(wide).reshape(1, *grid, size).permute(0, 3, 1, 2)
     patches = functional.interpolate(patches, size=target, mode="bicubic", align_corners=False, antialias=antialias)
@@ -159,7 +177,7 @@ def embed(
     masked: torch.Tensor | None = None,
     layer_norm_eps: float = 1e-12,
 ) -> torch.Tensor:
-    """Patches, class token, positions, and register tokens and a LayerNorm where there are any.
+    """Patches and positions; a class token, register tokens and a LayerNorm where there are any.
 
     Args:
         pixel_values: (b, channels, height, width).
@@ -188,8 +206,9 @@ def embed(
     grid, target = (tuple(pixels // step for pixels, step in zip(sizes, patch)) for sizes in (image_size, size))
     if grid != target:
         positions = interpolated_positions(positions, grid, target, antialias)
-    class_token = weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1)
-    hidden = torch.cat((class_token, hidden), dim=1) + positions
+    if "embeddings.cls_token" in weights:
+        hidden = torch.cat((weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1), hidden), dim=1)
+    hidden = hidden + positions
     registers = weights.get("embeddings.register_tokens")
     if registers is not None:
         hidden = torch.cat((hidden[:, :1], registers.expand(hidden.shape[0], -1, -1), hidden[:, 1:]), dim=1)

@@ -84,7 +84,7 @@ def first_use(sizes: list[dict], small: dict, work: str, moving: list[str]) -> d
     held = AutoModel.from_pretrained("org/dinov2", **trusted, constrained=True).eval()
     found["pooled"] = held(pixels[..., :12], depth=2).pooler_output.tolist()
     found["encoders"] = {}
-    for name in ("org/dinov2-plain", "org/clip"):
+    for name in ("org/dinov2-plain", "org/clip", "org/siglip"):
         for asked in ({}, {"constrained": True}):
             model = AutoModel.from_pretrained(name, **trusted, depth=2, width_ratio="1/2", **asked).eval()
             found["encoders"].setdefault(name, [type(model).__name__])
@@ -192,7 +192,8 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     environment = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1", "PIXELS": str(folder / "image.png")}
     dinov2 = helpers.tiny_config(family="dinov2_with_registers", num_register_tokens=2)
     bundles["dinov2"] = helpers.bundle(folder / "dinov2", dinov2)
-    for name, family in (("dinov2-plain", "dinov2"), ("clip", "clip_vision_model")):
+    encoders = {"dinov2-plain": "dinov2", "clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+    for name, family in encoders.items():
         bundles[name] = folder / name
         config = helpers.tiny_config(family=family, trained_width_ratios=["1/2", "1"])
         helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(bundles[name])
@@ -211,7 +212,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         publish(hub, "org/bundle", bundles["A"], others={"sizes.json": sizes})
         publish(hub, "org/bundle", bundles["B"], branch="other")
         publish(hub, "org/dinov2", bundles["dinov2"])
-        for name in ("dinov2-plain", "clip", "swin"):
+        for name in (*encoders, "swin"):
             publish(hub, f"org/{name}", bundles[name])
         publish(hub, "org/several", bundles["B"], subfolder="few/")
         for name in ("org/few", "org/few-headless", "org/cached-elsewhere"):
@@ -268,7 +269,8 @@ def test_another_family_comes_with_its_backbone(trip):
 @torch.no_grad()
 def test_encoders_of_other_families_come_with_their_code(trip):
     """Stock and constrained, of a size, in the family's own class."""
-    for name, kind in (("dinov2-plain", "Dinov2Model"), ("clip", "CLIPVisionModel")):
+    kinds = {"dinov2-plain": "Dinov2Model", "clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+    for name, kind in kinds.items():
         stock = AutoModel.from_pretrained(trip.bundles[name], depth=2, width_ratio="1/2").eval()
         shown, *both = trip.first["encoders"][f"org/{name}"]
         assert shown == kind == type(stock).__name__

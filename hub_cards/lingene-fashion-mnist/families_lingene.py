@@ -27,6 +27,7 @@ class Family:
         parts: part of a block in a bundle -> its name in the family's files, below `blocks`.
         outside: tensor outside the blocks -> its name in the family's files, where it is not the bundle's.
         flat: such a tensor -> how many of its first dimensions, each 1, those files leave out.
+        joined: tensor of the family's files -> those outside the blocks that it is made of, one above the other.
         blocks: where layer `{layer}` lies in the family's files, in stage `{stage}` where there are any, from 0.
         stages: whether it is a network of stages of several widths, not one stack of layers.
         scales: part -> the LayerScale on its output; folded into the part by conversion, ones in what materialises.
@@ -40,7 +41,9 @@ class Family:
         square: whether its positions are a square of them.
         antialias: whether fewer positions are averages of more.
         inner_dropout: whether `hidden_dropout_prob` acts within blocks as well as on embeddings.
-        pools: whether its `pooler_output` is the normed class token.
+        pools: whether its encoder gives a `pooler_output` that stands for the image: the normed class token, or
+        attends: of tokens without a class token, what a learned token sees of them by attention.
+        class_token: whether there is one; without, and without attention, the mean of the tokens stands for the image.
         patch_bias: whether patches have a bias.
         norms_embeddings: whether a LayerNorm stands before the blocks.
         norms_tokens: whether its tokens are given normed; else only the class token in `pooler_output` is.
@@ -57,6 +60,7 @@ class Family:
     parts: Mapping[str, str]
     outside: Mapping[str, str] = field(default_factory=dict)
     flat: Mapping[str, int] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     blocks: str = "encoder.layer.{layer}."
     stages: bool = False
     scales: Mapping[str, str] = field(default_factory=dict)
@@ -71,12 +75,20 @@ class Family:
     antialias: bool = False
     inner_dropout: bool = True
     pools: bool = False
+    attends: bool = False
+    class_token: bool = True
     patch_bias: bool = True
     norms_embeddings: bool = False
     norms_tokens: bool = True
     mask_token: bool = False
     registers: bool = False
     reads_patches: bool = False
+
+    @property
+    def turns(self) -> bool:
+        """Whether the channels of its stream may be turned: nothing but LayerNorms that are folded away reads them one
+        by one."""
+        return not (self.stages or self.norms_embeddings or self.attends)
 
     @property
     def traces_any_size(self) -> bool:
@@ -90,6 +102,22 @@ ATTENTION = {
     "attention.key": "attention.attention.key",
     "attention.value": "attention.attention.value",
     "attention.output": "attention.output.dense",
+}
+VIT = {
+    **ATTENTION,
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+QKV = ("query", "key", "value")
+TOWER = {  # of pictures, beside one of text
+    **{f"attention.{part}": f"self_attn.{part[0]}_proj" for part in QKV},
+    "attention.output": "self_attn.out_proj",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
 }
 DINOV2 = dict(
     parts={**ATTENTION, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
@@ -113,13 +141,7 @@ FAMILIES = {
         classifier="ViTForImageClassification",
         backbone=None,
         prefix="vit.",
-        parts={
-            **ATTENTION,
-            "norm1": "layernorm_before",
-            "norm2": "layernorm_after",
-            "mlp.fc1": "intermediate.dense",
-            "mlp.fc2": "output.dense",
-        },
+        parts=VIT,
         options={"add_pooling_layer": False},
     ),
     "dinov2": Family(
@@ -142,20 +164,23 @@ FAMILIES = {
         registers=True,
         **DINOV2,
     ),
+    "ijepa": Family(
+        config="IJepaConfig",
+        encoder="IJepaModel",
+        classifier="IJepaForImageClassification",
+        backbone=None,
+        prefix="ijepa.",
+        parts=VIT,
+        square=True,
+        class_token=False,
+    ),
     "clip_vision_model": Family(
         config="CLIPVisionConfig",
         encoder="CLIPVisionModel",
         classifier=None,  # its configuration is of two towers
         backbone=None,
         prefix="vision_model.",
-        parts={
-            **{f"attention.{part}": f"self_attn.{part[0]}_proj" for part in ("query", "key", "value")},
-            "attention.output": "self_attn.out_proj",
-            "norm1": "layer_norm1",
-            "norm2": "layer_norm2",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-        },
+        parts=TOWER,
         outside={
             "embeddings.cls_token": "embeddings.class_embedding",
             "embeddings.position_embeddings": "embeddings.position_embedding.weight",
@@ -172,6 +197,43 @@ FAMILIES = {
         patch_bias=False,
         norms_embeddings=True,
         norms_tokens=False,
+    ),
+    "siglip_vision_model": Family(
+        config="SiglipVisionConfig",
+        encoder="SiglipVisionModel",
+        classifier=None,  # its configuration is of two towers
+        backbone=None,
+        prefix="vision_model.",
+        parts=TOWER,
+        outside={
+            "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+            "embeddings.probe": "head.probe",
+            **{
+                f"{own}.{kind}": f"{theirs}.{kind}"
+                for own, theirs in (
+                    ("embeddings.patch_embeddings", "embeddings.patch_embedding"),
+                    ("layernorm", "post_layernorm"),
+                    ("pooler.attention.output", "head.attention.out_proj"),
+                    ("pooler.norm", "head.layernorm"),
+                    ("pooler.mlp.fc1", "head.mlp.fc1"),
+                    ("pooler.mlp.fc2", "head.mlp.fc2"),
+                )
+                for kind in ("weight", "bias")
+            },
+        },
+        flat={"embeddings.position_embeddings": 1},
+        joined={
+            f"head.attention.in_proj_{kind}": tuple(f"pooler.attention.{part}.{kind}" for part in QKV)
+            for kind in ("weight", "bias")
+        },
+        blocks="encoder.layers.{layer}.",
+        fixed={"vision_use_head": True},
+        renamed={"attention_probs_dropout_prob": "attention_dropout"},
+        lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
+        square=True,
+        pools=True,
+        attends=True,
+        class_token=False,
     ),
     "swin": Family(
         config="SwinConfig",
@@ -204,14 +266,14 @@ FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden
 FAMILY_FIELDS |= {"num_register_tokens": 0}
 
 
-def has_class_token(config: PretrainedConfig) -> bool:
-    """Whether the first token that a configuration's model gives stands for the image; networks of stages have none.
+def has_stages(config: PretrainedConfig) -> bool:
+    """Whether a network is one of stages, none of whose tokens stands for the image.
 
     Args:
         config: of a bundle, or a family's own.
     """
     row = FAMILIES.get(getattr(config, "family", config.model_type))
-    return row is None or not row.stages
+    return row is not None and row.stages
 
 
 def layers_of(config: PretrainedConfig) -> int | str:
@@ -282,6 +344,8 @@ def stock_weights(family: str, outside: Mapping, layers: Mapping[str, list], hea
     if "classifier.patch_weight" in weights:
         halves = (weights["classifier.weight"], weights.pop("classifier.patch_weight"))
         weights["classifier.weight"] = torch.cat(halves, dim=1)
+    for name, parts in row.joined.items():
+        weights[prefix + name] = torch.cat([weights.pop(prefix + part) for part in parts])
     for name, rows in layers.items():
         part, _, kind = name.rpartition(".")
         for layer, tensor in enumerate(rows):
@@ -358,6 +422,9 @@ def own_shapes(family: str, outside: Mapping[str, torch.Tensor]) -> dict[str, to
     for key, count in FAMILIES[family].flat.items():
         if key in own and own[key].dim() == 3 - count:
             own[key] = own[key].reshape(*count * (1,), *own[key].shape)
+    for name, parts in FAMILIES[family].joined.items():
+        if name in own:
+            own |= zip(parts, own.pop(name).chunk(len(parts)))
     weight = own.get("classifier.weight")
     if FAMILIES[family].reads_patches and weight is not None and weight.shape[-1] % 2 == 0:
         own["classifier.weight"], own["classifier.patch_weight"] = weight.chunk(2, dim=-1)

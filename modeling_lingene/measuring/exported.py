@@ -28,7 +28,7 @@ _COUNT = integer(1, 1 << 53)
 FIELDS = {
     "format": TEXT,
     **dict.fromkeys(("weights", "file"), TEXT),
-    "output": one_of("logits", "last_hidden_state"),
+    "output": one_of("logits", "last_hidden_state", "tokens"),
     "size": OBJECT,
     "params": _COUNT,
     "macs": number(0, 1e18),
@@ -42,7 +42,7 @@ class OnnxModel(nn.Module):
 
     Args:
         file: with the input `pixel_values`, (b, C, h, w) float32.
-        output: logits or last_hidden_state.
+        output: logits, last_hidden_state, or tokens where those of the stock model are not normed or not all.
         prefix_tokens: before those of the patches.
     """
 
@@ -62,7 +62,8 @@ class OnnxModel(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         (found,) = self.session.run([self.output], {"pixel_values": pixel_values.numpy()})
-        return SimpleNamespace(**{self.output: torch.from_numpy(found)})
+        name = "logits" if self.output == "logits" else "last_hidden_state"
+        return SimpleNamespace(**{name: torch.from_numpy(found)})
 
 
 def exported_format(name: str | Path) -> str | None:

@@ -6,6 +6,7 @@ Notation: b batch, t tokens, p patches, d hidden size, n pictures.
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,12 +22,15 @@ KEPT_BYTES = 1 << 31  # of pixels, and of a reference's tokens with them
 
 
 def prefix_tokens(config: PretrainedConfig) -> int:
-    """How many tokens stand before those of the patches: the class token, and registers where a family has them."""
-    return 1 + (getattr(config, "num_register_tokens", None) or 0)
+    """How many tokens stand before those of the patches: a class token, and registers where a family has them."""
+    family = FAMILIES.get(getattr(config, "model_type", None))
+    class_token = family is None or family.class_token
+    return class_token + (getattr(config, "num_register_tokens", None) or 0)
 
 
 def class_and_patches(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class tokens (b, d) and patch tokens (b, p, d), normed, float32, where the model is.
+    """What stands for each image (b, d), its class token mostly, and patch tokens (b, p, d); normed, float32, where
+    the model is.
 
     Args:
         model: a transformers encoder, or a classifier, of which the encoder is asked; in its own dtype.
@@ -34,22 +38,29 @@ def class_and_patches(model: nn.Module, pixel_values: torch.Tensor) -> tuple[tor
     """
     encoder = model.base_model
     weight = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
-    tokens = normed(
-        encoder, encoder(pixel_values=pixel_values.to(weight.device, weight.dtype)).last_hidden_state
-    ).float()
-    return tokens[:, 0], tokens[:, prefix_tokens(encoder.config) :]
+    tokens = normed_tokens(encoder, encoder(pixel_values=pixel_values.to(weight.device, weight.dtype))).float()
+    return tokens[:, 0], tokens[:, prefix_tokens(encoder.config) or 1 :]
 
 
-def normed(encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens (b, t, d) as the final LayerNorm of a stock encoder leaves them; some families' classes give them before.
+def normed_tokens(encoder: nn.Module, output: Any) -> torch.Tensor:
+    """What stands for the image, and the tokens behind it, as the final LayerNorm leaves them: (b, t, d).
+
+    Some families' classes give tokens before it. Where there is no class token, what they pool comes first, or else
+    the mean.
 
     Args:
         encoder: of transformers, of any kind.
+        output: what it gave.
     """
-    family = FAMILIES.get(getattr(getattr(encoder, "config", None), "model_type", None))
-    if family is None or family.norms_tokens:
+    family, tokens = FAMILIES.get(getattr(encoder.config, "model_type", None)), output.last_hidden_state
+    if family is None:
         return tokens
-    return getattr(encoder, family.outside["layernorm.weight"].removesuffix(".weight"))(tokens)
+    if not family.norms_tokens:
+        return getattr(encoder, family.outside["layernorm.weight"].removesuffix(".weight"))(tokens)
+    if family.class_token or family.stages:
+        return tokens
+    first = output.pooler_output if family.pools else tokens.mean(dim=1)
+    return torch.cat((first[:, None], tokens), dim=1)
 
 
 def no_pooler(config: PretrainedConfig) -> dict[str, bool]:

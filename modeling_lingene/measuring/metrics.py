@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForImageClassification, PretrainedC
 
 from ..budget_lingene import TIMING, device_name
 from ..configuration_base_lingene import BUNDLE_TYPES, Size
-from ..families_lingene import FAMILIES, has_class_token, layers_of
+from ..families_lingene import FAMILIES, has_stages, layers_of
 from ..images.batches import made_size
 from ..progress import progress_bar
 from .features import no_pooler
@@ -278,7 +278,7 @@ def measure(
         ValueError: the model is not a stock ViT, or one that was pruned, of that depth, or `batches` is empty.
     """
     config = model.config
-    if config.model_type in BUNDLE_TYPES or (has_class_token(config) and config.num_hidden_layers != depth):
+    if config.model_type in BUNDLE_TYPES or (not has_stages(config) and config.num_hidden_layers != depth):
         raise ValueError(
             f"`model` must be a stock ViT of depth {depth}; got a {config.model_type} model of depth "
             f"{layers_of(config)}. Materialise the size first."

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..found import TIMM
-from ..measuring.features import normed
+from ..measuring.features import normed_tokens
 from ..progress import quiet_loading
 from .teachers import Teacher, timm_model, transformers_model
 
@@ -99,7 +99,7 @@ class Encoder(Teacher):
         if hasattr(self.model, "forward_features"):  # of timm
             tokens = self.model.forward_features(values)
         else:
-            tokens = normed(self.model, self.model(pixel_values=values, **self.interpolated).last_hidden_state)
+            tokens = normed_tokens(self.model, self.model(pixel_values=values, **self.interpolated))
         if tokens.dim() != 3 or tokens.shape[1] <= self.patches:
             raise ValueError(f"it gives {tuple(tokens.shape)}, no class token and {self.patches} patches.")
         return torch.cat((tokens[:, :1], tokens[:, -self.patches :]), dim=1)

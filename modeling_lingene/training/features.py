@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..configuration_base_lingene import BundleConfig, Size
-from ..families_lingene import has_class_token
+from ..families_lingene import has_stages
 from ..images.loaders import Layout, derived_seed
 from ..modeling_base_lingene import slice_of
 from ..modeling_lingene import LinGeneModel
@@ -101,8 +101,7 @@ class FeatureStudent(nn.Module):
             (b,) float32.
         """
         asked, patches = self.config.size(**size), teacher.shape[1] - 1
-        tokens = self.encoder.normed(self.encoder(pixel_values, **size).last_hidden_state, asked)
-        tokens = torch.cat((tokens[:, :1], tokens[:, -patches:]), dim=1)
+        tokens = tokens_of(self.encoder, pixel_values, asked, patches)
         loss = self._distance("class_token", tokens[:, :1], teacher[:, :1], asked)
         loss = loss + self._distance("tokens", tokens, teacher, asked)
         if masked is None:
@@ -124,6 +123,13 @@ class FeatureStudent(nn.Module):
         """What a bundle takes of a state dict of this module."""
         own = "encoder."
         return {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
+
+
+def tokens_of(encoder: LinGeneModel, pixel_values: torch.Tensor, size: Size, patches: int) -> torch.Tensor:
+    """What stands for the image and the tokens of so many patches, normed: (b, 1 + patches, d of the size)."""
+    asked = {"depth": size.depth, "width_ratio": size.width_ratio, "num_components": size.num_components}
+    hidden = encoder(pixel_values, **asked).last_hidden_state
+    return torch.cat((encoder.summary(hidden, size)[:, None], encoder.normed(hidden[:, -patches:], size)), dim=1)
 
 
 @torch.no_grad()
@@ -154,9 +160,7 @@ def fit_heads(
         for step, (batch,) in zip(range(steps), source.batches(f"{seed} heads", Layout(batch_size))):
             wanted = teacher(batch).double()
             for size in sizes:
-                tokens = encoder(batch["pixel_values"], width_ratio=size.width_ratio).last_hidden_state
-                tokens = encoder.normed(tokens, size)
-                tokens = torch.cat((tokens[:, :1], tokens[:, 1 - wanted.shape[1] :]), dim=1).double()
+                tokens = tokens_of(encoder, batch["pixel_values"], size, wanted.shape[1] - 1).double()
                 placed = _placed(tokens, next(iter(heads.values())).norm, size)
                 for term, halves in sums.items():
                     weighted, (moments, products) = placed.clone(), halves[step % 2]
@@ -212,7 +216,7 @@ def _placed(tokens: torch.Tensor, norm: nn.LayerNorm, size: Size) -> torch.Tenso
 
 def check_tokens(config: BundleConfig) -> None:
     """Refuse networks without the class token that the objective compares."""
-    if not has_class_token(config):
+    if has_stages(config):
         raise ValueError(
             "`objective` features compares class tokens, and a network of stages has none; train it with labels."
         )
