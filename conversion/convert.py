@@ -262,7 +262,11 @@ def describe(name: str, source: Source, config: BundleConfig, fit: str) -> dict:
 
 
 def _compared(source: Source) -> str:
-    return "logit" if source.head else "class token"
+    """What of two models is compared, in words."""
+    if source.head:
+        return "logit"
+    family = source.config.stands_for
+    return "class token" if family.class_token or family.stages else "pooled token" if family.pools else "mean token"
 
 
 def compare(

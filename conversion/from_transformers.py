@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForImageClassification,
     PretrainedConfig,
 )
@@ -26,8 +25,9 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
 from ..configuration_swin_lingene import SWIN_FIELDS, LinGeneSwinConfig
-from ..families_lingene import FAMILIES, Family, own_fields, own_name, own_shapes, stock_class
+from ..families_lingene import FAMILIES, WHOLE, Family, own_fields, own_name, own_shapes, tower_config
 from ..folders import read_processor
+from ..measuring.features import AutoEncoder
 from ..progress import quiet_loading
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 
@@ -53,7 +53,6 @@ class Kind:
         only: fields that must have one value -> that value, and what another would mean.
         left_out: patterns of tensors with no place in a bundle -> why that changes nothing.
         absent: tensors that may be missing and then are zero.
-        part: field of the configuration that holds that of the encoder, if it is of more.
     """
 
     family: str = "vit"
@@ -61,7 +60,6 @@ class Kind:
     only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
-    part: str = ""
 
     @property
     def row(self) -> Family:
@@ -112,9 +110,9 @@ KINDS = {
         neutral=frozenset({"pooler_output_size", "pooler_act"}),
         left_out={r"pooler\..*": POOLER, r"embeddings\.mask_token": MASKS},
     ),
-    "clip": Kind(**CLIP, part="vision_config"),
+    "clip": Kind(**CLIP),
     "clip_vision_model": Kind(**CLIP),
-    "siglip": Kind(**SIGLIP, part="vision_config"),
+    "siglip": Kind(**SIGLIP),
     "siglip_vision_model": Kind(**SIGLIP),
     "swin": Kind(
         family="swin",
@@ -151,7 +149,7 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
     """
     raw, _ = PretrainedConfig.get_config_dict(name)
     kind, foreign = _kind(name, raw), AutoConfig.from_pretrained(name)
-    foreign = getattr(foreign, kind.part) if kind.part else foreign
+    foreign = tower_config(foreign)
     architecture = (raw.get("architectures") or [""])[0]
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
     head = classifies and not headless
@@ -177,7 +175,7 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
         outside={key: tensors[key] for key in outside},
         block=block,
         left_out=left_out,
-        reference=partial(_reference, name, kind, head),
+        reference=partial(_reference, name, head),
         processor=_processor(name),
     )
 
@@ -200,7 +198,7 @@ def _kind(name: str, raw: dict) -> Kind:
     if raw.get("auto_map"):
         raise ValueError(f"`auto_map` of {name}: a model with code of its own cannot be converted.")
     kind = KINDS[model_type]
-    raw = raw.get(kind.part, {}) if kind.part else raw
+    raw = raw.get("vision_config", {}) if model_type in WHOLE else raw
     for key, (value, meaning) in kind.only.items():
         if raw.get(key, value) != value:
             raise ValueError(f"`{key}` {raw[key]!r} of {name}: {meaning} cannot be expressed by a bundle.")
@@ -272,13 +270,9 @@ def _named(
     return own_shapes(kind.family, found), left_out
 
 
-def _reference(name: str, kind: Kind, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _reference(name: str, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model in transformers' own class, masking off."""
     options = {"attn_implementation": "eager", "dtype": torch.float32}
-    if kind.part:
-        with quiet_loading():
-            model = stock_class(kind.family, "encoder").from_pretrained(name, **options)
-        return partial(_outputs, model.eval())
     config = AutoConfig.from_pretrained(name)
     if config.model_type == "vit_mae":
         config.mask_ratio = 0.0
@@ -286,7 +280,7 @@ def _reference(name: str, kind: Kind, head: bool) -> Callable[[torch.Tensor], to
         if head:
             model = AutoModelForImageClassification.from_pretrained(name, config=config, **options)
         else:
-            model = AutoModel.from_pretrained(name, config=config, **options)
+            model = AutoEncoder.from_pretrained(name, config=tower_config(config), **options)
     return partial(_outputs, model.eval())
 
 

@@ -266,6 +266,14 @@ FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden
 FAMILY_FIELDS |= {"num_register_tokens": 0}
 
 
+WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two towers -> that of pictures
+
+
+def tower_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Of the pictures' tower, where a model of transformers has another of text; else the same."""
+    return config.vision_config if config.model_type in WHOLE else config
+
+
 def has_stages(config: PretrainedConfig) -> bool:
     """Whether a network is one of stages, none of whose tokens stands for the image.
 

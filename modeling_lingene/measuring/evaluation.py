@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 
 from ..configuration_base_lingene import BUNDLE_TYPES
-from ..families_lingene import layers_of
+from ..families_lingene import layers_of, tower_config
 from ..folders import read_processor
 from ..found import check_holds_model
 from ..images.batches import batches
@@ -73,7 +73,7 @@ def evaluate_model(
     """
     config = _read_config(name)
     device, head = check_device(device), has_classifier(name, config)
-    is_bundle = config.model_type in BUNDLE_TYPES
+    config, is_bundle = tower_config(config), config.model_type in BUNDLE_TYPES
     if asked and not is_bundle:
         raise ValueError(
             f"`{next(iter(asked))}` chooses a size of a bundle, and {name} is a {config.model_type} model."

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
-from ..families_lingene import FAMILIES
+from ..families_lingene import FAMILIES, WHOLE, stock_class
 from ..progress import quiet_loading
 from ..readout import Readout, brought_back
 
@@ -70,15 +70,24 @@ def no_pooler(config: PretrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in named else {}
 
 
+class AutoEncoder:
+    """Loads as `AutoModel` does, of a model of two towers that of pictures."""
+
+    @staticmethod
+    def from_pretrained(name: str | Path, **asked) -> Any:
+        kind = WHOLE.get(AutoConfig.from_pretrained(name).model_type)
+        return (stock_class(kind, "encoder") if kind else AutoModel).from_pretrained(name, **asked)
+
+
 def load_encoder(name: str | Path, config: PretrainedConfig, **asked) -> nn.Module:
-    """An encoder by folder or name, in evaluation mode; of a bundle a size.
+    """An encoder by folder or name, in evaluation mode; of a bundle a size, of two towers that of pictures.
 
     Raises:
         ValueError: it cannot be loaded.
     """
     try:
         with quiet_loading():
-            return AutoModel.from_pretrained(name, **no_pooler(config), **asked).eval()
+            return AutoEncoder.from_pretrained(name, **no_pooler(config), **asked).eval()
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{name} cannot be loaded as an encoder: {str(error).splitlines()[0]}") from None
 

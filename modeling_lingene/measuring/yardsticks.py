@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..budget_lingene import METRICS
 from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES
+from ..families_lingene import tower_config
 from ..folders import read_processor
 from ..found import check_holds_model
 from ..images.batches import Batches, batches
@@ -288,7 +289,7 @@ def _reference_model(name: str | os.PathLike, reference: str | None) -> nn.Modul
     chosen = name if reference is None else reference
     check_holds_model("reference", chosen, "a bundle or an encoder")
     try:
-        config = AutoConfig.from_pretrained(chosen)
+        config = tower_config(AutoConfig.from_pretrained(chosen))
     except (OSError, ValueError) as error:
         raise ValueError(f"`reference` {chosen} cannot be read: {str(error).splitlines()[0]}") from None
     bundle = config.model_type in BUNDLE_TYPES
