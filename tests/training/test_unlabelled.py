@@ -171,12 +171,18 @@ SCHEDULES = {  # each with another option that must come back as well
     "scala": {"sampling": "scala", "widths": ("1/4", "1/2"), "isolated_activation": True, "full_first": 0.2},
     "incremental, averaged": {"schedule": "incremental", "freeze_outside": True, "ema": 0.5},
     "simultaneous, recomputed": {"schedule": "simultaneous", "activation_checkpointing": True},
+    "one, masked": {"mask_share": 0.3, "networks": 1, "widths": ("1/2",)},
 }
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_every_schedule_and_sampling_resumes_bit_by_bit(tmp_path, monkeypatch, photos, init, kind):
-    """Stopped in the first epoch and in the second one: heads, their optimiser and the draws all come back."""
+    """Stopped in the first epoch and in the second one: heads, their optimiser and the draws all come back. Patches
+    are masked in a family that has a token for them, which is learned."""
+    if "mask_share" in SCHEDULES[kind]:
+        config = helpers.tiny_config(family="dinov2", depth=4, num_components=4)
+        init = helpers.bundle(tmp_path / "dinov2", config)
+        image_processor(16).save_pretrained(init)
     whole = trained(tmp_path / "whole", photos, init, **SCHEDULES[kind])
     take, steps = TrainingLoop._step, []
 
@@ -194,6 +200,9 @@ def test_every_schedule_and_sampling_resumes_bit_by_bit(tmp_path, monkeypatch, p
     assert parted == whole and history(tmp_path / "parted") == history(tmp_path / "whole")
     ids = [bundle_weights_id(tmp_path / name / "bundle") for name in ("whole", "parted")]
     assert ids[0] == ids[1] != bundle_weights_id(init)
+    if "mask_share" in SCHEDULES[kind]:
+        tokens = [stored(one)["embeddings.mask_token"] for one in (init, tmp_path / "whole" / "bundle")]
+        assert not torch.equal(*tokens)
 
 
 def test_a_run_from_nothing_learns_from_a_teacher_by_name(tmp_path, photos, init):
