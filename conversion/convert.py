@@ -16,6 +16,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..configuration_base_lingene import BundleConfig, check_count
 from ..extras import require
+from ..families_lingene import image_token_name
 from ..folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
@@ -263,10 +264,7 @@ def describe(name: str, source: Source, config: BundleConfig, fit: str) -> dict:
 
 def _compared(source: Source) -> str:
     """What of two models is compared, in words."""
-    if source.head:
-        return "logit"
-    family = source.config.stands_for
-    return "class token" if family.class_token or family.stages else "pooled token" if family.pools else "mean token"
+    return "logit" if source.head else image_token_name(source.config)
 
 
 def compare(

@@ -35,7 +35,7 @@ from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 MASKS = "only masked pretraining reads it"
 POOLER = "a bundle has no pooler, and classifiers do not use it"
 NEUTRAL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "_commit_hash", "model_type"}
-NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels"}
+NEUTRAL |= {"architectures", "num_hidden_layers", "num_labels", "tie_word_embeddings", "_attn_implementation_autoset"}
 NEUTRAL |= {"materialised_from"}  # where a size of a bundle came from
 BACKBONE = frozenset(
     "mlp_ratio layerscale_value use_mask_token out_features out_indices _out_features _out_indices stage_names".split()

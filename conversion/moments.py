@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..families_lingene import image_token
 from ..recompose_lingene import BLOCK_LINEARS
-from .sources import class_output
 
 
 # Shares of the mean diagonal, and the power of a layer's trace that counts. With few components errors are large, and
@@ -60,9 +60,18 @@ def damped(moments: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def linear_maps(model: nn.Module, depth: int) -> dict[str, list[nn.Linear]]:
-    """The six linear maps of every block of a stock ViT, by part, in the order of the layers."""
-    found = [module for module in model.modules() if isinstance(module, nn.Linear)][: 6 * depth]
-    return {part: found[index::6] for index, part in enumerate(BLOCK_LINEARS)}
+    """The six linear maps of every block of a stock ViT, by part, in the order of the layers.
+
+    Queries, keys and values go by their names, which families have in different orders; what follows them does not.
+    """
+    named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = {part: [] for part in BLOCK_LINEARS}
+    for layer in range(depth):
+        block = named[6 * layer : 6 * layer + 6]
+        block[:3] = sorted(block[:3], key=lambda pair: "qkv".index(pair[0].rpartition(".")[2][0]))
+        for part, (_, module) in zip(BLOCK_LINEARS, block):
+            found[part].append(module)
+    return found
 
 
 def add_symmetric(total: torch.Tensor, rows: torch.Tensor) -> None:
@@ -125,7 +134,7 @@ def moments(
                 drawn = torch.multinomial(output.logits.detach().softmax(-1).cpu(), 1, generator=generator)
                 loss = functional.cross_entropy(output.logits, drawn[:, 0].to(device), reduction="sum")
             else:
-                token = class_output(model, output)
+                token = image_token(model.config, output)
                 loss = (token * torch.randn(token.shape, generator=generator).to(device)).sum()
             torch.autograd.grad(loss, values)
             seen += len(values)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..configuration_base_lingene import BundleConfig
-from ..families_lingene import FAMILIES
+from ..families_lingene import image_token
 from ..loading_lingene import stock_model
 
 
@@ -68,20 +68,9 @@ def changed(config: BundleConfig, **fields) -> BundleConfig:
 
 
 def class_outputs(model: nn.Module, pixel_values: torch.Tensor, **size) -> torch.Tensor:
-    """Logits of a transformers model, or without a classifier `class_output`, float32."""
+    """Logits of a transformers model, or without a classifier its `image_token`, float32."""
     output = model(pixel_values=pixel_values, **size)
-    return (output.logits if hasattr(output, "logits") else class_output(model, output)).float()
-
-
-def class_output(model: nn.Module, output: Any) -> torch.Tensor:
-    """What stands for the image in the output of an encoder, (b, d): its normed class token, or what its family pools
-    of the tokens.
-    """
-    family = FAMILIES.get(getattr(model.config, "family", model.config.model_type))  # None of MSN and MAE
-    if family is not None and family.pools:
-        return output.pooler_output
-    tokens = output.last_hidden_state
-    return tokens[:, 0] if family is None or family.class_token else tokens.mean(dim=1)
+    return (output.logits if hasattr(output, "logits") else image_token(model.config, output)).float()
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -274,13 +274,36 @@ def tower_config(config: PretrainedConfig) -> PretrainedConfig:
     return config.vision_config if config.model_type in WHOLE else config
 
 
+def family_row(config: PretrainedConfig) -> Family | None:
+    """The row of a bundle's configuration, of a family's own or of a pruned network's; None of any other model."""
+    return FAMILIES.get(getattr(config, "family", getattr(config, "model_type", None)))
+
+
+def image_token(config: PretrainedConfig, output: Any) -> torch.Tensor:
+    """What stands for the image in the output of an encoder, (b, d): what its family pools, such as the normed class
+    token, or else the class token, or without one the mean of the tokens.
+    """
+    row, tokens = family_row(config), output.last_hidden_state
+    if row is not None and row.pools and output.pooler_output is not None:
+        return output.pooler_output
+    return tokens[:, 0] if row is None or row.class_token else tokens.mean(dim=1)
+
+
+def image_token_name(config: PretrainedConfig) -> str:
+    """The same in words."""
+    row = family_row(config)
+    if row is None or row.class_token:
+        return "class token"
+    return "pooled token" if row.pools else "mean token"
+
+
 def has_stages(config: PretrainedConfig) -> bool:
     """Whether a network is one of stages, none of whose tokens stands for the image.
 
     Args:
         config: of a bundle, or a family's own.
     """
-    row = FAMILIES.get(getattr(config, "family", config.model_type))
+    row = family_row(config)
     return row is not None and row.stages
 
 
@@ -317,7 +340,11 @@ def stock_config(family: str, fields: Mapping[str, Any]) -> PretrainedConfig:
     row = FAMILIES[family]
     fields = {row.renamed.get(name, name): value for name, value in fields.items() if name not in row.lacks}
     if row.square and not row.interpolates:  # which takes lists as well
-        fields |= {name: fields[name] if isinstance(fields[name], int) else fields[name][0] for name in SIDES}
+        for name in SIDES:
+            height, width = (fields[name],) * 2 if isinstance(fields[name], int) else fields[name]
+            if height != width:
+                raise ValueError(f"`{name}` of the family {family} must be square; got {height}x{width}.")
+            fields[name] = height
     if row.mlp_ratio:
         fields["mlp_ratio"] = fields.pop("intermediate_size") // fields["hidden_size"]
     return getattr(transformers, row.config)(**fields, **row.fixed)

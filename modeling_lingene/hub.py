@@ -83,8 +83,10 @@ for name, kwargs in places:
     pixels = torch.linspace(-1, 1, model.config.num_channels * height * width).view(1, -1, height, width)
     with torch.no_grad():
         output = model(pixels.to(model.dtype))
-        values = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
-        print(json.dumps(values.float().flatten().tolist()), flush=True)
+        values = [output.logits] if hasattr(output, "logits") else [output.last_hidden_state[:, 0]]
+        if getattr(output, "pooler_output", None) is not None:
+            values.append(output.pooler_output)
+        print(json.dumps(torch.cat(values, dim=1).float().flatten().tolist()), flush=True)
 """
 
 

@@ -59,14 +59,10 @@ class LinGenePreTrainedModel(RecomposingModel):
             return hidden
         return layer_norm(hidden, self._shared(size), "layernorm", self.config.layer_norm_eps)
 
-    def summary(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
-        """What stands for the image among the tokens of a size, (b, t, d) -> (b, d): its normed class token, what a
-        learned token sees of them, or their mean."""
+    def _pooled(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
         if self.config.stands_for.attends:
             return attention_pool(hidden, self._shared(size), self._settings())
-        return self.normed(hidden[:, 0], size) if self.config.stands_for.class_token else hidden.mean(dim=1)
-
-    _pooled = summary
+        return self.normed(hidden[:, 0], size)
 
     def _head_input(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.config.stands_for.class_token:

@@ -16,12 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, BitImageProcessor, pipeline
 
+import helpers
 from modeling_lingene import LinGeneBackbone, LinGeneConfig, LinGeneForImageClassification, LinGeneModel
+from modeling_lingene.configuration_swin_lingene import LinGeneSwinConfig
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.families_lingene import FAMILIES, stock_class
 from modeling_lingene.folders import describe
 from modeling_lingene.hub import render_card
 from modeling_lingene.measuring.metrics import count_macs
+from modeling_lingene.modeling_swin_lingene import LinGeneSwinForImageClassification
 from modeling_lingene.vit_lingene import embed
 
 
@@ -161,6 +164,20 @@ def test_parameters_and_macs_are_counted_as_they_are(converted, family):
     config = constrained.config
     assert config.stored_params(config.size()) == sum(one.numel() for one in constrained.parameters())
     assert count_macs(config.stock_config(config.size())) == count_macs(model.config)
+
+
+@pytest.mark.parametrize("family", [*PLAIN, "swin"])
+def test_gains_outside_the_components_begin_as_ones(family):
+    """As in stock models: those of what pools, or of patches that are merged, were drawn around zero, and silenced
+    what is behind them."""
+    if family == "swin":
+        model = LinGeneSwinForImageClassification(LinGeneSwinConfig(**helpers.TINY_SWIN))
+    else:
+        registers = {"num_register_tokens": 2} if FAMILIES[family].registers else {}
+        model = LinGeneModel(helpers.tiny_config(family=family, **registers))
+    norms = {name: one for name, one in model.named_parameters() if "norm" in name and name.endswith("weight")}
+    outside = {name: one for name, one in norms.items() if not name.startswith("components.")}
+    assert outside and all(torch.equal(one, torch.ones_like(one)) for one in outside.values())
 
 
 @pytest.mark.parametrize("family", DINOV2)

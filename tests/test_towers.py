@@ -26,6 +26,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     SiglipConfig,
     SiglipModel,
+    SiglipVisionConfig,
     SiglipVisionModel,
 )
 
@@ -33,6 +34,7 @@ import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
+from modeling_lingene.conversion.moments import linear_maps
 from modeling_lingene.measuring.evaluation import evaluate_model
 from modeling_lingene.measuring.exported import evaluate_exported
 from modeling_lingene.measuring.features import class_and_patches
@@ -157,7 +159,7 @@ def test_features_are_normed_and_what_is_pooled_stands_for_the_image(whole):
     assert found[1].shape == (3, 16, 48)
     constrained = LinGeneModel.from_pretrained(whole.bundle, constrained=True).eval()
     given = tokens_of(constrained, pixels(), constrained.config.size(), 16)
-    for image, patches in (found, (given[:, 0], given[:, 1:])):
+    for image, patches in (found, (given[:, 0], given[:, 1:]), class_and_patches(constrained, pixels())):
         assert numpy.allclose(image, output.pooler_output, atol=1e-4) and numpy.allclose(patches, tokens, atol=1e-4)
 
 
@@ -204,6 +206,39 @@ def test_fewer_components_are_fitted_on_pictures(whole, photos, tmp_path):
     assert far(found(pixels()).pooler_output, whole.tower(pixels()).pooler_output) < 1
 
 
+@pytest.mark.parametrize("fit", ["matched", "kronecker"])
+def test_linear_maps_go_by_their_names(whole, photos, tmp_path, fit):
+    """Queries, keys and values come in another order than a ViT's: a network of its own maps is itself, and the
+    default fit, which corrects by what arrives, is no worse than the one that it begins with."""
+    copy = AutoModel.from_pretrained(whole.bundle).eval()
+    maps = linear_maps(copy, 4)
+    names = {id(module): name.rpartition(".")[2] for name, module in copy.named_modules()}
+    for part, name in {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}.items():
+        assert [names[id(one)] for one in maps[f"attention.{part}"]] == [name] * 4
+    asked = {"num_components": 2, "calibrate": str(photos), "rounds": 2}
+    errors = {}
+    for one in ("aligned", fit):
+        report = convert(str(whole.folder), tmp_path / one, **asked, fit=one)
+        errors[one] = report["calibration"]["rows"][-1]["relative_logit_error"]
+    assert fit != "matched" or errors[fit] < 1.02 * errors["aligned"]
+
+
+def test_a_tower_without_its_pooling_layer_is_compared_with_by_the_mean_of_its_tokens(tmp_path):
+    """PaliGemma's, for one; it is no bundle, whose family has the layer."""
+    helpers.drawn(SiglipVisionModel(SiglipVisionConfig(**TOWER, vision_use_head=False))).save_pretrained(
+        tmp_path / "a"
+    )
+    BitImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(
+        tmp_path / "a"
+    )
+    row = evaluate_model(
+        str(tmp_path / "a"), {}, helpers.pictures(8), metric="cosine", reference=str(tmp_path / "a"), device="cpu"
+    )
+    assert row["cosine"] > 0.9999
+    with pytest.raises(ValueError, match="`vision_use_head` False.*attention pooling"):
+        convert(str(tmp_path / "a"), tmp_path / "bundle")
+
+
 def test_exports_say_what_the_tower_says(whole, tmp_path):
     """A torch program and ONNX are verified as they are written; what stands for the image comes first, tokens normed,
     so that the file is measured as the bundle is."""
@@ -227,6 +262,7 @@ def test_configurations_of_the_first_files_are_read(whole, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     old = {"max_length": 20, "num_beams": 1, "temperature": 1.0, "top_k": 50, "length_penalty": 1.0, "dropout": 0.0}
     config["vision_config"] |= old | {"torchscript": False, "torch_dtype": None, "use_bfloat16": False}
+    config["vision_config"] |= {"tie_word_embeddings": True, "_attn_implementation_autoset": True}
     (folder / "config.json").write_text(json.dumps(config))
     convert(str(folder), tmp_path / "bundle")
     config["vision_config"]["dropout"] = 0.1
@@ -253,6 +289,8 @@ def test_what_the_family_has_not_is_refused(whole, photos, tmp_path):
         convert(str(whole.folder), tmp_path / "sorted", calibrate=str(photos), sort=True)
     with pytest.raises(ValueError, match=f"`to` timm.*{whole.family}"):
         export(bundle, tmp_path / "timm", to="timm")
+    with pytest.raises(ValueError, match="`image_size` of the family.*must be square; got 16x32"):
+        AutoModel.from_pretrained(bundle, image_size=(16, 32))
     with pytest.raises(ValueError, match=f"`qkv_bias` of the family {whole.family} is True, got False"):
         LinGeneConfig(family=whole.family, qkv_bias=False)
     assert not (tmp_path / "sorted").exists() and not (tmp_path / "timm").exists()

@@ -178,9 +178,9 @@ def selected_rows(reference_depth: int, depth: int, period: int = 1) -> list[int
 
 
 def is_gain(name: str) -> bool:
-    """Whether a tensor, by its name in a block, is the gain of a LayerNorm."""
+    """Whether a tensor, by its name in a block or outside, is the gain of a LayerNorm."""
     part, _, kind = name.rpartition(".")
-    return kind == "weight" and part.rpartition(".")[2] in BLOCK_NORMS
+    return kind == "weight" and part.rpartition(".")[2] in (*BLOCK_NORMS, "norm")
 
 
 def recompose(components: torch.Tensor, coefficients: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:

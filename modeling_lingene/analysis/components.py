@@ -31,7 +31,7 @@ from ..images.batches import processed
 from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
-from ..measuring.features import prefix_tokens
+from ..measuring.features import normed_tokens, prefix_tokens
 from ..measuring.metrics import check_device
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
@@ -114,7 +114,7 @@ def attention_map(
     Args:
         model: a stock model of one of the families.
         pixel_values: (1, c, h, w).
-        score: of what the model gives, (k,) logits or the (d,) class token, a scalar.
+        score: of what the model gives, (k,) logits or what stands for the image (d,), a scalar.
 
     Returns:
         (h, w) from 0 to 1, all 0 where no patch speaks for it; and what the model gives.
@@ -136,7 +136,7 @@ def attention_map(
 
 
 class _Output(nn.Module):
-    """A stock model that gives a tensor: logits (b, k), or of an encoder class tokens (b, d)."""
+    """A stock model that gives a tensor: logits (b, k), or of an encoder what stands for images (b, d)."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -144,7 +144,7 @@ class _Output(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values=pixel_values)
-        return output.logits if "logits" in output else output.last_hidden_state[:, 0]
+        return output.logits if "logits" in output else normed_tokens(self.model, output)[:, 0]
 
 
 def _explained(model: RecomposingModel, seen: list, scores: list[dict]) -> tuple[list[dict], list[dict]]:

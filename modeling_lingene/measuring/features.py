@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
-from ..families_lingene import FAMILIES, WHOLE, stock_class
+from ..families_lingene import WHOLE, family_row, image_token, stock_class
 from ..progress import quiet_loading
 from ..readout import Readout, brought_back
 
@@ -23,7 +23,7 @@ KEPT_BYTES = 1 << 31  # of pixels, and of a reference's tokens with them
 
 def prefix_tokens(config: PretrainedConfig) -> int:
     """How many tokens stand before those of the patches: a class token, and registers where a family has them."""
-    family = FAMILIES.get(getattr(config, "model_type", None))
+    family = family_row(config)
     class_token = family is None or family.class_token
     return class_token + (getattr(config, "num_register_tokens", None) or 0)
 
@@ -49,18 +49,17 @@ def normed_tokens(encoder: nn.Module, output: Any) -> torch.Tensor:
     the mean.
 
     Args:
-        encoder: of transformers, of any kind.
+        encoder: of transformers, of any kind, or of components.
         output: what it gave.
     """
-    family, tokens = FAMILIES.get(getattr(encoder.config, "model_type", None)), output.last_hidden_state
-    if family is None:
+    family, tokens = family_row(encoder.config), output.last_hidden_state
+    if family is None or family.stages:
         return tokens
+    if not family.norms_tokens and hasattr(encoder, "normed"):  # of components
+        return encoder.normed(tokens, encoder.config.size())
     if not family.norms_tokens:
         return getattr(encoder, family.outside["layernorm.weight"].removesuffix(".weight"))(tokens)
-    if family.class_token or family.stages:
-        return tokens
-    first = output.pooler_output if family.pools else tokens.mean(dim=1)
-    return torch.cat((first[:, None], tokens), dim=1)
+    return tokens if family.class_token else torch.cat((image_token(encoder.config, output)[:, None], tokens), dim=1)
 
 
 def no_pooler(config: PretrainedConfig) -> dict[str, bool]:
@@ -75,7 +74,8 @@ class AutoEncoder:
 
     @staticmethod
     def from_pretrained(name: str | Path, **asked) -> Any:
-        kind = WHOLE.get(AutoConfig.from_pretrained(name).model_type)
+        where = {key: asked[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in asked}
+        kind = WHOLE.get(AutoConfig.from_pretrained(name, **where).model_type)
         return (stock_class(kind, "encoder") if kind else AutoModel).from_pretrained(name, **asked)
 
 

@@ -52,7 +52,8 @@ class Preprocessing:
 
 
 class Encoder(Teacher):
-    """A batch's final normed tokens of a frozen encoder: (b, t, D), the class token first, registers left out.
+    """A batch's final normed tokens of a frozen encoder: (b, t, D), what stands for the image first, its class token
+    mostly; registers left out.
 
     Args:
         model, size, mean, std, images, name: as of a `Teacher`.

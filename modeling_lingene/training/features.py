@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..configuration_base_lingene import BundleConfig, Size
-from ..families_lingene import has_stages
+from ..families_lingene import has_stages, image_token
 from ..images.loaders import Layout, derived_seed
 from ..modeling_base_lingene import slice_of
 from ..modeling_lingene import LinGeneModel
@@ -128,8 +128,9 @@ class FeatureStudent(nn.Module):
 def tokens_of(encoder: LinGeneModel, pixel_values: torch.Tensor, size: Size, patches: int) -> torch.Tensor:
     """What stands for the image and the tokens of so many patches, normed: (b, 1 + patches, d of the size)."""
     asked = {"depth": size.depth, "width_ratio": size.width_ratio, "num_components": size.num_components}
-    hidden = encoder(pixel_values, **asked).last_hidden_state
-    return torch.cat((encoder.summary(hidden, size)[:, None], encoder.normed(hidden[:, -patches:], size)), dim=1)
+    output = encoder(pixel_values, **asked)
+    tokens = encoder.normed(output.last_hidden_state[:, -patches:], size)
+    return torch.cat((image_token(encoder.config, output)[:, None], tokens), dim=1)
 
 
 @torch.no_grad()
@@ -189,8 +190,10 @@ def chosen_map(halves: list[list[torch.Tensor]]) -> torch.Tensor:
     """Of all, with the ridge by which the maps of either half are best on the other, (d, D).
 
     Args:
-        halves: moments and products of either.
+        halves: moments and products of either; of a single picture the first's alone.
     """
+    if not torch.is_tensor(halves[1][0]):
+        return ridge_map(*halves[0], RIDGES[-1])
 
     def error(ridge: float) -> float:
         """Squared errors on the half that was left out, but for what no map changes."""
@@ -215,7 +218,7 @@ def _placed(tokens: torch.Tensor, norm: nn.LayerNorm, size: Size) -> torch.Tenso
 
 
 def check_tokens(config: BundleConfig) -> None:
-    """Refuse networks without the class token that the objective compares."""
+    """Refuse networks of stages, whose tokens are no patches of the picture's grid."""
     if has_stages(config):
         raise ValueError(
             "`objective` features compares class tokens, and a network of stages has none; train it with labels."
