@@ -1,11 +1,12 @@
-"""A trained ViT as a bundle of fewer components: every fit, untrained and after short healing, against other starts.
+"""A trained ViT as a bundle of fewer components: every fit, untrained and healed for an epoch, against other starts.
 
     python tests/benchmarks/conversion.py --data FOLDER --work DIR [--rows "4 aligned;4 random"]
     python tests/benchmarks/conversion.py --data FOLDER --work DIR --collect FILE.json
 
 A row is a number of components and a start: one of the converter's fits, `random` components, or `layers`: as many of
 the source's layers as components, chosen on the same images. Healing is `lingene decompose`, the source as teacher.
-Rows that are done in DIR are not run again. Accuracy is on held-out images; its standard error is the binomial one.
+Rows that are done in DIR are not run again. A part of the training images is held out by seed, `validation`, by which
+the default fit is chosen; what is shown is of `test`, with its binomial standard error.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from preparing import accuracy_of, fit_plain
+from preparing import accuracy_of, fit_plain, write_set
 from transformers import ViTForImageClassification
 
 from modeling_lingene.conversion.convert import convert
@@ -25,7 +26,7 @@ from modeling_lingene.conversion.report import learning_rate
 from modeling_lingene.folders import publish_model, write_json
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import image_processor
-from modeling_lingene.images.data import load_images
+from modeling_lingene.images.data import load_images, split_off
 from modeling_lingene.images.loaders import training_images
 from modeling_lingene.measuring.metrics import device_name
 from modeling_lingene.modeling_lingene import LinGeneForImageClassification
@@ -34,7 +35,7 @@ from modeling_lingene.training.recipes import ModelSettings, Recipe, decompose
 from modeling_lingene.training.steps import TrainingSettings
 
 
-DEPTH, COUNTS, EPOCHS = 8, (2, 4, 6), (1, 3)
+DEPTH, COUNTS, EPOCHS, HELD = 8, (2, 4, 6), (1,), 5000  # images for validation
 MODEL = ModelSettings(64, 4, intermediate_size=128, patch_size=7, depth=DEPTH, degree_weight=0.0)
 TRAINING = TrainingSettings(epochs=15, batch_size=128, learning_rate=2e-3, device="cpu", evaluate_every=0)
 VARIED = Augmentation(crop_padding=2, flip=True)
@@ -50,14 +51,23 @@ def make_source(data: str, folder: Path) -> None:
     config = MODEL.config(load_images(data, "train"), DecompositionSettings("simultaneous"))
     model = ViTForImageClassification(config.stock_config(config.size()))
     history = fit_plain(model, recipe, folder, recipe.identity(), config.image_size)
-    accuracy = accuracy_of(folder / "model", held_out(data, model.device))
+    accuracy = accuracy_of(folder / "model", held_out(data, "test"))
     seconds = round(sum(row["seconds"] for row in history), 1)
     write_json(folder / "row.json", {"accuracy": accuracy, "epochs": TRAINING.epochs, "training_seconds": seconds})
 
 
-def held_out(data: str, device) -> object:
-    test = load_images(data, "test")
-    return training_images(test, image_processor(test.images[0].size[1]), Augmentation(), device)
+def parted(data: str, folder: Path) -> str:
+    """The set with a validation part."""
+    if not (folder / "parts.json").is_file():
+        train = load_images(data, "train")
+        rest, validation = split_off(train, HELD / len(train), seed=0)
+        write_set({"train": rest, "validation": validation, "test": load_images(data, "test")}, folder)
+    return str(folder)
+
+
+def held_out(data: str, part: str) -> object:
+    images = load_images(data, part)
+    return training_images(images, image_processor(images.images[0].size[1]), Augmentation(), torch.device("cpu"))
 
 
 def start_of(start: str, count: int, data: str, source: Path, work: Path) -> tuple[Path | None, float]:
@@ -94,9 +104,15 @@ def run_row(name: str, data: str, work: Path) -> None:
         return
     source = work / "source" / "model"
     bundle, rate = start_of(start, int(count), data, source, work)
-    images = held_out(data, torch.device("cpu"))
-    row = {"num_components": int(count), "start": start, "learning_rate": rate}
-    row["untrained"] = accuracy_of(bundle, images) if bundle else None
+    images = {part: held_out(data, part) for part in ("validation", "test")}
+    row = {"num_components": int(count), "start": start, "learning_rate": rate, "validation": {}, "test": {}}
+
+    def measure(stage: str, folder: Path) -> None:
+        for part, pictures in images.items():
+            row[part][stage] = accuracy_of(folder, pictures)
+
+    if bundle:
+        measure("untrained", bundle)
     for epochs in EPOCHS:
         recipe = Recipe(
             data=data,
@@ -108,11 +124,10 @@ def run_row(name: str, data: str, work: Path) -> None:
             teacher=str(source),
         )
         decompose(recipe, out / f"{epochs}")
-        row[f"{epochs} epochs"] = accuracy_of(out / f"{epochs}" / "bundle", images)
+        measure(f"{epochs} epochs", out / f"{epochs}" / "bundle")
         history = json.loads((out / f"{epochs}" / "history.json").read_text())["epochs"]
         row[f"{epochs} epochs, seconds"] = round(sum(entry["seconds"] for entry in history), 1)
-    measured = [value for key, value in row.items() if key in ("untrained", "1 epochs", "3 epochs") and value]
-    row["standard_error"] = max((p * (1 - p) / len(images)) ** 0.5 for p in measured)
+    row["standard_error"] = max((p * (1 - p) / len(images["test"])) ** 0.5 for p in row["test"].values())
     row["hardware"] = device_name()
     row["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_json(out / "row.json", row)
@@ -127,7 +142,8 @@ def collect(work: Path, file: Path) -> None:
     for row in rows:
         row["command"] = f"{command} --rows '{row['num_components']} {row['start']}'"
     fit = {"rounds": ROUNDS["matched"], "passes": PASSES}
-    write_json(file, {"command": command, "depth": DEPTH, "source": source, "fit": fit, "rows": rows})
+    parts = json.loads((work / "data" / "parts.json").read_text())
+    write_json(file, {"command": command, "images": parts, "depth": DEPTH, "source": source, "fit": fit, "rows": rows})
 
 
 def main() -> None:
@@ -139,10 +155,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.collect:
         return collect(arguments.work, arguments.collect)
-    make_source(arguments.data, arguments.work / "source")
+    data = parted(arguments.data, arguments.work / "data")
+    make_source(data, arguments.work / "source")
     names = [f"{count} {start}" for count in COUNTS for start in STARTS]
     for name in arguments.rows.split(";") if arguments.rows else names:
-        run_row(name, arguments.data, arguments.work)
+        run_row(name, data, arguments.work)
 
 
 if __name__ == "__main__":

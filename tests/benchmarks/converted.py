@@ -4,9 +4,6 @@ import json
 
 from comparing import RESULTS, counted, points
 
-from modeling_lingene.conversion.fitting import ROUNDS
-from modeling_lingene.conversion.matching import PASSES
-
 
 def conversion() -> list[str]:
     results = json.loads((RESULTS / "conversion_fashion.json").read_text(encoding="utf-8"))
@@ -15,21 +12,16 @@ def conversion() -> list[str]:
     said = [
         f"A stock ViT of {results['depth']} layers ({points(source)} %), 512 unlabelled images of its training set, "
         "healing with the source as teacher, one seed; differences under 2 points say nothing here. "
-        f"{results['rows'][0]['hardware']}."
+        f"{results['images']['train']:,} images train, {results['images']['validation']:,} choose, "
+        f"{results['images']['test']:,} are reported. {results['rows'][0]['hardware']}."
     ]
-    fit, today = results["fit"], {"rounds": ROUNDS["matched"], "passes": PASSES}
-    if fit != today:
-        said.append(
-            f"`matched` was measured with {fit['rounds']} rounds and {fit['passes']} passes; the default is now "
-            f"{today['rounds']} and {today['passes']}."
-        )
     for count in counts:
-        row = rows["matched", count]
+        found = rows["matched", count]["test"]
         said.append(
-            f"{count} components, the default fit (`matched`): {points(row['untrained'])} untrained, "
-            f"{points(row['1 epochs'])} after one epoch, {points(row['3 epochs'])} after three."
+            f"{count} components, the default fit (`matched`): {points(found['untrained'])} untrained, "
+            f"{points(found['1 epochs'])} after one epoch."
         )
-    for stage, when in (("untrained", "untrained"), ("3 epochs", "after three epochs")):
+    for stage, when in (("untrained", "untrained"), ("1 epochs", "after one epoch")):
         behind = {count: _behind(rows, count, stage) for count in counts}
         shown = [f"{', '.join(names) or 'none'} at {count} components" for count, names in behind.items()]
         said.append(f"At least 2 points behind `matched`, {when}: {'; '.join(shown)}.")
@@ -38,8 +30,9 @@ def conversion() -> list[str]:
 
 def _behind(rows: dict, count: int, stage: str) -> list[str]:
     """The starts that are at least 2 points behind the default fit."""
-    others = [row for (start, number), row in rows.items() if number == count and start != "matched" and row[stage]]
-    return [f"`{row['start']}`" for row in others if rows["matched", count][stage] - row[stage] >= 0.02]
+    best = rows["matched", count]["test"][stage]
+    others = {start: row["test"].get(stage, best) for (start, number), row in rows.items() if number == count}
+    return [f"`{start}`" for start, accuracy in others.items() if best - accuracy >= 0.02]
 
 
 def backbone_rows() -> dict[str, dict]:
@@ -89,20 +82,21 @@ ALONE = {
 
 
 def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
-    """A bundle's widths against each trained by itself for as many pictures, rates tried alike, by the probe."""
+    """A bundle's widths against each trained by itself for as many pictures, rates tried alike."""
     said = []
     for bundle, alone in ALONE.items():
-        told = []
+        pairs = []
         for (_, width, _), one in rows.get(bundle, {"sizes": {}})["sizes"].items():
             row = rows.get(alone.format(width=width))
             if row and row["pictures"] == rows[bundle]["pictures"]:
-                (other,) = row["sizes"].values()
-                word = verdict(one["probe"] - other["probe"], chance)
-                told.append(f"{word} at {width} ({points(one['probe'])} and {points(other['probe'])})")
-        if told:
-            said.append(
-                f"`{bundle}` against a width trained alone for as many pictures, the probe: {', '.join(told)}."
-            )
+                pairs.append((width, one, *row["sizes"].values()))
+        for metric, what in (("probe", "the probe"), ("knn", "k-NN")) if pairs else ():
+            told = [
+                f"{verdict(one[metric] - other[metric], chance)} at {width} "
+                f"({points(one[metric])} and {points(other[metric])})"
+                for width, one, other in pairs
+            ]
+            said.append(f"`{bundle}` against a width trained alone for as many pictures, {what}: {', '.join(told)}.")
     return said
 
 
