@@ -36,8 +36,8 @@ class ModelSettings:
         basis: chebyshev, legendre, taylor or fourier.
         nodes: roots or uniform; empty is the preset's.
         start_degree: of the first component; -1 is the preset's.
-        degree_weight: w divides the coefficients of degree g by (g + 1)^w; -1 is the schedule's: 1 where an elastic
-            run trains prefixes of the components, else 0.
+        degree_weight: w divides the coefficients of degree g by (g + 1)^w; -1 is the schedule's: 0 of incremental
+            training and where no prefix of the components is asked for, else 1.
         depth_map: resample or select; empty is the preset's.
         dropout: probability, of hidden states.
     """
@@ -99,7 +99,7 @@ class ModelSettings:
         components = self.num_components or self.layers
         weight = self.degree_weight
         if weight == -1:
-            weight = float(decomposition.schedule == "elastic" and len(decomposition.prefixes(components)) > 1)
+            weight = float(decomposition.schedule != "incremental" and len(decomposition.prefixes(components)) > 1)
         units = self.intermediate_size or 4 * self.hidden_size
         if self.stages:
             own = {"embed_dim": self.hidden_size, "depths": list(self.stages), "window_size": self.window_size}

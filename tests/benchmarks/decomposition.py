@@ -19,17 +19,14 @@ def rows(scale: Scale) -> dict[str, Row]:
     return {
         "dense": dense(scale),
         "simultaneous": bundle(full, schedule="simultaneous"),
-        "simultaneous, paper": bundle(full, schedule="simultaneous", preset="paper"),
         "simultaneous, degree weight 1": bundle(full, schedule="simultaneous", degree_weight=1.0),
         "incremental, paper": bundle(schedule="incremental", preset="paper"),
         "incremental": bundle(schedule="incremental"),
         "incremental, degree weight 1": bundle(schedule="incremental", degree_weight=1.0),
         "incremental, outside frozen": bundle(schedule="incremental", freeze_outside=True),
-        "incremental, paper, outside frozen": bundle(schedule="incremental", preset="paper", freeze_outside=True),
         "elastic": bundle(schedule="elastic"),
         "elastic, degree weight 1": bundle(schedule="elastic", degree_weight=1.0),
         "elastic, degree weight 1, 4 networks": bundle(schedule="elastic", degree_weight=1.0, networks=4),
-        "elastic, sandwich, degree weight 1": bundle(schedule="elastic", sampling="sandwich", degree_weight=1.0),
     }
 
 

@@ -41,7 +41,7 @@ def schedules(table: Table | None = None) -> list[str]:
     if not table.has("incremental", "elastic, degree weight 1"):
         return said
     elastic, incremental = best_of(table, "elastic"), best_of(table, "incremental")
-    said += beside_dense(table, ("simultaneous", incremental, elastic))
+    said += beside_dense(table, (best_of(table, "simultaneous"), incremental, elastic))
     said.append(
         f"At equal cost the single run that is best on the validation part (`{elastic}`) against the best incremental "
         f"one (`{incremental}`), prefix by prefix: {table.against(elastic, incremental)}."
@@ -52,8 +52,6 @@ def schedules(table: Table | None = None) -> list[str]:
         ("elastic, degree weight 1", "elastic", "A degree weight of 1 in a single run"),
         ("simultaneous, degree weight 1", "simultaneous", "A degree weight of 1 in simultaneous training"),
         ("incremental, paper", "incremental", "The paper's coefficients in incremental training"),
-        ("simultaneous, paper", "simultaneous", "The paper's coefficients in simultaneous training"),
-        ("elastic, sandwich, degree weight 1", "elastic, degree weight 1", "Two networks a step instead of one"),
     ]
     said += [
         f"{what}, prefix by prefix: {table.against(one, other)}."
@@ -79,10 +77,13 @@ def beside_dense(table: Table, names: Iterable[str]) -> list[str]:
 def swin() -> list[str]:
     """A network of stages, components in the deepest."""
     table = Table.read("schedules_swin")
-    elastic, incremental = best_of(table, "elastic"), best_of(table, "incremental")
-    return [
-        *protocol(table),
-        *beside_dense(table, (incremental, elastic)),
+    elastic = best_of(table, "elastic")
+    said = [*protocol(table), *beside_dense(table, (elastic,))]
+    if not table.has("incremental"):
+        return said
+    incremental = best_of(table, "incremental")
+    return said + [
+        *beside_dense(table, (incremental,)),
         f"`{elastic}` against `{incremental}`, prefix by prefix: {table.against(elastic, incremental)}.",
     ]
 

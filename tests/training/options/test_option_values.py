@@ -128,7 +128,8 @@ def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_chang
         ("--schedule elastic --widths 1/3", 1.0),
         ("--totals 12", 0.0),
         ("--schedule incremental", 0.0),
-        ("--schedule simultaneous", 0.0),
+        ("--schedule simultaneous", 1.0),
+        ("--schedule simultaneous --totals 12", 0.0),
         ("--method lindec", 0.0),
         ("--method scala --widths 1/3", 0.0),
         ("--degree-weight 0", 0.0),
@@ -136,7 +137,7 @@ def test_a_method_is_what_its_paper_says_whatever_the_recipe_had_and_flags_chang
     ],
 )
 def test_the_degree_weight_is_the_schedules_unless_it_is_given(line, weight):
-    """It helps prefixes that are drawn, and nothing else (tests/benchmarks/results/schedules_fashion.json)."""
+    """It helps prefixes of single runs, and costs incremental ones, as tests/test_evidence.py derives."""
     recipe = asked(f"--data faces {line}")
     assert recipe.model.shape(recipe.decomposition)["degree_weight"] == weight
 
