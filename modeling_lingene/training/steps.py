@@ -28,7 +28,7 @@ class TrainingSettings:
         epochs: of a phase.
         batch_size: images per process and forward pass.
         accumulation: forward passes per optimiser step.
-        learning_rate: peak of the cosine, AdamW; -1 is the start's: new weights 0.256 / channels, of a Swin 0.016 /
+        learning_rate: peak of the cosine, AdamW; -1 is the start's: new weights 0.256 / channels, of a Swin 0.032 /
             channels of the first stage; a trained network that was converted 0.0001, without labels 0.00003.
         weight_decay: on matrices only.
         warmup: fraction of a phase's steps.
