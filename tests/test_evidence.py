@@ -109,7 +109,7 @@ def test_a_learning_rate_is_the_lowest_that_is_as_good_as_the_best():
     assert judged(Row(measured={"a": {}, "b": {}}), {"a": 0.1, "b": 0.9}) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", [*TABLES, SWIN, "pruning_fashion"])
+@pytest.mark.parametrize("name", [*TABLES, SWIN, "pruning_fashion", "tuning"])
 def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_command(name):
     """What a reader needs to believe a number, and to repeat it."""
     results = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -124,7 +124,7 @@ def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_
         assert row["hardware"]
 
 
-@pytest.mark.parametrize("name", [*TABLES, SWIN, "sizes_cifar", "pruning_fashion", "backbone", *AGAIN])
+@pytest.mark.parametrize("name", [*TABLES, SWIN, "sizes_cifar", "pruning_fashion", "tuning", "backbone", *AGAIN])
 def test_the_command_of_a_row_is_one_that_a_shell_takes(name):
     """Names of rows have apostrophes and commas."""
     results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))

@@ -187,6 +187,19 @@ def pruning_table() -> str:
     return "\n".join(lines)
 
 
+def tuning_table() -> str:
+    """Every size from every start."""
+    table = Table.read("tuning")
+    sizes = [size for name in table.rows if name.startswith("free, ") for size in table.labels(name)]
+    lines = [f"| start | {' | '.join(sizes)} |", "|---|" + "---:|" * len(sizes)]
+    for start in ("scratch", "free", "constrained"):
+        rows = [f"{start}, {size}" if table.has(f"{start}, {size}") else "dense" for size in sizes]
+        found = [(table.rows[name]["rate"], *table.rows[name]["test"].values()) for name in rows]
+        cells = [f"{with_range(accuracies)}, rate {rate:g}" for rate, accuracies in found]
+        lines.append(f"| {start} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def pruning_times() -> str:
     """A step of the search, and what half of the MACs are worth in time."""
     results = json.loads((RESULTS / "pruning_cost.json").read_text(encoding="utf-8"))
@@ -358,7 +371,7 @@ def bundle_or_alone() -> str:
 
 NOTES = {name: functools.partial(bullets, sentences) for name, sentences in SENTENCES.items()}
 NOTES |= {"schedules table": schedules_table, "sizes table": sizes_table}
-NOTES |= {"pruning table": pruning_table}
+NOTES |= {"pruning table": pruning_table, "tuning table": tuning_table}
 NOTES |= {"cifar table": functools.partial(sizes_table, results="sizes_cifar")}
 NOTES |= {"swin table": functools.partial(schedules_table, results="schedules_swin")}
 NOTES |= {"backbone table": backbone_table, "components table": components_table}

@@ -327,7 +327,7 @@ def elastic_cost() -> list[str]:
 
 SENTENCES = {"loading": loading, "conversion": conversion, "schedules": schedules, "sizes": sizes}
 SENTENCES |= {"backbone": backbone, "swin": swin, "pruning": pruning}
-SENTENCES |= {"cifar": cifar, "fourth seed": fourth_seed, "elastic cost": elastic_cost}
+SENTENCES |= {"tuning": tuning, "cifar": cifar, "fourth seed": fourth_seed, "elastic cost": elastic_cost}
 
 
 if __name__ == "__main__":
