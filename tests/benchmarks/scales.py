@@ -100,6 +100,12 @@ SCALES = {
         teacher={},
     ),
 }
+SCALES["cifar_gpu"] = dataclasses.replace(  # one GPU, one seed
+    SCALES["tiny"],
+    images=(45_000, 5_000),
+    training=dataclasses.replace(SCALES["tiny"].training, epochs=60),
+    seeds=(0,),
+)
 SCALES["tuning"] = dataclasses.replace(SCALES["fashion"], teacher={})  # other images at the size of a bundle's
 
 
