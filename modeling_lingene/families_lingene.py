@@ -111,14 +111,24 @@ VIT = {
     "mlp.fc2": "output.dense",
 }
 QKV = ("query", "key", "value")
-TOWER = {  # of pictures, beside one of text
-    **{f"attention.{part}": f"self_attn.{part[0]}_proj" for part in QKV},
-    "attention.output": "self_attn.out_proj",
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
+TOWER = dict(  # of pictures, beside one of text; no classifier, whose configuration would be of both
+    classifier=None,
+    backbone=None,
+    prefix="vision_model.",
+    parts={
+        **{f"attention.{part}": f"self_attn.{part[0]}_proj" for part in QKV},
+        "attention.output": "self_attn.out_proj",
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
+    blocks="encoder.layers.{layer}.",
+    renamed={"attention_probs_dropout_prob": "attention_dropout"},
+    lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
+    square=True,
+    pools=True,
+)
 DINOV2 = dict(
     parts={**ATTENTION, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
     scales={"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"},
@@ -177,10 +187,6 @@ FAMILIES = {
     "clip_vision_model": Family(
         config="CLIPVisionConfig",
         encoder="CLIPVisionModel",
-        classifier=None,  # its configuration is of two towers
-        backbone=None,
-        prefix="vision_model.",
-        parts=TOWER,
         outside={
             "embeddings.cls_token": "embeddings.class_embedding",
             "embeddings.position_embeddings": "embeddings.position_embedding.weight",
@@ -189,11 +195,7 @@ FAMILIES = {
             **{f"layernorm.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")},
         },
         flat={"embeddings.cls_token": 2, "embeddings.position_embeddings": 1},
-        blocks="encoder.layers.{layer}.",
-        renamed={"attention_probs_dropout_prob": "attention_dropout"},
-        lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
-        square=True,
-        pools=True,
+        **TOWER,
         patch_bias=False,
         norms_embeddings=True,
         norms_tokens=False,
@@ -201,10 +203,6 @@ FAMILIES = {
     "siglip_vision_model": Family(
         config="SiglipVisionConfig",
         encoder="SiglipVisionModel",
-        classifier=None,  # its configuration is of two towers
-        backbone=None,
-        prefix="vision_model.",
-        parts=TOWER,
         outside={
             "embeddings.position_embeddings": "embeddings.position_embedding.weight",
             "embeddings.probe": "head.probe",
@@ -226,12 +224,8 @@ FAMILIES = {
             f"head.attention.in_proj_{kind}": tuple(f"pooler.attention.{part}.{kind}" for part in QKV)
             for kind in ("weight", "bias")
         },
-        blocks="encoder.layers.{layer}.",
         fixed={"vision_use_head": True},
-        renamed={"attention_probs_dropout_prob": "attention_dropout"},
-        lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
-        square=True,
-        pools=True,
+        **TOWER,
         attends=True,
         class_token=False,
     ),
