@@ -68,6 +68,18 @@ def backbone() -> list[str]:
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
     said += fits(rows) + against_layers(rows, chance) + rates(rows) + alone_at_each_width(rows, chance)
+    trained, before = rows["elastic, rotated, 12, 4 networks"]["sizes"], rotated
+    told = [
+        f"{trained[size]['cosine']:.2f} after {before[size]['cosine']:.2f} at {size[1]}"
+        for size in trained
+        if "cosine" in trained[size]
+    ]
+    if told:
+        said.append(
+            "Linear heads leave a student's channels free: the cosine of the class token with the source's leading "
+            f"channels, trained (`elastic, rotated, 12, 4 networks`) after untrained: {', '.join(told)} of the width. "
+            "Where there are labels, k-NN and the probe say what sizes are worth."
+        )
     return said + [
         f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
         for one, other in BESIDE
