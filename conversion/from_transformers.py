@@ -25,10 +25,11 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
 from ..configuration_swin_lingene import SWIN_FIELDS, LinGeneSwinConfig
-from ..families_lingene import FAMILIES, WHOLE, Family, own_fields, own_name, own_shapes, tower_config
+from ..families_lingene import FAMILIES, WHOLE, Family, tower_config
 from ..folders import read_processor
 from ..measuring.features import AutoEncoder
 from ..progress import quiet_loading
+from ..translating_lingene import own_fields, own_name, own_shapes
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 
 

@@ -26,9 +26,10 @@ from .configuration_base_lingene import (
     check_count,
     sides,
 )
-from .families_lingene import STAGE, stock_config
+from .families_lingene import STAGE
 from .reading_lingene import FLAG, TEXT, either, integer, is_number, items, number, one_of, optional
 from .recompose_lingene import POSITION_BIAS, block_shapes
+from .translating_lingene import stock_config
 
 
 SWIN_FIELDS = (

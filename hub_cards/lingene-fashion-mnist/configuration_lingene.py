@@ -19,9 +19,10 @@ from .configuration_base_lingene import (
     check_count,
     sides,
 )
-from .families_lingene import FAMILIES, FAMILY_FIELDS, stock_config
+from .families_lingene import FAMILIES, FAMILY_FIELDS
 from .reading_lingene import FLAG, integer, is_number, number, one_of
 from .recompose_lingene import block_shapes
+from .translating_lingene import stock_config
 
 
 VIT_FIELDS = (

@@ -28,10 +28,11 @@ except ImportError:  # a version that saves its modules' own names
 from .budget_lingene import BUDGETS, choose_size
 from .bundle_lingene import FINAL_NORM, HUB_KWARGS, Bundle
 from .configuration_base_lingene import BUNDLE_TYPES, SIZE_FIELDS, BundleConfig, Size
-from .families_lingene import FAMILIES, stock_class, stock_weights
+from .families_lingene import FAMILIES, stock_class
 from .identity_lingene import settings_of
 from .reading_lingene import read_json, shown
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
+from .translating_lingene import stock_weights
 
 
 logger = logging.get_logger(__name__)

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..conversion.sources import Source
-from ..families_lingene import own_shapes, stock_config
 from ..kinds import PRUNED
 from ..lingene_pruned import LABEL_FIELDS, Bottleneck, PrunedClassifier, PrunedConfig
 from ..loading_lingene import stock_model
 from ..recompose_lingene import POSITION_BIAS
+from ..translating_lingene import own_shapes, stock_config
 from .choose import Choice
 
 
