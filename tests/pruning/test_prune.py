@@ -50,7 +50,7 @@ from test_hub_server import in_new_process
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-SHARED = ("families", "reading", "recompose")
+SHARED = ("families", "reading", "recompose", "translating")
 RUNS = ("search", "tune", "compare")
 
 
