@@ -66,7 +66,7 @@ class Scale:
     Args:
         pictures: for training; for a try of a rate; voters with labels; judged pictures.
         calibration: images for fewer components; a quarter of them orders channels and chooses layers.
-        epochs: of the shorter and the longer training, and longer ones of networks that share a step.
+        epochs: of the shorter and the longer training; longer ones of networks that share a step and of widths alone.
         rates: tried for every row.
         training: everything else.
     """
@@ -83,7 +83,7 @@ SCALES = {
     "cpu": Scale(
         (4000, 1000, 1000, 500),
         256,
-        (1, 3, 12),
+        (1, 3, 12, 30),
         (1e-6, 3e-6, 1e-5, 3e-5),
         CPU,
     ),
@@ -119,7 +119,7 @@ class Backbone:
         self.judged = work / "judged"
         self._make_source()
         self._make_sets()
-        short, long, *_ = self.scale.epochs
+        short, *longer = self.scale.epochs
         self.rows = {
             **{f"untrained, {start}": self.widths_of for start in STARTS},
             f"elastic, rotated, {short}": self.trained,
@@ -128,13 +128,13 @@ class Backbone:
             **{f"{count} components": self.components for count in COUNTS},
             "layers": self.layers,
             f"elastic, sorted, {short}": self.trained,
-            f"elastic, rotated, {long}": self.trained,
+            **{f"elastic, {start}, {longer[0]}": self.trained for start in STARTS},
             **{f"elastic, rotated, {epochs}, {SHARED} networks": self.trained for epochs in self.scale.epochs},
             "depths, linear heads": self.trained,
             "depths, identity heads": self.trained,
             **{f"healed, {count} components": self.trained for count in (6, 9)},
             f"elastic, rotated, {short}, {WHOLE}": self.trained,
-            **{f"alone, {width}, {self.scale.epochs[-1]}, {WHOLE}": self.trained for width in WIDTHS},
+            **{f"alone, {width}, {epochs}, {WHOLE}": self.trained for epochs in longer for width in WIDTHS},
         }
 
     def _make_source(self) -> None:
