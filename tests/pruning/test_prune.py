@@ -388,7 +388,8 @@ def test_a_pruned_model_is_pushed_with_its_code_and_card_and_nothing_else(tmp_pa
         card = hub.read("org/pruned", "README.md").decode()
     code = {f"{name}_lingene.py" for name in ("vit", "configuration_base", "configuration", *SHARED)}
     code |= {"lingene_vit.py", "lingene_pruned.py"}
-    others = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "layers.png"}
+    others = {"config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"}
+    others |= {"layers.png"}
     assert files - {".gitattributes"} == code | others
     assert f"{100 * results['rows'][2]['accuracy']:.1f} %" in card and "trust_remote_code=True" in card
     data, row = ModelCard(card).data, results["rows"][-1]
