@@ -294,7 +294,7 @@ def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> N
     """The report with its advice, its figure where images were measured, and the card, into the folder."""
     if "calibration" in report:
         rows = report["calibration"]["rows"]
-        plot_conversion(rows, folder / CONVERSION_PICTURE, f"{Path(name).name} as a bundle")
+        plot_conversion(rows, folder / CONVERSION_PICTURE, report["compared"], f"{Path(name).name} as a bundle")
     report["advice"] = advice(report, teacher, out)
     write_json(folder / CONVERSION_FILE, report)
     write_card(folder, title=out.resolve().name)

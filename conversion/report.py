@@ -26,7 +26,7 @@ START = "This bundle is a start for training, not a model."
 COLUMNS = {
     "num_components": "components",
     "activation_residual": "layers",
-    "relative_logit_error": "logits",
+    "relative_logit_error": "",  # what was compared
     "divergence": "KL",
     "agreement": "agreement",
     "cosine": "cosine",
@@ -35,19 +35,19 @@ COLUMNS = {
 }
 COUNT_LEGEND = {
     "layers": "relative error of what all maps of the layers give",
-    "logits": "relative error of the logits",
-    "class token": "relative error of the class token",
     "KL": "divergence of the class probabilities, nats",
     "agreement": "images of the source's class",
-    "cosine": "of the class token with the source's, mean over images",
+    "cosine": "of the {compared}s with the source's, mean over images",
     "of patches": "the same of the patch tokens",
 }
 
 
-def count_legend(rows: list[dict]) -> str:
+def count_legend(rows: list[dict], compared: str) -> str:
     """What the columns of `count_table` are, in one line."""
-    shown = count_table(rows).splitlines()[0]
-    return "; ".join(f"{name}: {said}" for name, said in COUNT_LEGEND.items() if f" {name} |" in shown)
+    legend = {"layers": COUNT_LEGEND["layers"], f"{compared}s": f"relative error of the {compared}s", **COUNT_LEGEND}
+    shown = count_table(rows, compared).splitlines()[0]
+    said = "; ".join(f"{name}: {said}" for name, said in legend.items() if f" {name} |" in shown)
+    return said.format(compared=compared)
 
 
 def logit_error(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
@@ -101,7 +101,7 @@ def measure_counts(
         Rows of num_components, activation_residual and weight_residual (relative, Frobenius norms, all maps together
         and per part; that of weights says nothing of how good a fit is, and may grow as it gets better),
         relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without one cosines of
-        the class token and of the patch tokens with the source's, mean over images and 5th percentile.
+        what stands for the image and of the patch tokens with the source's, mean over images and 5th percentile.
     """
     rows = []
     for count in range(1, table.shape[1] + 1):
@@ -138,11 +138,14 @@ def _ratio(squares: torch.Tensor) -> list[float]:
     return (squares[:, 0] / squares[:, 1]).clamp(min=0).sqrt().tolist()
 
 
-def count_table(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
-    columns = {key: name for key, name in COLUMNS.items() if key in rows[0]}
-    if "cosine" in columns:  # without a classifier there are no logits
-        columns["relative_logit_error"] = "class token"
+def count_table(rows: list[dict], compared: str) -> str:
+    """The rows as a Markdown table.
+
+    Args:
+        rows: of a conversion's report.
+        compared: what of bundle and source was compared, as the report says: "logit", "class token" ...
+    """
+    columns = {key: name for key, name in COLUMNS.items() if key in rows[0]} | {"relative_logit_error": f"{compared}s"}
     lines = [list(columns.values())]
     for row in rows:
         shown = [f"{100 * row[key]:.1f} %" if key == "agreement" else f"{row[key]:.3g}" for key in columns]
@@ -163,8 +166,8 @@ def advice(report: dict, source: str, out: Path) -> dict | None:
     """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model.
 
     Args:
-        report: of the conversion, with `compared`: `logit`, or `class token`, which is all that a bundle without a
-            classifier has; that learns from the source's tokens and needs no labels.
+        report: of the conversion, with `compared`: `logit`, or what stands for the image where there is no
+            classifier; such a bundle learns from the source's tokens and needs no labels.
         source: who teaches it.
         out: the bundle's folder.
     """

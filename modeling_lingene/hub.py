@@ -42,6 +42,7 @@ from .card import (
 )
 from .citations import bibtex
 from .configuration_base_lingene import BundleConfig, Size
+from .families_lingene import image_token_name
 from .folders import (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
@@ -145,7 +146,7 @@ def render_card(
         table=size_table(rows, fetched=bundle.download_bytes) if rows else None,
         sizes=len(rows),
         pictures=pictures(folder, rows, converted),
-        explained=_explained(rows) if rows else "",
+        explained=_explained(rows, config) if rows else "",
         metric=METRICS[metric_of(rows)],
         timing=told_timing(rows),
         error=told_error(rows),
@@ -201,12 +202,12 @@ def _rows(bundle: Bundle) -> list[dict]:
     return [{**row, "width_ratio": str(Fraction(row["width_ratio"]))} for row in bundle.measured()]
 
 
-def _explained(rows: list[dict]) -> str:
+def _explained(rows: list[dict], config: BundleConfig) -> str:
     """What the columns of the table say, in Markdown."""
     on = ", ".join(sorted({f"{row['dataset']} ({row['split']})" for row in rows}))
     against = ", ".join(sorted({row["reference"] for row in rows if "reference" in row}))
-    said = [EXPLAINED[name].format(on=text(on), reference=text(against)) for name in metrics_in(rows, metric_of(rows))]
-    return " ".join(said)
+    words = {"on": text(on), "reference": text(against), "token": image_token_name(config)}
+    return " ".join(EXPLAINED[name].format(**words) for name in metrics_in(rows, metric_of(rows)))
 
 
 def _classes(config: BundleConfig) -> str:

@@ -1,8 +1,8 @@
 """What a conversion kept, in words, by its report alone: how it was fitted, how close it is, whether it is a model.
 
 A bundle is judged by what it says of pictures: by the class and the probabilities where there is a classifier, by the
-direction of the class token where there is none. The relative error of logits ranks fits, and does not say how many
-classes stay. Without pictures it is all there is.
+direction of what stands for the image where there is none. The relative error of logits ranks fits, and does not say
+how many classes stay. Without pictures it is all there is.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ FIT_WORDS = {
 }
 GOOD = 0.05  # relative error on random images up to which a bundle is a model, not a start
 AGREES, DIVERGES = 0.95, 0.05  # share of the images with the source's class; KL, nats
-ALIKE, LEAST_ALIKE = 0.98, 0.95  # cosine of the class token with the source's: mean over images, 5th percentile
+ALIKE, LEAST_ALIKE = 0.98, 0.95  # cosine with the source: mean over images, 5th percentile
 
 
 def last_row(report: dict[str, Any]) -> dict[str, Any] | None:
@@ -40,9 +40,8 @@ def is_model(report: dict[str, Any]) -> bool:
 
 def kept(report: dict[str, Any]) -> str:
     """How close the bundle is to what it was made of, in one sentence of numbers."""
-    row = last_row(report)
+    row, what = last_row(report), report.get("compared", "logit")
     if row is None:
-        what = report.get("compared", "logit")
         on = report.get("checked_on", "random images")
         return f"Relative error of its {what}s on {on}: {report['relative_logit_error']:.2g}."
     count = report["calibration"]["measured_images"]
@@ -52,7 +51,7 @@ def kept(report: dict[str, Any]) -> str:
             f"divergence (KL) of {max(row['divergence'], 0):.2g} nats."
         )
     return (
-        f"On {count} calibration images its class token has a cosine of {row['cosine']:.3f} with the source's, "
+        f"On {count} calibration images its {what} has a cosine of {row['cosine']:.3f} with the source's, "
         f"{row['cosine_p5']:.3f} at the 5th percentile."
     )
 

@@ -9,13 +9,17 @@ import numpy
 import onnxruntime
 import pytest
 import torch
+from matplotlib.text import Text
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification, BitImageProcessor, IJepaConfig, IJepaModel
 
 import helpers
 from modeling_lingene import LinGeneModel
+from modeling_lingene.cli import main
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
+from modeling_lingene.measuring import curves, plots
+from modeling_lingene.measuring.drawing import save_figure
 from modeling_lingene.measuring.features import class_and_patches
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
@@ -90,3 +94,29 @@ def test_it_is_turned_for_widths_and_learns_its_sizes(source, photos, tmp_path):
         tmp_path / "run" / "bundle", constrained=True, num_labels=3
     )
     assert with_head(values).logits.shape == (3, 3)
+
+
+def test_words_and_pictures_know_no_class_token(source, photos, tmp_path, monkeypatch, capsys):
+    """Of a conversion that is fitted, of measured sizes, and of the card."""
+    folder, bundle, drawn = source[1], tmp_path / "bundle", []
+
+    def kept(figure, path):
+        drawn.extend(text.get_text().lower() for text in figure.findobj(Text))
+        save_figure(figure, path)
+
+    for module in (curves, plots):
+        monkeypatch.setattr(module, "save_figure", kept)
+    for split in ("train", "test"):
+        for number, picture in enumerate(helpers.pictures(24).images):
+            place = tmp_path / "labelled" / split / "ab"[number % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            picture.save(place / f"{number}.png")
+    fitted = ["--calibrate", str(photos), "--num-components", "2", "--rounds", "1", "--out", str(bundle)]
+    assert main(["convert", str(folder), *fitted]) == 0
+    measured = ["--data", str(tmp_path / "labelled"), "--metric", "cosine,knn", "--reference", str(folder)]
+    assert main(["sweep", str(bundle), *measured]) == 0
+    card = (bundle / "README.md").read_text()
+    said = capsys.readouterr().out + card
+    assert "mean tokens: relative error of the mean tokens" in said and "its mean token has a cosine of" in said
+    assert "whose mean tokens are nearest" in card and "how far the mean token, and the patch tokens, agree" in card
+    assert "class token" not in said.lower() and drawn and not any("class token" in text for text in drawn)

@@ -33,12 +33,12 @@ class Metric(NamedTuple):
 
 
 # A row of `sizes.json` holds one of these or more, each in the field of its name, and says by `metric` which decides
-# between sizes; without that field accuracy does. `cosine` is the class token's, mean over the images.
+# between sizes; without that field accuracy does. `cosine` is that of what stands for an image, mean over the images.
 METRICS = {
     "accuracy": Metric("the most accurate", "Accuracy", True),
     "knn": Metric("the best by k-NN", "k-NN accuracy", True),
     "probe": Metric("the best by linear probe", "Linear probe accuracy", True),
-    "cosine": Metric("the best by cosine", "Cosine of the class token", False),
+    "cosine": Metric("the best by cosine", "Cosine of image features", False),
 }
 # Beside `cosine`: its 5th percentile over the images, both for the patch tokens, and whom the tokens agree with.
 AGREEMENT = ("cosine", "cosine_p5", "patch_cosine", "patch_cosine_p5")

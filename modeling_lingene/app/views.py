@@ -9,6 +9,7 @@ from typing import Any
 
 from ..budget_lingene import METRICS
 from ..configuration_base_lingene import Size
+from ..families_lingene import image_token_name
 from ..measuring.plots import COSTS
 from ..measuring.tables import EXPLAINED, bytes_shown, readable
 from .looking import Answer, enlarged, overlay
@@ -100,7 +101,8 @@ def notes(bundle: ShownBundle, size: Size, held: Materialised) -> str:
     if bundle.rows:
         on = ", ".join(sorted({f"{row['dataset']} ({row['split']})" for row in bundle.rows}))
         against = ", ".join(sorted({row["reference"] for row in bundle.rows if "reference" in row}))
-        said = EXPLAINED[bundle.metric()].format(on=on, reference=against).replace("`", "")
+        words = {"on": on, "reference": against, "token": image_token_name(bundle.config)}
+        said = EXPLAINED[bundle.metric()].format(**words).replace("`", "")
         parts.append(f"<p>{escape(said)}</p>")
     return "".join(parts)
 

@@ -13,7 +13,8 @@ def convert(source: str, out: Path, **options) -> None:
     report = run(source, out, **options)
     calibrated = report.get("calibration", {})
     if calibrated:
-        print(f"\n{count_table(calibrated['rows'])}\n\n{count_legend(calibrated['rows'])}\n")
+        shown = calibrated["rows"], report["compared"]
+        print(f"\n{count_table(*shown)}\n\n{count_legend(*shown)}\n")
         for depth, rows in calibrated.get("depth_rows", {}).items():
             print(f"depth {depth}: layers {', '.join(map(str, rows))}")
     print(f"{report['num_components']} components of {report['depth']} layers; {fitted(report)}")

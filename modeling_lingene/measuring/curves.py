@@ -72,13 +72,14 @@ def _told_phases(starts: Sequence[int], names: Sequence[str], room: float) -> li
     return told
 
 
-def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str | None = None) -> None:
+def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, compared: str, title: str | None = None) -> None:
     """Draws what a converted bundle gives with its first k components, for every k, as a PNG.
 
     Args:
         rows: of a conversion's report: num_components, activation_residual, relative_logit_error and, for a
             classifier, agreement, or without one cosine and cosine_p5.
         path: of the PNG; written atomically.
+        compared: what of bundle and source was compared, as the report says: "logit", "class token" ...
         title: of the figure.
 
     Raises:
@@ -88,15 +89,14 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, title: str
     if not rows:
         raise ValueError("`rows` must hold at least one number of components; got none.")
     figure = blank_figure()
-    last = "Class token" if "cosine" in rows[0] else "Logits"
-    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": last}]
+    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": f"{compared.capitalize()}s"}]
     labels = ["Relative error on the calibration images"]
     if "agreement" in rows[0]:
         panels.append({"agreement": "Agreement"})
         labels.append("Images of the same class as the source's, %")
     if "cosine" in rows[0]:
         panels.append({"cosine": "Mean over images", "cosine_p5": "5th percentile"})
-        labels.append("Cosine of the class token with the source's")
+        labels.append(f"Cosine of the {compared} with the source's")
     counts = [row["num_components"] for row in rows]
     for panel, curves, label in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, labels, strict=True):
         for (key, name), (colour, line, marker) in zip(curves.items(), CURVES):

@@ -10,14 +10,14 @@ COLUMNS = {
     "accuracy": {"accuracy": ("accuracy",)},
     "knn": {"k-NN": ("knn",)},
     "probe": {"probe": ("probe",)},
-    "cosine": {"class cosine": ("cosine", "cosine_p5"), "patch cosine": ("patch_cosine", "patch_cosine_p5")},
+    "cosine": {"cosine": ("cosine", "cosine_p5"), "patch cosine": ("patch_cosine", "patch_cosine_p5")},
 }
-# What the columns say, for `on`, the images, and `reference`.
+# What the columns say, for `on`, the images, `reference`, and `token`, what stands for an image.
 EXPLAINED = {
     "accuracy": "Accuracy on {on}.",
-    "knn": "`k-NN` on {on}: the 20 images of the train part whose class tokens are nearest vote for the class.",
-    "probe": "`probe` on {on}: a logistic regression on the class tokens of the train part says the class.",
-    "cosine": "`cosine` on {on}: how far the class token, and the patch tokens, agree with those of {reference}; mean "
+    "knn": "`k-NN` on {on}: the 20 images of the train part whose {token}s are nearest vote for the class.",
+    "probe": "`probe` on {on}: a logistic regression on the {token}s of the train part says the class.",
+    "cosine": "`cosine` on {on}: how far the {token}, and the patch tokens, agree with those of {reference}; mean "
     "over the images, in brackets the 5th percentile.",
 }
 

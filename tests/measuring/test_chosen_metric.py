@@ -111,9 +111,9 @@ def test_a_table_has_a_column_for_every_measure_and_is_sorted_by_the_one_that_de
     """Its columns come first; what was not measured is a dash."""
     rows = [*both("cosine"), row(1, "cosine", cosine=0.925, cosine_p5=-0.5)]
     shown = table(size_table(rows))
-    measures = ["class cosine", "patch cosine", "k-NN", "probe"]
+    measures = ["cosine", "patch cosine", "k-NN", "probe"]
     assert list(shown[0]) == ["depth", "width", "components", *measures, "parameters", "MACs"]
-    assert [line["class cosine"] for line in shown] == ["0.950 (0.700)", "0.925 (-0.500)", "0.900 (0.700)"]
+    assert [line["cosine"] for line in shown] == ["0.950 (0.700)", "0.925 (-0.500)", "0.900 (0.700)"]
     assert [line["patch cosine"] for line in shown] == ["0.800 (0.600)", "-", "0.800 (0.600)"]
     assert [line["k-NN"] for line in shown] == ["50.0 %", "-", "75.0 %"]
     assert [line["depth"] for line in table(size_table(both("cosine"), metric="knn"))] == ["6", "3"]

@@ -33,7 +33,7 @@ def test_curves_of_a_conversion_are_told_apart_by_colour_and_by_marker(figure, t
     """Two black lines are one."""
     made = {"activation_residual": 0.5, "relative_logit_error": 0.25, "agreement": 0.5}
     made = made if second == "agreement" else {**made, "cosine": 0.9, "cosine_p5": 0.8}
-    curves.plot_conversion([{"num_components": n, **made} for n in range(1, 5)], tmp_path / "x.png")
+    curves.plot_conversion([{"num_components": n, **made} for n in range(1, 5)], tmp_path / "x.png", "logit")
     for panel in figure[0].axes:
         for style in ("get_color", "get_marker", "get_linestyle"):
             shown = [getattr(line, style)() for line in panel.lines]
@@ -45,7 +45,7 @@ def test_agreement_has_the_room_that_it_needs_and_no_point_on_the_edge(figure, t
     """From 0 to 99.2 on, 90 and 99 were a flat line along the upper edge, which cut the last marker."""
     made = {"activation_residual": 0.5, "relative_logit_error": 0.0}
     shown = [{"num_components": n, **made, "agreement": value} for n, value in enumerate((least, top), start=1)]
-    curves.plot_conversion(shown, tmp_path / "x.png")
+    curves.plot_conversion(shown, tmp_path / "x.png", "logit")
     low, high = figure[0].axes[1].get_ylim()
     assert low < 100 * least and 100 < high and (100 - low) <= max(1.2 * 100 * (1 - least), 6)
     assert figure[0].axes[0].get_ylim()[0] == 0 and figure[0].axes[0].get_ylim()[1] > 0.5

@@ -241,10 +241,10 @@ def test_without_a_classifier_a_fit_is_measured_on_the_class_token(tmp_path, pho
     assert rows[-1]["patch_cosine"] == pytest.approx(of_patches.mean(), abs=1e-5)
     assert rows[-1]["patch_cosine_p5"] == pytest.approx(numpy.percentile(of_patches, 5), abs=1e-5)
     assert rows[0]["cosine"] < rows[-1]["cosine"] and report["compared"] == "class token"
-    drawn = count_table(rows).splitlines()
+    drawn = count_table(rows, report["compared"]).splitlines()
     assert len(drawn) == 5 and all(word not in drawn[0] for word in ("agreement", "KL", "logits"))
-    said = {part.partition(":")[0] for part in count_legend(rows).split("; ")}
-    assert said == {"layers", "class token", "cosine", "of patches"} and report["checked_on"] == "calibration images"
+    said = {part.partition(":")[0] for part in count_legend(rows, report["compared"]).split("; ")}
+    assert said == {"layers", "class tokens", "cosine", "of patches"} and report["checked_on"] == "calibration images"
     assert "cosine" in drawn[0] and f"{rows[-1]['cosine']:.3g}" in drawn[-1]
     kept = report["calibration"]["depth_rows"][3]
     assert kept == sorted(set(kept)) and len(kept) == 3
@@ -263,7 +263,7 @@ def test_as_many_components_as_layers_lose_nothing_on_the_images_either(kept_lay
     assert last["agreement"] == 1.0 and last["relative_logit_error"] < 1e-4 and abs(last["divergence"]) < 1e-6
     assert last["activation_residual"] < 1e-4 and last["weight_residual"] < 1e-4
     assert rows[0]["activation_residual"] > 0.1
-    assert len(count_table(rows).splitlines()) == DEPTH + 2
+    assert len(count_table(rows, "logit").splitlines()) == DEPTH + 2
 
 
 def test_layers_kept_are_those_least_missed_one_by_one(source, photos, kept_layers):

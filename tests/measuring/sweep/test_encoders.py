@@ -136,7 +136,7 @@ def test_a_command_measures_labelled_digits_by_knn_and_a_folder_of_pictures_by_t
     rows = read(folder / "sizes.json")["sizes"]
     assert [(row["metric"], row["split"], row["depth"]) for row in rows] == [(metric, split, 6), (metric, split, 3)]
     shown = table(told.out)
-    column = {"knn": "k-NN", "cosine": "class cosine"}[metric]
+    column = {"knn": "k-NN", "cosine": "cosine"}[metric]
     assert [line[column][:5] for line in shown] == sorted(
         [f"{100 * row['knn']:.1f} "[:5] if metric == "knn" else f"{row['cosine']:.3f}" for row in rows], reverse=True
     )
