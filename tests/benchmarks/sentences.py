@@ -29,6 +29,8 @@ def protocol(table: Table) -> list[str]:
             f" The teacher ({points(teacher['test'])} %) takes {100 * teacher['share']:.0f} % of the MACs of the "
             "dense network's training, and its MACs are counted in every row."
         )
+    if len(shown["rates"]) == 1:
+        said += f" No learning rate was chosen: every row has {shown['rates'][0]:g}."
     return [said]
 
 
