@@ -101,7 +101,7 @@ def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
     if path is None:
         raise ValueError(f"`bundle` {bundle} cannot be read: it has no {CONFIG_NAME}.")
     model_type = read_json(path, str(bundle)).get("model_type")
-    if model_type not in KINDS:
+    if not isinstance(model_type, str) or model_type not in KINDS:
         if os.path.isdir(bundle) and is_known(bundle):
             raise wrong_kind("bundle", bundle, BUNDLE)
         raise ValueError(f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not {BUNDLE}.")
@@ -112,7 +112,8 @@ def model_type_of(name: str | os.PathLike, **hub) -> str | None:
     """What kind of model config.json says lies there; None where nothing can be read."""
     with suppress(OSError, ValueError):
         path = cached_file(name, CONFIG_NAME, **hub)
-        return None if path is None else read_json(path, str(name)).get("model_type")
+        model_type = None if path is None else read_json(path, str(name)).get("model_type")
+        return model_type if isinstance(model_type, str) else None
     return None
 
 

@@ -20,6 +20,7 @@ PAGE = ROOT / "modeling_lingene" / "analysis" / "README.md"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_shipped")
 def test_commands_run_and_the_picture_is_theirs(tmp_path, monkeypatch):
     """As they are pasted, from a checkout; one for every analysis."""
     text = PAGE.read_text(encoding="utf-8")

@@ -409,7 +409,8 @@ def test_two_processes_prune_to_what_one_finds(tmp_path, vit):
         out = tmp_path / str(processes)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command += ["-m", "modeling_lingene.cli", "prune", str(vit), "--out", str(out), "--data", "digits"]
-        command += ["--target-macs", "0.5", "--epochs", "1", "--batch-size", str(size), "--device", "cpu"]
+        command += ["--target-macs", "0.5", "--search", "published", "--epochs", "1", "--device", "cpu"]
+        command += ["--batch-size", str(size)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

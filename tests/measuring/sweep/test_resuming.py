@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -218,7 +219,8 @@ def test_latencies_that_an_interrupted_sweep_did_not_take_are_taken(folder, halv
 def test_two_processes_find_what_one_does_and_go_on_with_what_was_found(two):
     """Shares of the images add up; no latency, which one process would measure while another computes."""
     known, *others = read(two.folder / "sizes.json")["sizes"]
-    assert known == two.alone[0] | {"accuracy": round(1 / 1437, 6)}
+    errors = {"accuracy": round(math.sqrt(1436) / 1437**1.5, 6)}  # sqrt(p (1 - p) / n)
+    assert known == two.alone[0] | {"accuracy": round(1 / 1437, 6), "standard_errors": errors}
     assert others == two.alone[1:] and "latency_ms" not in others[0]
     assert len({row["accuracy"] for row in two.alone}) > 4
     assert not (two.folder / PROGRESS).exists() and (two.folder / "sizes_heat.png").exists()
