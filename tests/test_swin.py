@@ -19,6 +19,7 @@ from transformers import (
     SwinModel,
 )
 
+import helpers
 from helpers import TINY_SWIN, code_of, drawn
 from helpers import tiny_swin as constrained
 from modeling_lingene import (
@@ -31,8 +32,11 @@ from modeling_lingene import (
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
-from modeling_lingene.folders import describe, read_config
+from modeling_lingene.folders import describe, read_config, read_processor
+from modeling_lingene.images.batches import batches, image_processor
+from modeling_lingene.measuring.features import class_and_patches
 from modeling_lingene.measuring.metrics import count_macs, count_parameters
+from modeling_lingene.measuring.sweep import sweep
 from modeling_lingene.recompose_lingene import coefficients, selected_rows
 from modeling_lingene.swin_lingene import relative_places, shifted_mask
 
@@ -289,6 +293,33 @@ def test_an_encoder_becomes_a_bundle_and_fewer_components_are_least_squares(sour
     projected = torch.from_numpy(table @ (torch.linalg.pinv(torch.from_numpy(table)).numpy() @ layers)).float()
     found = torch.stack([b.mlp.fc1.weight.flatten() for b in two.swin.encoder.layers[1].blocks])
     torch.testing.assert_close(found, projected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_features_are_what_it_pools_and_the_tokens_of_the_last_stage(source, tmp_path):
+    """An encoder is measured, compared with and exported by them; the stock model says which they are."""
+    encoder, values = source[1].swin, pixels()
+    encoder.save_pretrained(tmp_path / "encoder")
+    image_processor(SHAPE["image_size"]).save_pretrained(tmp_path / "encoder")
+    report = convert(str(tmp_path / "encoder"), tmp_path / "bundle")
+    assert report["compared"] == "pooled token" and report["relative_logit_error"] < 1e-5
+    expected = encoder(values)
+    for model in (encoder, AutoModel.from_pretrained(tmp_path / "bundle", constrained=True).eval()):
+        image, patches = class_and_patches(model, values)
+        torch.testing.assert_close(image, expected.pooler_output, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(patches, expected.last_hidden_state, rtol=1e-4, atol=1e-5)
+    pictures = helpers.pictures(6, SHAPE["image_size"])
+    asked = {"depths": (2,), "widths": ("1/3",), "components": (4,), "latency": False, "allow_untrained": True}
+    (row,) = sweep(tmp_path / "bundle", pictures, **asked)
+    small = AutoModel.from_pretrained(tmp_path / "bundle", depth=2, width_ratio="1/3", allow_untrained=True).eval()
+    seen = torch.cat([batch["pixel_values"] for batch in batches(pictures, read_processor(tmp_path / "bundle"), 6)])
+    found, whole = small(seen).pooler_output, encoder(seen).pooler_output
+    cosine = (found * whole[:, : found.shape[1]]).sum(1) / found.norm(dim=1) / whole.norm(dim=1)
+    assert row["cosine"] == pytest.approx(float(cosine.mean()), abs=1e-5) and abs(row["cosine"]) < 0.99
+    export(tmp_path / "bundle", tmp_path / "program", "program")
+    given = torch.export.load(tmp_path / "program" / "model.pt2").module()(values)
+    torch.testing.assert_close(given[:, 0], expected.pooler_output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given[:, 1:], expected.last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -249,6 +249,7 @@ FAMILIES = {
         fixed={"use_absolute_embeddings": False},
         interpolates=True,
         pools=True,
+        class_token=False,
     ),
 }
 # Stages are counted from 1, as transformers' backbones name them; a stage that no component stands for has own layers.

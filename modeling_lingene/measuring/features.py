@@ -53,7 +53,7 @@ def normed_tokens(encoder: nn.Module, output: Any) -> torch.Tensor:
         output: what it gave.
     """
     family, tokens = family_row(encoder.config), output.last_hidden_state
-    if family is None or family.stages:
+    if family is None:
         return tokens
     if not family.norms_tokens and hasattr(encoder, "normed"):  # of components
         return encoder.normed(tokens, encoder.config.size())
