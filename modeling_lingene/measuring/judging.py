@@ -68,7 +68,7 @@ def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tens
     Args:
         found: class tokens (b, d) and patch tokens (b, p, d).
         expected: the same of the reference, perhaps with more channels: a narrower size of a bundle holds the leading
-            ones, and is compared with those.
+            ones, and what it lacks counts as zero, so that the cosines of all widths are of the same vectors.
 
     Raises:
         ValueError: another number of patches.
@@ -78,7 +78,8 @@ def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tens
             f"`reference` must have as many patches as the model: it gives {expected[1].shape[1]} of an image, "
             f"and the model {found[1].shape[1]}. Use a reference of the same patch and image size, or --metric knn."
         )
-    both = [functional.cosine_similarity(f, e[..., : f.shape[-1]], dim=-1) for f, e in zip(found, expected)]
+    whole = [functional.pad(f, (0, e.shape[-1] - f.shape[-1])) for f, e in zip(found, expected)]
+    both = [functional.cosine_similarity(f, e, dim=-1) for f, e in zip(whole, expected)]
     return torch.stack([both[0], both[1].mean(dim=1)], dim=1)
 
 

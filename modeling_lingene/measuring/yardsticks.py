@@ -266,7 +266,7 @@ def yardstick(
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
     model, seen, told = _reference_model(name, reference), None, OWN
-    readouts = (None, None) if reference is None else (read_readout(reference), read_readout(name))
+    readouts = [read_readout(one) for one in (name if reference is None else reference, name)]
     theirs, own = (
         width if readout is None else len(readout[1])
         for width, readout in zip((model.config.hidden_size, hidden_size), readouts)

@@ -174,14 +174,15 @@ def test_slices_of_the_stream_have_mean_zero_but_for_the_weakest_axes(turned):
 
 @torch.no_grad()
 def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photos):
-    """With the source as reference, and with the bundle itself: every token through the readout, what a narrow size
-    lacks zero. Training goes on in the same channels, and keeps what brings them back.
+    """With the source as reference, and with the bundle itself, named or not: every token through the readout, what a
+    narrow size lacks zero. Training goes on in the same channels, and keeps what brings them back.
     """
     stock(Dinov2Model).save_pretrained(tmp_path / "source")
     convert(str(tmp_path / "source"), tmp_path / "bundle", calibrate=str(photos), sort=True, widths=["3/4"])
     pictures, found = load_pictures(str(photos)), {}
-    for name in ("source", "bundle"):
-        options = dict(metric="cosine", reference=str(tmp_path / name), latency=False, allow_untrained=True)
+    for name, reference in (("source", "source"), ("bundle", "bundle"), ("own", None)):
+        reference = None if reference is None else str(tmp_path / reference)
+        options = dict(metric="cosine", reference=reference, latency=False, allow_untrained=True)
         rows = sweep(tmp_path / "bundle", pictures, widths=["3/4", "1"], device="cpu", **options, out=tmp_path / name)
         found[name] = {row["width_ratio"]: row for row in rows if row["num_components"] == 6}
         assert found[name]["1"]["cosine"] == pytest.approx(1, abs=1e-5)
@@ -195,7 +196,8 @@ def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photo
     own = narrow(seen).last_hidden_state[:, 0].numpy() @ weight.T + bias
     expected = AutoModel.from_pretrained(tmp_path / "source")(seen).last_hidden_state[:, 0].numpy()
     cosine = (own * expected).sum(1) / numpy.linalg.norm(own, axis=1) / numpy.linalg.norm(expected, axis=1)
-    assert found["source"]["3/4"]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
+    for rows in found.values():  # one measure, whoever is named
+        assert rows["3/4"]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
     assert 0.1 < cosine.mean() < 0.999
     options = dict(metric="cosine", reference=str(tmp_path / "source"), device="cpu")
     row = evaluate_model(str(tmp_path / "plain"), {}, pictures, **options)

@@ -93,14 +93,15 @@ def test_a_probe_of_one_class_is_refused():
 
 @pytest.mark.parametrize("channels", [8, 5])
 def test_cosines_are_those_by_hand(channels):
-    """Of the class token, and the mean over the patches; fewer channels are compared with the leading ones."""
+    """Of the class token, and the mean over the patches; the channels that a narrow size lacks are zeros."""
     generator = torch.Generator().manual_seed(0)
     expected = torch.randn(3, 8, generator=generator), torch.randn(3, 4, 8, generator=generator)
     found = torch.randn(3, channels, generator=generator), torch.randn(3, 4, channels, generator=generator)
     for image, (of_class, of_patches) in enumerate(cosines(found, expected).tolist()):
 
         def cosine(one, other):
-            a, b = one.double().numpy(), other.double().numpy()[:channels]
+            a, b = one.double().numpy(), other.double().numpy()
+            a = numpy.concatenate([a, numpy.zeros(8 - channels)])
             return a @ b / numpy.linalg.norm(a) / numpy.linalg.norm(b)
 
         assert of_class == pytest.approx(cosine(found[0][image], expected[0][image]), abs=1e-6)

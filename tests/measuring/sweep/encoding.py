@@ -40,7 +40,8 @@ def unit(values: numpy.ndarray) -> numpy.ndarray:
 
 
 def cosines(found: numpy.ndarray, expected: numpy.ndarray) -> dict[str, float]:
-    both = (unit(found) * unit(expected[..., : found.shape[-1]])).sum(-1)
+    """What a narrow size lacks counts as zero."""
+    both = (unit(found) * unit(expected)[..., : found.shape[-1]]).sum(-1)
     columns = {"cosine": both[:, 0], "patch_cosine": both[:, 1:].mean(1)}
     fields = {}
     for name, values in columns.items():

@@ -63,7 +63,7 @@ def test_every_row_is_what_a_user_finds_who_loads_that_size(whole):
         assert (row["device"], "accuracy" in row, row["images"]) == (HERE, False, 15)
         assert {name: row[name] for name in RUN} == RUN and row["iqr_ms"] > 0
         errors = {name: math.sqrt(row[name] * (1 - row[name]) / 15) for name in ("knn", "probe")}
-        both = (unit(tokens(whole.folder, TEST, *size)) * unit(expected[..., : int(48 * Fraction(size[1]))])).sum(-1)
+        both = (unit(tokens(whole.folder, TEST, *size)) * unit(expected)[..., : int(48 * Fraction(size[1]))]).sum(-1)
         errors["cosine"] = both[:, 0].std(ddof=1) / math.sqrt(15)
         assert row["standard_errors"] == pytest.approx(errors, abs=2e-6)
     assert len({row["knn"] for row in whole.rows}) > 3 and len({row["cosine"] for row in whole.rows}) == len(ORDER)
