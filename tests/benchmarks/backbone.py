@@ -4,8 +4,8 @@
     python tests/benchmarks/backbone.py --data FOLDER --work DIR --collect FILE.json
 
 The source is the ViT-S/14 of `tests/real_vit.py`, at 126 pixels. Pictures of `train/` are trained on without their
-labels; a part of them, and of `test/`, with labels, judges features by k-NN and a linear probe; the cosine compares
-with the source's tokens (a narrow size of a rotated bundle with the leading ones, as it holds no others). Starts:
+labels; a part of them with labels votes and fits the probe, and `test/` judges features by k-NN and that probe; the
+cosine compares with the source's tokens, as `lingene sweep --reference` does. Starts:
 
     rotated  `lingene convert --sort`: the stream turned for the widths, each layer's heads and units in their order
     sorted   heads and units in one order for all layers, the stream as it is: the earlier `--sort`
@@ -124,7 +124,6 @@ class Backbone:
             **{f"untrained, {start}": self.widths_of for start in STARTS},
             f"elastic, rotated, {short}": self.trained,
             f"elastic, plain, {short}": self.trained,
-            **{f"alone, {width}, {short}": self.trained for width in WIDTHS},
             **{f"{count} components": self.components for count in COUNTS},
             "layers": self.layers,
             f"elastic, sorted, {short}": self.trained,
@@ -134,7 +133,7 @@ class Backbone:
             "depths, identity heads": self.trained,
             **{f"healed, {count} components": self.trained for count in (6, 9)},
             f"elastic, rotated, {short}, {WHOLE}": self.trained,
-            **{f"alone, {width}, {epochs}, {WHOLE}": self.trained for epochs in longer for width in WIDTHS},
+            **{f"alone, {width}, {epochs}, {WHOLE}": self.trained for epochs in self.scale.epochs for width in WIDTHS},
         }
 
     def _make_source(self) -> None:
@@ -169,8 +168,8 @@ class Backbone:
         if file.is_file():
             return json.loads(file.read_text())
         file.parent.mkdir(exist_ok=True)
-        row = {"row": name, **self.rows[name](name)}
-        row["hardware"] = device_name(None if self.scale.training.device == "auto" else "cpu")
+        hardware = device_name(None if self.scale.training.device == "auto" else "cpu")
+        row = {"row": name, "hardware": hardware, **self.rows[name](name)}
         row["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
         write_json(file, row)
         return row
@@ -195,22 +194,24 @@ class Backbone:
                 processor.save_pretrained(bundle)
         return bundle
 
-    def measured(self, bundle: Path, metric: str, reference: Path | None = None, **grid) -> list[dict]:
+    def measured(self, bundle: Path, compared: bool = True, **grid) -> list[dict]:
+        """Sizes by k-NN, by probe, and compared with the source, whose channels a bundle of one width has not."""
         train, test = load_images(str(self.judged), "train"), load_images(str(self.judged), "test")
-        options = {"metric": metric, "train": train, "reference": None if reference is None else str(reference)}
-        rows = sweep(bundle, test, out=bundle, latency=False, allow_untrained=True, **options, **grid)
+        metrics = {"metric": "cosine,knn,probe", "reference": str(self.source)}
+        metrics = metrics if compared else {"metric": "knn,probe"}
+        rows = sweep(bundle, test, out=bundle, train=train, latency=False, allow_untrained=True, **metrics, **grid)
         kept = {"depth", "width_ratio", "num_components", "params", "macs", "knn", "probe"}
         return [{key: value for key, value in row.items() if key in kept or "cosine" in key} for row in rows]
 
     def widths_of(self, name: str) -> dict:
-        """Every width of a start as it is; the cosine is with the start's own full size, which is the source."""
+        """Every width of a start as it is."""
         bundle = self.start(name.split(", ")[1])
-        return {"sizes": self.measured(bundle, "cosine,knn,probe", widths=(*WIDTHS, "1"), components=(DEPTH,))}
+        return {"sizes": self.measured(bundle, widths=(*WIDTHS, "1"), components=(DEPTH,))}
 
     def components(self, name: str) -> dict:
         """Fewer components than layers, by the default fit, untrained."""
         bundle = self._fitted(name)
-        found = self.measured(bundle, "cosine,knn,probe", self.source, components=(int(name.split()[0]),))
+        found = self.measured(bundle, components=(int(name.split()[0]),))
         return {"sizes": found, "fit": json.loads((bundle.parent / f"{bundle.name}.json").read_text())}
 
     def _fitted(self, name: str) -> Path:
@@ -226,7 +227,7 @@ class Backbone:
     def layers(self, name: str) -> dict:
         """Layers chosen on the calibration images, all else left out: as many as components, and the depths."""
         bundle, depths = self.start("layers"), sorted({*DEPTHS, *COUNTS, DEPTH})
-        return {"sizes": self.measured(bundle, "cosine,knn,probe", self.source, depths=depths, components=(DEPTH,))}
+        return {"sizes": self.measured(bundle, depths=depths, components=(DEPTH,))}
 
     def recipe(self, name: str, rate: float, tried: bool) -> Recipe:
         kind, what, *others = name.split(", ")
@@ -294,6 +295,7 @@ class Backbone:
             out = self.tried_in(name, rate)
         losses = decompose(self.recipe(name, rate, tried=False), out)
         bundle, history = out / "bundle", json.loads((out / "history.json").read_text())["epochs"]
+        made = json.loads((bundle / "training.json").read_text())
         config = LinGeneConfig.from_pretrained(bundle)
         grid = {
             "depths": (DEPTH,),
@@ -302,15 +304,14 @@ class Backbone:
         }
         if name.startswith("depths"):
             grid["depths"] = (*DEPTHS, DEPTH)
-        compared = not name.startswith("alone")  # whose channels are fewer
-        metrics = ("cosine,knn,probe", self.source) if compared else ("knn,probe",)
         return {
             "rate": rate,
             "rates": {f"{one:g}": loss for one, loss in tried.items()},
             "pictures": len(history) * round(0.95 * self.scale.pictures[0]),
             "seconds": round(sum(row["seconds"] for row in history), 1),
+            "hardware": made["hardware"],
             "losses": [{key: row[key] for key in SHOWN} for row in losses],
-            "sizes": self.measured(bundle, *metrics, **grid),
+            "sizes": self.measured(bundle, compared=not name.startswith("alone"), **grid),
         }
 
     def collect(self) -> dict:

@@ -68,7 +68,8 @@ def backbone() -> list[str]:
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
     said += fits(rows) + against_layers(rows, chance) + rates(rows) + alone_at_each_width(rows, chance)
-    trained, before = rows["elastic, rotated, 12, 4 networks"]["sizes"], rotated
+    longest = [name for name in rows if name.startswith("elastic, rotated") and name.endswith("4 networks")][-1]
+    trained, before = rows[longest]["sizes"], rotated
     told = [
         f"{trained[size]['cosine']:.2f} after {before[size]['cosine']:.2f} at {size[1]}"
         for size in trained
@@ -76,9 +77,8 @@ def backbone() -> list[str]:
     ]
     if told:
         said.append(
-            "Linear heads leave a student's channels free: the cosine of the class token with the source's leading "
-            f"channels, trained (`elastic, rotated, 12, 4 networks`) after untrained: {', '.join(told)} of the width. "
-            "Where there are labels, k-NN and the probe say what sizes are worth."
+            "The cosine of the class token with the source, channels that a width lacks counting as zero, trained "
+            f"(`{longest}`) after untrained: {', '.join(told)} of the width."
         )
     return said + [
         f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
@@ -88,7 +88,7 @@ def backbone() -> list[str]:
 
 
 ALONE = {
-    "elastic, rotated, 1": "alone, {width}, 1",
+    "elastic, rotated, 1, tried whole": "alone, {width}, 1, tried whole",
     "elastic, rotated, 12, 4 networks": "alone, {width}, 12, tried whole",
 }
 
@@ -160,6 +160,8 @@ BESIDE = (
     ("elastic, rotated, 3, 4 networks", "untrained, rotated"),
     ("elastic, rotated, 12, 4 networks", "untrained, rotated"),
     ("elastic, rotated, 12, 4 networks", "elastic, rotated, 3, 4 networks"),
+    ("elastic, rotated, 30, 4 networks", "untrained, rotated"),
+    ("elastic, rotated, 30, 4 networks", "elastic, rotated, 12, 4 networks"),
     ("elastic, rotated, 1", "elastic, plain, 1"),
     ("elastic, rotated, 1", "elastic, sorted, 1"),
     ("elastic, rotated, 3", "elastic, rotated, 1"),
