@@ -23,7 +23,7 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
@@ -44,8 +44,10 @@ from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
 from ..lingene_vit import LinGeneViTConfig
+from ..measuring.encoders import load_model
 from ..measuring.features import prefix_tokens
 from ..measuring.metrics import count_macs, count_parameters, height_and_width, seen_size
+from ..measuring.yardsticks import has_classifier
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
@@ -155,16 +157,16 @@ def _sized(bundle: str | os.PathLike, size: dict, hub: dict) -> PreTrainedModel:
 
 
 def _plain(name: str | os.PathLike, asked: dict) -> PreTrainedModel:
-    """A model that is no bundle, as it is.
+    """A model that is no bundle, as it is: a classifier or an encoder.
 
     Raises:
-        ValueError: a size is asked of it.
+        ValueError: a size is asked of it, or its files lack a tensor.
     """
     sizes = sorted(asked.keys() - {"revision"})
     if sizes:
         raise ValueError(f"`{sizes[0]}` chooses a size of a bundle, and {name} is a model by itself; leave it out.")
-    with quiet_loading():
-        return AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
+    config = AutoConfig.from_pretrained(name, **asked)
+    return load_model(name, config, has_classifier(name, config), dtype=torch.float32, **asked)
 
 
 def _check_words(to: str, weights: str, tolerance: float | None) -> None:
@@ -277,7 +279,13 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         load = TIMM_LOAD.format(name=name, eps=eps, arguments=arguments)
     again = again.eval()
     facts = {"name": name, "arguments": arguments, "load": load}
-    loaded = again if source.head else again.forward_features
+
+    def loaded(values: torch.Tensor) -> torch.Tensor:
+        if source.head:
+            return again(values)
+        tokens = again.forward_features(values)
+        return tokens.flatten(1, 2) if staged else tokens  # where there are stages, timm gives rows and columns
+
     return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
 
 

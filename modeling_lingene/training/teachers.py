@@ -21,6 +21,7 @@ from ..images.batches import made_size
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..images.loaders import Layout, MemoryImages, PictureImages
+from ..measuring.features import check_trained
 
 
 class Normalised(Protocol):
@@ -202,9 +203,7 @@ def transformers_model(name: str, auto_class: type, unread: str = "") -> tuple:
         processor = read_processor(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
-    untrained = sorted(key for key in told["missing_keys"] if not (unread and key.startswith(unread)))
-    if untrained:
-        raise ValueError(f"`teacher` {name} has no trained {', '.join(untrained)}.")
+    check_trained(f"`teacher` {name}", told, unread)
     return model, *_preprocessing(name, processor.to_dict())
 
 
