@@ -38,7 +38,7 @@ from ..folders import (
     read_config,
     write_json,
 )
-from ..found import EXPORT_FILE
+from ..found import EXPORT_FILE, public_name
 from ..images.batches import batches
 from ..images.data import picked
 from ..images.pictures import load_pictures
@@ -132,8 +132,7 @@ def export(
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
         seen = seen_size(model.config, processor_or_none(bundle, **hub))
-        named = Path(bundle).resolve().name if os.path.isdir(bundle) else str(bundle)  # nobody else has that folder
-        report = {"bundle": named, "format": to, "weights": weights, "size": _described(model)}
+        report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}

@@ -402,6 +402,7 @@ def test_a_timm_folder_comes_back_from_a_bundle(tmp_path, classes):
     model = changed(timm.create_model("vit_base_patch16_224", **shape))
     timm.models.save_for_hf(model, tmp_path / "timm", model_args=shape, safe_serialization=True)
     convert(f"timm:local-dir:{tmp_path / 'timm'}", tmp_path / "bundle")
+    assert read(tmp_path / "bundle" / "conversion.json")["source"] == "timm:local-dir:timm"
     export(tmp_path / "bundle", tmp_path / "back", "timm")
     back = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
     values = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))

@@ -3,6 +3,7 @@
 pytest tests/conversion/exporting/test_exported_descriptions.py
 """
 
+import dataclasses
 import shlex
 import shutil
 from pathlib import Path
@@ -165,16 +166,25 @@ def test_a_converted_bundles_card_has_the_name_of_its_folder_whatever_that_is(st
 
 
 def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
-    """Half of the components by least squares on the weights; the command is meant to be pasted, DATA filled in."""
-    code, printed, _ = lingene(capsys, "convert", stock, "--num-components", 3, "--out", tmp_path / "bundle")
-    report = read(tmp_path / "bundle" / "conversion.json")
+    """Half of the components by least squares on the weights; the command is meant to be pasted, DATA filled in.
+
+    In the file, which is pushed, folders go by their names.
+    """
+    source, out = tmp_path / "my model", tmp_path / "my bundle"
+    shutil.copytree(stock, source)
+    code, printed, _ = lingene(capsys, "convert", source, "--num-components", 3, "--out", out)
+    report = read(out / "conversion.json")
     assert code == 0 and "3 components of 6 layers; weights: least squares on the weights\n" in printed
     assert report["relative_logit_error"] > 0.05 and report["advice"]["statement"] in printed
     (line,) = [line.strip() for line in printed.splitlines() if "lingene decompose" in line]
-    assert line == report["advice"]["command"]
-    arguments = cli.build_parser("decompose").parse_args(shlex.split(line)[1:])
-    recipe = asked_recipe(arguments)
-    assert (recipe.init, recipe.teacher, recipe.data) == (str(tmp_path / "bundle"), str(stock), "DATA")
+    stored, recipe = (
+        asked_recipe(cli.build_parser("decompose").parse_args(shlex.split(command)[1:]))
+        for command in (report["advice"]["command"], line)
+    )
+    assert (recipe.init, recipe.teacher, recipe.data) == (str(out), str(source), "DATA")
+    assert (stored.init, stored.teacher, report["source"]) == ("my bundle", "my model", "my model")
+    assert dataclasses.replace(stored, init=recipe.init, teacher=recipe.teacher) == recipe
+    assert str(tmp_path) not in (out / "conversion.json").read_text() + (out / "README.md").read_text()
     assert recipe.training.learning_rate == report["advice"]["learning_rate"]
     assert (recipe.decomposition.schedule, recipe.model.num_components) == ("simultaneous", 0)
 
