@@ -19,6 +19,7 @@ from ..images.batches import image_processor, made_size
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..kinds import model_class
+from ..measuring.grids import trained_depths
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
@@ -189,6 +190,6 @@ def _kept_rows(model: RecomposingModel, images: LabelledImages, relabel: bool) -
 def fit_sizes(model: RecomposingModel, settings: DecompositionSettings) -> None:
     """Write the sizes that will have been trained into a model's configuration."""
     config = model.config
-    config.trained_depths = sorted({config.num_hidden_layers, *map(config.read_depth, settings.depths)})
+    config.trained_depths = trained_depths(config, settings.depths)
     config.trained_width_ratios = settings.trained_widths(config.head_unit)
     config.isolated_activation = settings.isolated_activation
