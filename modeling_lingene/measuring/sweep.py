@@ -135,7 +135,7 @@ def sweep(
     (folder / PROGRESS_FILE).unlink()
     title = f"{public_name(bundle)} on {images.name} ({images.split})"
     for plot, name in zip((plot_sizes, plot_heat), SIZE_PICTURES):
-        plot(rows, folder / name, title)
+        plot(whole, folder / name, title)  # as the file and the card that shows them: one set, one metric
     return rows
 
 
