@@ -22,9 +22,8 @@ from typing import Any
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
 from ..extras import require
@@ -56,6 +55,7 @@ from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
 from .timm_swin import swin_arguments, swin_state
 from .timm_vit import vit_arguments, vit_state
+from .timm_words import leave_out_unsaid, say_preprocessing
 
 
 WEIGHTS = ("float32", "float16", "int8")
@@ -262,11 +262,12 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     if eps == TIMM_EPS.get(source.config.family, VIT_EPS):
         built = timm.create_model(name, **arguments)
         load_all(built, state)
-        _say_preprocessing(built, _keep_processor(bundle, folder, hub))
+        say_preprocessing(built, _keep_processor(bundle, folder, hub), bundle)
         if source.head:
             names = [model.config.id2label[index] for index in range(model.config.num_labels)]
             built.pretrained_cfg["label_names"] = names
         timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
+        leave_out_unsaid(built, folder / CONFIG_NAME)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
         load = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
     else:  # JSON holds no function, and timm takes the epsilon as part of one
@@ -286,17 +287,6 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         return tokens.flatten(1, 2) if staged else tokens  # where there are stages, timm gives rows and columns
 
     return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
-
-
-def _say_preprocessing(model: nn.Module, processor: Any) -> None:
-    """timm's own words for size, mean and standard deviation, so that its transforms do the same."""
-    height, width = model.patch_embed.img_size
-    said = {"input_size": (model.patch_embed.proj.in_channels, height, width), "crop_pct": 1.0, "crop_mode": "squash"}
-    said |= {"num_classes": model.num_classes, "hf_hub_id": None, "url": "", "tag": None, "license": None}
-    if processor is not None:
-        said |= {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
-        said["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic")
-    model.pretrained_cfg.update(said)
 
 
 def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:

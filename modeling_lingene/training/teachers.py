@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification
 from ..extras import require
 from ..folders import read_processor
 from ..found import TIMM, check_holds_model, check_timm_within_reach, check_within_reach
-from ..images.batches import made_size
+from ..images.batches import made_size, normalisation
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..images.loaders import Layout, MemoryImages, PictureImages
@@ -213,9 +213,7 @@ def _preprocessing(name: str, said: dict) -> tuple:
         raise ValueError(
             f"`teacher` {name} flips channels or shifts pixels; only resize, rescale, normalise are known."
         )
-    scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
-    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
-    return made_size(said), [value / scale for value in mean], [value / scale for value in std]
+    return made_size(said), *normalisation(said)
 
 
 def _first_line(error: Exception) -> str:
