@@ -5,7 +5,6 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 """
 
 import gc
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..folders import (
     complete_or_absent,
     write_json,
 )
-from ..found import TIMM, check_holds_model, what_is, wrong_kind
+from ..found import TIMM, check_holds_model, public_name, what_is, wrong_kind
 from ..hub import write_card
 from ..images.batches import image_processor
 from ..kinds import model_class
@@ -39,7 +38,7 @@ from .fitting import FITS, ROUNDS
 from .from_timm import read_timm
 from .from_transformers import read_transformers
 from .ordering import order_layers
-from .report import advice, logit_error, outputs
+from .report import TEACHER, advice, logit_error, outputs
 from .rotation import check_widths, rotated
 from .sources import Source, changed
 
@@ -145,7 +144,7 @@ def convert(
         report = describe(name, source, config, fit) | compare(folder, name, source, fit, answers)
         if calibration is not None:
             report["calibration"] = calibration.measured(folder, config, depths)
-        publish(folder, report, name, name if weights is None else "TEACHER", Path(out))
+        publish(folder, report, name, name if weights is None else TEACHER, Path(out))
     return report
 
 
@@ -252,7 +251,7 @@ def solve_all(
 def describe(name: str, source: Source, config: BundleConfig, fit: str) -> dict:
     """What was converted, how, and what of it was left out."""
     return {
-        "source": Path(name).name if os.path.isdir(name) else name,
+        "source": public_name(name),
         "depth": source.depth,
         "num_components": config.reference_components,
         "fit": fit,
@@ -291,11 +290,14 @@ def compare(
 
 
 def publish(folder: Path, report: dict, name: str, teacher: str, out: Path) -> None:
-    """The report with its advice, its figure where images were measured, and the card, into the folder."""
+    """The report with its advice, its figure where images were measured, and the card, into the folder.
+
+    All of them are pushed with the bundle, and call folders by their names alone.
+    """
     if "calibration" in report:
         rows = report["calibration"]["rows"]
         plot_conversion(rows, folder / CONVERSION_PICTURE, report["compared"], f"{Path(name).name} as a bundle")
-    report["advice"] = advice(report, teacher, out)
+    report["advice"] = advice(report, public_name(teacher), out.resolve().name)
     write_json(folder / CONVERSION_FILE, report)
     write_card(folder, title=out.resolve().name)
 

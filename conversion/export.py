@@ -22,9 +22,8 @@ from typing import Any
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..bundle_lingene import Bundle
 from ..extras import require
@@ -38,14 +37,16 @@ from ..folders import (
     read_config,
     write_json,
 )
-from ..found import EXPORT_FILE
+from ..found import EXPORT_FILE, public_name
 from ..images.batches import batches
 from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
 from ..lingene_vit import LinGeneViTConfig
+from ..measuring.encoders import load_model
 from ..measuring.features import prefix_tokens
 from ..measuring.metrics import count_macs, count_parameters, height_and_width, seen_size
+from ..measuring.yardsticks import has_classifier
 from ..progress import quiet_loading
 from . import devices
 from .any_size import any_size, family_of
@@ -54,6 +55,7 @@ from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
 from .timm_swin import swin_arguments, swin_state
 from .timm_vit import vit_arguments, vit_state
+from .timm_words import leave_out_unsaid, say_preprocessing
 
 
 WEIGHTS = ("float32", "float16", "int8")
@@ -130,8 +132,7 @@ def export(
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
         seen = seen_size(model.config, processor_or_none(bundle, **hub))
-        named = Path(bundle).resolve().name if os.path.isdir(bundle) else str(bundle)  # nobody else has that folder
-        report = {"bundle": named, "format": to, "weights": weights, "size": _described(model)}
+        report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
@@ -155,16 +156,16 @@ def _sized(bundle: str | os.PathLike, size: dict, hub: dict) -> PreTrainedModel:
 
 
 def _plain(name: str | os.PathLike, asked: dict) -> PreTrainedModel:
-    """A model that is no bundle, as it is.
+    """A model that is no bundle, as it is: a classifier or an encoder.
 
     Raises:
-        ValueError: a size is asked of it.
+        ValueError: a size is asked of it, or its files lack a tensor.
     """
     sizes = sorted(asked.keys() - {"revision"})
     if sizes:
         raise ValueError(f"`{sizes[0]}` chooses a size of a bundle, and {name} is a model by itself; leave it out.")
-    with quiet_loading():
-        return AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **asked).eval()
+    config = AutoConfig.from_pretrained(name, **asked)
+    return load_model(name, config, has_classifier(name, config), dtype=torch.float32, **asked)
 
 
 def _check_words(to: str, weights: str, tolerance: float | None) -> None:
@@ -261,11 +262,12 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
     if eps == TIMM_EPS.get(source.config.family, VIT_EPS):
         built = timm.create_model(name, **arguments)
         load_all(built, state)
-        _say_preprocessing(built, _keep_processor(bundle, folder, hub))
+        say_preprocessing(built, _keep_processor(bundle, folder, hub), bundle)
         if source.head:
             names = [model.config.id2label[index] for index in range(model.config.num_labels)]
             built.pretrained_cfg["label_names"] = names
         timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
+        leave_out_unsaid(built, folder / CONFIG_NAME)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
         load = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
     else:  # JSON holds no function, and timm takes the epsilon as part of one
@@ -277,19 +279,14 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         load = TIMM_LOAD.format(name=name, eps=eps, arguments=arguments)
     again = again.eval()
     facts = {"name": name, "arguments": arguments, "load": load}
-    loaded = again if source.head else again.forward_features
+
+    def loaded(values: torch.Tensor) -> torch.Tensor:
+        if source.head:
+            return again(values)
+        tokens = again.forward_features(values)
+        return tokens.flatten(1, 2) if staged else tokens  # where there are stages, timm gives rows and columns
+
     return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
-
-
-def _say_preprocessing(model: nn.Module, processor: Any) -> None:
-    """timm's own words for size, mean and standard deviation, so that its transforms do the same."""
-    height, width = model.patch_embed.img_size
-    said = {"input_size": (model.patch_embed.proj.in_channels, height, width), "crop_pct": 1.0, "crop_mode": "squash"}
-    said |= {"num_classes": model.num_classes, "hf_hub_id": None, "url": "", "tag": None, "license": None}
-    if processor is not None:
-        said |= {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
-        said["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic")
-    model.pretrained_cfg.update(said)
 
 
 def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:

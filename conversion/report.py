@@ -1,6 +1,7 @@
 """What a conversion has kept: numbers at every count of components, a table of them, and what to do next."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ LEARNING_RATES = ((0.05, 1e-4), (0.2, 7e-4))
 # Without labels: six of twelve components of a ViT-S/14 learned best at 1e-5 with 32 images a step, and a step of
 # `lingene decompose` has four times as many.
 HEALING_RATE = 3e-5
+TEACHER = "TEACHER"  # in a command, of weights from a file, which no name stands for
 START = "This bundle is a start for training, not a model."
 COLUMNS = {
     "num_components": "components",
@@ -162,13 +164,13 @@ def learning_rate(error: float) -> float:
     return float(f"{math.exp((1 - share) * math.log(least) + share * math.log(most)):.1g}")
 
 
-def advice(report: dict, source: str, out: Path) -> dict | None:
+def advice(report: dict, source: str, out: str | Path) -> dict | None:
     """What a bundle that is no model yet needs: the command, its learning rate and a sentence; None for a model.
 
     Args:
         report: of the conversion, with `compared`: `logit`, or what stands for the image where there is no
             classifier; such a bundle learns from the source's tokens and needs no labels.
-        source: who teaches it.
+        source: who teaches it, by folder or name; TEACHER where the reader has to say it.
         out: the bundle's folder.
     """
     if is_model(report):
@@ -177,7 +179,7 @@ def advice(report: dict, source: str, out: Path) -> dict | None:
     rate = learning_rate((report if row is None else row)["relative_logit_error"]) if labelled else HEALING_RATE
     unlabelled = "" if labelled else "--objective features "
     command = (
-        f"lingene decompose --init {out} --data DATA --teacher {source} {unlabelled}--schedule simultaneous "
-        f"--learning-rate {rate:g} --epochs 3 --out RUN"
+        f"lingene decompose --init {shlex.quote(str(out))} --data DATA --teacher {shlex.quote(source)} {unlabelled}"
+        f"--schedule simultaneous --learning-rate {rate:g} --epochs 3 --out RUN"
     )
     return {"statement": f"{START} {kept(report)}", "learning_rate": rate, "command": command}

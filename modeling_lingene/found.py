@@ -17,6 +17,7 @@ from .kinds import PRUNED_TYPES
 EXPORT_FILE = "export.json"  # of an exported size: what its files are, and how they were verified
 WORD = re.compile(r"[A-Za-z][\w-]{0,60}", re.ASCII)
 TIMM, TIMM_HUB = "timm:", ("hf-hub", "hf_hub")  # before names of timm, and before those of repositories within
+TIMM_LOCAL = "local-dir:"  # before a folder of timm
 THERE_IS_NONE = "not there"
 SECONDS = 10.0  # for the Hub to answer whether it is there at all
 # By what lies in a folder without a model: a file -> what that folder is, and the way out.
@@ -91,6 +92,19 @@ def check_holds_model(argument: str, name: str | os.PathLike, wanted: str) -> No
 def is_path(name: str | os.PathLike) -> bool:
     """Whether a name can be no repository's, only a place here."""
     return os.path.isabs(name) or str(name).count("/") > 1 or str(name)[:1] in (".", "~")
+
+
+def public_name(name: str | os.PathLike) -> str | None:
+    """A model by the name that others know it by: on the Hub, of timm, or its folder's; None where none is meant.
+
+    For whatever is stored or pushed, in which no path of this machine may stand.
+    """
+    text = str(name)
+    before, local, folder = text.partition(TIMM_LOCAL)
+    if local and before == TIMM:
+        return f"{before}{local}{Path(os.path.expanduser(folder)).resolve().name}"
+    path = os.path.expanduser(text)
+    return (Path(path).resolve().name if is_path(text) or os.path.exists(path) else text) or None
 
 
 def check_within_reach(argument: str, name: str) -> None:

@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RevisionNotFoundError,
@@ -63,6 +66,7 @@ from .saving_lingene import ensure_repo, push_bundle
 
 logger = logging.get_logger(__name__)
 
+HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_hub asks the Hub
 SHOWN = (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
@@ -192,6 +196,23 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"`repo_id` must be a name on the Hub such as org/name, got {repo_id!r}: {said}") from None
 
 
+@contextmanager
+def reaching(repo_id: str) -> Iterator[None]:
+    """Around calls to the Hub: where there is no connection, an error that names the repository.
+
+    What the Hub answers is an OSError already, and says it itself.
+
+    Raises:
+        ConnectionError: the HTTP library's own error, in words.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except HTTP_ERROR as error:
+        raise ConnectionError(f"{repo_id} cannot be pushed to: {error}") from error
+
+
 def told_of(converted: dict) -> dict[str, str | bool]:
     """How a conversion was fitted and what it kept, for the template."""
     return {"fitted": fitted(converted), "kept": kept(converted), "is_model": is_model(converted)}
@@ -249,9 +270,11 @@ def write_pushed_card(
 
     Raises:
         ValueError: people wrote in both since they were the same.
+        OSError: the Hub cannot be reached, or refuses.
     """
     folder = Path(folder)
-    there = page_on_the_hub(repo_id, revision, named.get("subfolder"), token)
+    with reaching(repo_id):
+        there = page_on_the_hub(repo_id, revision, named.get("subfolder"), token)
     kept = agreed(read_page(folder), there, (str(folder), repo_id))
     write_readme(folder, render_card(folder, repo_id, **named), kept, _asked(named), pushed=True)
 
@@ -343,19 +366,17 @@ def push(
     Raises:
         ValueError: the folder is not a complete bundle; `repo_id` can be no repository's name; people changed the card
             both here and there.
+        OSError: the Hub cannot be reached, or refuses.
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     check_repo_id(repo_id)
     config = check_folder(folder)
-    try:
+    with reaching(repo_id):
         repo_id = ensure_repo(repo_id, private=private)
-        write_pushed_card(folder, repo_id, revision=revision, subfolder=subfolder, license=license)
-        sent = {"also": SHOWN, "revision": revision, "subfolder": subfolder, "commit_message": "Upload bundle"}
+    write_pushed_card(folder, repo_id, revision=revision, subfolder=subfolder, license=license)
+    sent = {"also": SHOWN, "revision": revision, "subfolder": subfolder, "commit_message": "Upload bundle"}
+    with reaching(repo_id):
         commit = push_bundle(folder, repo_id, **sent)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # what the HTTP library of the day raises without a network
-        raise ConnectionError(f"{repo_id} cannot be pushed to: {error}") from error
     size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
     place = {"revision": commit.oid, **({"subfolder": subfolder} if subfolder else {})}
     verify(str(folder), repo_id, place, size, Bundle(folder, config).has_head)

@@ -126,3 +126,16 @@ def test_what_can_be_no_name_on_the_hub_is_not_asked_for(monkeypatch, name):
     monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(module, "get_session", lambda: pytest.fail("the Hub was asked"))
     module.check_within_reach("model", name)
+
+
+def test_a_public_name_holds_no_folder_of_this_machine(tmp_path, monkeypatch):
+    """What is stored or pushed says it: a folder's own name, or that of the Hub or of timm."""
+    (tmp_path / "runs" / "my vit").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "my vit")
+    there = tmp_path / "runs" / "my vit"
+    for name in (there, f"{there}/", ".", "./", "../my vit", "/absent/my vit", "~/absent/my vit", "./my vit"):
+        assert module.public_name(name) == "my vit", name
+        assert module.public_name(f"timm:local-dir:{name}") == "timm:local-dir:my vit", name
+    for name in ("google/vit-base", "gpt2", "timm:regnety_160", "timm:hf-hub:timm/vit_base", "dense"):
+        assert module.public_name(name) == name
+    assert module.public_name("") is None

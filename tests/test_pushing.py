@@ -5,6 +5,7 @@ The round trip runs in a process that knows only the Hub on this machine; all pu
     pytest tests/test_pushing.py
 """
 
+import importlib
 import itertools
 import json
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import get_session
 from transformers import ViTForImageClassification
 
 import helpers
@@ -54,6 +56,33 @@ def test_verifying_compares_what_a_clean_process_prints(monkeypatch, ours, their
     else:
         with pytest.raises(RuntimeError, match=f"(?s){message}"):
             hub.verify("folder", "org/name", {"revision": "main"}, Size(1, 1, 1))
+
+
+def unreachable(*_, **__):
+    """What the HTTP library under huggingface_hub raises without a network."""
+    library = importlib.import_module(get_session().__class__.__module__.partition(".")[0])
+    raise library.ConnectError("no route to host")
+
+
+@pytest.mark.parametrize("call", ["ensure_repo", "page_on_the_hub", "push_bundle"])
+def test_without_a_network_a_push_says_where_it_did_not_get(tmp_path, monkeypatch, call):
+    """At each of the calls to the Hub; the command line tells an OSError in one line."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    monkeypatch.setattr(hub, "ensure_repo", lambda name, **_: name)
+    monkeypatch.setattr(hub, "page_on_the_hub", lambda *_: None)
+    monkeypatch.setattr(hub, call, unreachable)
+    with pytest.raises(ConnectionError, match="^org/name cannot be pushed to: no route to host$"):
+        hub.push(folder, "org/name")
+
+
+def test_what_fails_in_rendering_the_card_is_no_fault_of_the_network(tmp_path, monkeypatch):
+    """`cannot be pushed to: 'depth'` would send whoever reads it to look for a token."""
+    folder = helpers.bundle(tmp_path / "bundle")
+    monkeypatch.setattr(hub, "ensure_repo", lambda name, **_: name)
+    monkeypatch.setattr(hub, "page_on_the_hub", lambda *_: None)
+    monkeypatch.setattr(hub, "made_how", lambda trained: {}["depth"])
+    with pytest.raises(KeyError, match="depth"):
+        hub.push(folder, "org/name")
 
 
 def pushes(big: str, small: str, damaged: str, littered: str, out: str, verifying: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
     conversion.timm_swin  conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching conversion.rotation conversion.graphs conversion.timm_vit  conversion.devices
-    conversion.calibrated
+    conversion.calibrated conversion.timm_words
     conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation training.steps  training.processes
     training.loop training.elastic

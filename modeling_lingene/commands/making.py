@@ -7,7 +7,7 @@ from .asked import given, on_the_hub
 
 def convert(source: str, out: Path, **options) -> None:
     from ..conversion.convert import convert as run
-    from ..conversion.report import count_legend, count_table
+    from ..conversion.report import TEACHER, advice, count_legend, count_table
     from ..kept import fitted, kept
 
     report = run(source, out, **options)
@@ -25,8 +25,9 @@ def convert(source: str, out: Path, **options) -> None:
     print(f"bundle   {out}\nnumbers  {out / 'conversion.json'}")
     if calibrated:
         print(f"plot     {out / 'conversion.png'}")
-    if report["advice"]:
-        print(f"\n{report['advice']['statement']} Train it:\n\n    {report['advice']['command']}")
+    if report["advice"]:  # whose command calls folders by their names alone, as others will read it
+        here = advice(report, TEACHER if options.get("weights") else source, out)
+        print(f"\n{here['statement']} Train it:\n\n    {here['command']}")
 
 
 def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | None, data: str | None, **asked) -> None:

@@ -29,6 +29,16 @@ def made_size(said: dict) -> tuple[int, int] | None:
     return (size["height"], size["width"]) if size.get("height") else None
 
 
+def normalisation(said: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, on pixels of 0..1, by an image processor's fields.
+
+    Of one that does not normalise, or scales pixels otherwise, what does the same: (x - mean) / std.
+    """
+    scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
+    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
+    return [value / scale for value in mean], [value / scale for value in std]
+
+
 def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) -> Any:
     """The preprocessing that is saved beside a bundle: RGB, resize to (h, w), rescale to 0..1, then (x - 0.5) / 0.5.
 

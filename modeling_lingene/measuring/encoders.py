@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, PretrainedConfig
 
 from ..configuration_base_lingene import Size
+from ..families_lingene import tower_config
 from ..progress import progress_bar, quiet_loading
+from .features import check_trained, load_encoder
 from .metrics import Timings, count_parameters
 from .yardsticks import Yardstick
 
@@ -19,6 +21,25 @@ def load_size(bundle: str | os.PathLike, size: Size, head: bool, **keywords) -> 
     asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
     auto_class = AutoModelForImageClassification if head else AutoModel
     return auto_class.from_pretrained(bundle, **asked, allow_untrained=True, **keywords)
+
+
+def load_model(name: str | os.PathLike, config: PretrainedConfig, head: bool, **asked) -> nn.Module:
+    """What a folder or name holds, whole and in evaluation mode: a classifier, or an encoder where it has no head.
+
+    Args:
+        config: of it.
+        head: whether it has a classifier, as `has_classifier` says.
+        asked: `from_pretrained`'s keywords.
+
+    Raises:
+        ValueError: it lacks a tensor, or cannot be loaded as an encoder.
+    """
+    if not head:
+        return load_encoder(name, tower_config(config), **asked)
+    with quiet_loading():
+        model, told = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True, **asked)
+    check_trained(str(name), told)
+    return model.eval()
 
 
 def measured_by(

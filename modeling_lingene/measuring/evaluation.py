@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import layers_of, tower_config
@@ -11,9 +11,9 @@ from ..folders import read_processor
 from ..found import check_holds_model
 from ..images.batches import batches
 from ..images.data import LabelledImages
-from ..progress import progress_bar, quiet_loading
+from ..progress import progress_bar
+from .encoders import load_model
 from .exported import evaluate_exported, exported_format, exported_head
-from .features import load_encoder
 from .metrics import check_device, count_parameters, measure, seen_size
 from .yardsticks import (
     Sets,
@@ -91,11 +91,7 @@ def evaluate_model(
     check_reference(reference, sets.metrics)
     plain = sets.metrics == ("accuracy",)
     stick = None if plain else yardstick(name, config.hidden_size, sets, processor, batch_size, reference, device)
-    if head:
-        with quiet_loading():
-            model = AutoModelForImageClassification.from_pretrained(name, **asked)
-    else:
-        model = load_encoder(name, config, **asked)
+    model = load_model(name, config, head, **asked)
     size = model.source_size if is_bundle else None
     return measure(
         model,

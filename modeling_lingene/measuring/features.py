@@ -18,6 +18,7 @@ from ..progress import quiet_loading
 from ..readout import Readout, brought_back
 
 
+POOLER = "pooler."  # tensors that no measure reads, of families that have them
 KEPT_BYTES = 1 << 31  # of pixels, and of a reference's tokens with them
 
 
@@ -83,13 +84,32 @@ def load_encoder(name: str | Path, config: PretrainedConfig, **asked) -> nn.Modu
     """An encoder by folder or name, in evaluation mode; of a bundle a size, of two towers that of pictures.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or lacks a tensor.
     """
+    asked |= no_pooler(config)
     try:
         with quiet_loading():
-            return AutoEncoder.from_pretrained(name, **no_pooler(config), **asked).eval()
+            model, told = AutoEncoder.from_pretrained(name, output_loading_info=True, **asked)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{name} cannot be loaded as an encoder: {str(error).splitlines()[0]}") from None
+    check_trained(str(name), told, POOLER)
+    return model.eval()
+
+
+def check_trained(said: str, told: dict[str, Any], unread: str = "") -> None:
+    """Refuse a model whose files lack tensors: transformers puts random numbers in their place.
+
+    Args:
+        said: the model, in the message.
+        told: what `from_pretrained(output_loading_info=True)` says of it.
+        unread: how the tensors begin that nothing reads, and that may be new.
+
+    Raises:
+        ValueError: names the tensors.
+    """
+    untrained = sorted(key for key in told["missing_keys"] if not (unread and key.startswith(unread)))
+    if untrained:
+        raise ValueError(f"{said} has no trained {', '.join(untrained)}: give a model whose files hold them.")
 
 
 class Kept:

@@ -6,6 +6,22 @@ from fractions import Fraction
 from ..configuration_base_lingene import BundleConfig, Size
 
 
+def depth_key(depth: int | str) -> tuple[int, ...]:
+    """What depths are ordered by: layers in all, then those of each stage. As text "2-10" would be less than "2-6"."""
+    stages = tuple(map(int, str(depth).split("-")))
+    return sum(stages), *stages
+
+
+def trained_depths(config: BundleConfig, others: Iterable[int | str]) -> list[int | str]:
+    """A bundle's full depth and the others that are trained, each once in the one form that it has, ascending.
+
+    Raises:
+        ValueError: a depth that the bundle cannot have.
+    """
+    read = {config.read_depth(depth, "depths") for depth in others}
+    return sorted({config.num_hidden_layers, *read}, key=depth_key)
+
+
 def checked_sizes(
     config: BundleConfig, depths: Iterable[int], widths: Iterable[str | Fraction | int], counts: Iterable[int]
 ) -> list[Size]:
@@ -26,7 +42,8 @@ def checked_sizes(
     if wrong:
         raise ValueError(" ".join(wrong))
     sizes = {config.size(depth, width, count) for depth in depths for width in widths for count in counts}
-    return sorted(sizes, key=lambda size: (size.depth, size.width_ratio, size.num_components), reverse=True)
+    order = {size: (depth_key(size.depth), size.width_ratio, size.num_components) for size in sizes}
+    return sorted(sizes, key=order.get, reverse=True)
 
 
 def grid_sizes(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..budget_lingene import METRICS, Metric, metric_of, readable, standard_error
 from .drawing import INK, LETTER, MARKERS, blank_figure, save_figure, shades
+from .grids import depth_key
 
 
 COSTS = {"macs": "MACs of one image", "stored_params": "Stored parameters, components shared by the layers"}
@@ -58,7 +59,7 @@ def plot_sizes(
         )
     rows, shown, reference = _valued(rows, metric)
     figure = blank_figure()
-    colours = shades(sorted({row["depth"] for row in rows}))
+    colours = shades(sorted({row["depth"] for row in rows}, key=depth_key))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
     markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
     costs = [cost for cost in COSTS if len({row[cost] for row in rows}) > 1] or [*COSTS][-1:]
@@ -98,7 +99,7 @@ def plot_cost(
     rows, shown, reference = _valued(rows, metric)
     figure = blank_figure()
     figure.set_size_inches(3.9, 3.9)
-    colours = shades(sorted({row["depth"] for row in rows}))
+    colours = shades(sorted({row["depth"] for row in rows}, key=depth_key))
     widths = sorted({Fraction(row["width_ratio"]) for row in rows}, reverse=True)
     markers = {width: MARKERS[index % len(MARKERS)] for index, width in enumerate(widths)}
     panel = figure.subplots()
@@ -134,7 +135,8 @@ def plot_heat(
     if not rows:
         raise ValueError("`rows` must hold at least one size; got none.")
     widths = sorted({Fraction(row["width_ratio"]) for row in rows})
-    depths, counts = (sorted({row[key] for row in rows}) for key in ("depth", "num_components"))
+    depths = sorted({row["depth"] for row in rows}, key=depth_key)
+    counts = sorted({row["num_components"] for row in rows})
     rows, shown, reference = _valued(rows, metric)
     low, high = (pick(row["value"] for row in rows) for pick in (min, max))
     error = max(row["error"] for row in rows if row["value"] == high)
@@ -257,9 +259,9 @@ def _draw_panel(panel: Any, rows: Sequence[dict], cost: str, colours: dict, mark
 def _series(rows: Iterable[dict]) -> dict[tuple[int, Fraction], list[dict]]:
     """Rows by (depth, width), each list in the order of components."""
     series: dict[tuple[int, Fraction], list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (row["depth"], Fraction(row["width_ratio"]), row["num_components"])):
+    for row in sorted(rows, key=lambda row: row["num_components"]):
         series.setdefault((row["depth"], Fraction(row["width_ratio"])), []).append(row)
-    return series
+    return dict(sorted(series.items(), key=lambda item: (depth_key(item[0][0]), item[0][1])))
 
 
 def _legend(figure: Any, colours: dict, markers: dict, counted: bool = True, columns: int = 7) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..budget_lingene import device_name, latest_run
@@ -18,10 +18,11 @@ from ..configuration_base_lingene import check_count
 from ..families_lingene import layers_of
 from ..folders import check_file, check_folder, is_plain, processor_or_none, read_config, write_json
 from ..progress import progress_bar, quiet_loading
-from .encoders import load_size
+from .encoders import load_model, load_size
 from .grids import grid_sizes
 from .metrics import check_device, latency_ms, seen_size, timing, timing_run
 from .tables import aligned_table
+from .yardsticks import has_classifier
 
 
 logger = logging.get_logger(__name__)
@@ -109,8 +110,9 @@ def profile(
 def _profiled_alone(name: str | os.PathLike, label: str, how: tuple, out: str | Path | None) -> list[dict]:
     """The one row of a model that is no bundle."""
     device, threads, dtype, compiled, batch_size = how
+    config = AutoConfig.from_pretrained(name)
+    model = load_model(name, config, has_classifier(name, config), dtype=getattr(torch, dtype))
     with quiet_loading():
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=getattr(torch, dtype))
         timings = _timings(name, model, (device, threads, compiled, batch_size), label, timing_run(dtype))
     depth = layers_of(model.config)
     rows = [{"depth": depth, "width_ratio": "1", "num_components": None, **timings}]

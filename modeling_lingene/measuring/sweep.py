@@ -27,6 +27,7 @@ from ..budget_lingene import AGREEMENT, METRICS, TIMING, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
+from ..found import public_name
 from ..images.batches import Batches, batches
 from ..images.data import HELD_OUT, WHOLE, LabelledImages
 from ..progress import progress_bar, quiet_loading
@@ -132,9 +133,9 @@ def sweep(
     whole = _merged(held.measured() if folder == Path(bundle) else _rows_in(folder, held.weights_id), rows)
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
-    title = f"{Path(bundle).resolve().name if os.path.isdir(bundle) else bundle} on {images.name} ({images.split})"
+    title = f"{public_name(bundle)} on {images.name} ({images.split})"
     for plot, name in zip((plot_sizes, plot_heat), SIZE_PICTURES):
-        plot(rows, folder / name, title)
+        plot(whole, folder / name, title)  # as the file and the card that shows them: one set, one metric
     return rows
 
 

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import tower_config
 from ..folders import read_processor
-from ..found import check_holds_model
+from ..found import check_holds_model, public_name
 from ..images.batches import Batches, batches
 from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
@@ -277,7 +276,7 @@ def yardstick(
             "reference of that width, or --metric knn."
         )
     if reference is not None:
-        told = Path(reference).name if os.path.isdir(reference) else reference
+        told = public_name(reference)
         with suppress(OSError):  # without preprocessing of its own it sees the same pixels
             seen = Batches(sets.images, read_processor(reference), batch_size, warned=True)
     return Yardstick(

@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..card import license_of, names_on_the_hub
 from ..citations import bibtex
 from ..folders import model_type_of
-from ..hub import check_repo_id, page_on_the_hub, verify_loads
+from ..hub import check_repo_id, page_on_the_hub, reaching, verify_loads
 from ..kinds import PRUNED, PRUNED_TYPES
 from ..markdown import code, text
 from ..measuring.tables import aligned_table, readable
@@ -126,6 +126,7 @@ def push_pruned(
 
     Raises:
         ValueError: `folder` holds no pruned model; `repo_id` can be no repository's name, `license` no licence's.
+        OSError: the Hub cannot be reached, or refuses.
         RuntimeError: what was pushed does not load to the same model; says how it differs.
     """
     check_repo_id(repo_id)
@@ -135,17 +136,20 @@ def push_pruned(
     folder = Path(folder)
     license_of(folder, license)
     own = read_page(folder) or Page({}, "")
-    repo_id, api = ensure_repo(repo_id, private=private), HfApi()
-    kept = agreed(own, page_on_the_hub(repo_id, revision), (str(folder), repo_id))
+    with reaching(repo_id):
+        repo_id, api = ensure_repo(repo_id, private=private), HfApi()
+        there = page_on_the_hub(repo_id, revision)
+    kept = agreed(own, there, (str(folder), repo_id))
     write_readme(folder, own.card(license=license), kept, {"license"} if license else (), pushed=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        revision=revision,
-        allow_patterns=list(SENT),
-        commit_message="Upload pruned model",
-    )
+    with reaching(repo_id):
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=list(SENT),
+            commit_message="Upload pruned model",
+        )
     verify_loads("AutoModelForImageClassification", (str(folder), {}), (repo_id, {"revision": commit.oid}))
     return commit.commit_url

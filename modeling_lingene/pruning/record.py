@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..folders import write_json
+from ..found import public_name
 from ..identity_lingene import file_sha256
 from ..saving_lingene import TRAINING_FILE
 from ..training.losses import Objective
-from ..training.record import base_model_of, changed_words, public_name, run_facts
+from ..training.record import base_model_of, changed_words, run_facts
 from ..training.steps import TrainingSettings
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..found import TIMM
-from ..measuring.features import AutoEncoder, normed_tokens
+from ..measuring.features import POOLER, AutoEncoder, normed_tokens
 from ..progress import quiet_loading
 from .teachers import Teacher, timm_model, transformers_model
 
@@ -123,7 +123,7 @@ def load_encoder(name: str, images: Preprocessing, patch: tuple[int, int], size:
         if name.startswith(TIMM):
             loaded = timm_model(name, num_classes=0, **({"img_size": size} if size else {}))
         else:
-            loaded = transformers_model(name, AutoEncoder, unread="pooler.")
+            loaded = transformers_model(name, AutoEncoder, unread=POOLER)
     model, own, mean, std = loaded
     return Encoder(model, (size, size) if size else own, mean, std, images, name, patch)
 

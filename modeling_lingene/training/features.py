@@ -93,14 +93,14 @@ class FeatureStudent(nn.Module):
 
         Args:
             pixel_values: (b, channels, h, w).
-            teacher: (b, t, D), its tokens of the same images.
+            teacher: (b, t, D), its tokens of the same images; they get no gradient.
             masked: (b, p) bool, as many in every row; None is no second pass.
             size: depth, width_ratio, num_components.
 
         Returns:
             (b,) float32.
         """
-        asked, patches = self.config.size(**size), teacher.shape[1] - 1
+        asked, patches, teacher = self.config.size(**size), teacher.shape[1] - 1, teacher.detach()
         tokens = tokens_of(self.encoder, pixel_values, asked, patches)
         loss = self._distance("class_token", tokens[:, :1], teacher[:, :1], asked)
         loss = loss + self._distance("tokens", tokens, teacher, asked)

@@ -17,6 +17,7 @@ import transformers
 import modeling_lingene
 
 from ..folders import is_bundle, read_config, read_conversion, read_training
+from ..found import public_name
 from .settings import Recipe
 
 
@@ -107,12 +108,6 @@ def flag_words(field: dataclasses.Field, value: Any) -> list[str]:
     return [f"{flag}={shown}"] if shown.startswith("-") or not shown else [flag, shown]
 
 
-def public_name(name: str) -> str | None:
-    """A model by the name that others know it by: on the Hub, of timm, or its folder's; None where none is meant."""
-    path = os.path.expanduser(name)
-    return (Path(path).resolve().name if os.path.exists(path) or os.path.isabs(path) else name) or None
-
-
 def base_model_of(init: str) -> str | None:
     """The model on the Hub that a warm start comes from, over bundles of this machine; None where there is none."""
     folder = Path(os.path.expanduser(init))
@@ -124,4 +119,5 @@ def base_model_of(init: str) -> str | None:
     if trained is not None:
         return trained["base_model"]
     converted = read_conversion(folder)
-    return converted["source"] if converted is not None and "/" in converted["source"] else None
+    source = public_name(converted["source"]) if converted is not None else None
+    return source if source and "/" in source else None

@@ -9,6 +9,7 @@ from ..configuration_lingene import LinGeneConfig
 from ..configuration_swin_lingene import LinGeneSwinConfig
 from ..images.augmentation import Augmentation
 from ..images.data import LabelledImages
+from ..measuring.grids import trained_depths
 from .decomposition import DecompositionSettings
 from .losses import Objective
 from .steps import TrainingSettings
@@ -74,16 +75,17 @@ class ModelSettings:
         """For the classes and, where no size is given, the size of these images, and the sizes that are trained."""
         names = images.class_names
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-        return self.network(
+        config = self.network(
             **self.shape(decomposition),
             image_size=self.image_size or images.images[0].size[1],
             patch_size=self.patch_size,
             hidden_dropout_prob=self.dropout,
-            trained_depths=sorted({self.layers, *decomposition.depths}),
             trained_width_ratios=decomposition.trained_widths(self.num_attention_heads),
             isolated_activation=decomposition.isolated_activation,
             **(labels if labelled else {}),
         )
+        config.trained_depths = trained_depths(config, decomposition.depths)
+        return config
 
     @property
     def layers(self) -> int:

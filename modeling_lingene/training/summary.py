@@ -5,6 +5,7 @@ from typing import Any
 
 from ..configuration_base_lingene import BundleConfig
 from ..images.data import LabelledImages
+from ..measuring.grids import depth_key
 from ..measuring.metrics import count_macs, seen_size
 from ..measuring.tables import readable
 from .loop import TrainingLoop
@@ -35,7 +36,8 @@ def pictures_line(
 def network_lines(config: BundleConfig, head: bool, processor: Any) -> list[str]:
     """The network at full size, and the sizes that are trained with it, with what they cost."""
     seen, full = seen_size(config, processor), config.size()
-    smallest = config.size(min(config.trained_depths), min(config.trained_width_ratios, key=Fraction), 1)
+    depth, width = min(config.trained_depths, key=depth_key), min(config.trained_width_ratios, key=Fraction)
+    smallest = config.size(depth, width, 1)
     least, most = (readable(count_macs(config.stock_config(size), head, seen)) for size in (smallest, full))
     shape = f"{full.depth} layers from {full.num_components} components, {config.hidden_size} channels"
     shape += f", {config.hidden_size // config.head_size} heads, images of {' x '.join(map(str, seen))} pixels"

@@ -17,10 +17,11 @@ from transformers import AutoModelForImageClassification
 from ..extras import require
 from ..folders import read_processor
 from ..found import TIMM, check_holds_model, check_timm_within_reach, check_within_reach
-from ..images.batches import made_size
+from ..images.batches import made_size, normalisation
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..images.loaders import Layout, MemoryImages, PictureImages
+from ..measuring.features import check_trained
 
 
 class Normalised(Protocol):
@@ -202,9 +203,7 @@ def transformers_model(name: str, auto_class: type, unread: str = "") -> tuple:
         processor = read_processor(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
-    untrained = sorted(key for key in told["missing_keys"] if not (unread and key.startswith(unread)))
-    if untrained:
-        raise ValueError(f"`teacher` {name} has no trained {', '.join(untrained)}.")
+    check_trained(f"`teacher` {name}", told, unread)
     return model, *_preprocessing(name, processor.to_dict())
 
 
@@ -214,9 +213,7 @@ def _preprocessing(name: str, said: dict) -> tuple:
         raise ValueError(
             f"`teacher` {name} flips channels or shifts pixels; only resize, rescale, normalise are known."
         )
-    scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
-    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
-    return made_size(said), [value / scale for value in mean], [value / scale for value in std]
+    return made_size(said), *normalisation(said)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,10 +15,11 @@ from ..components_lingene import Classifier
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config, read_conversion, read_training
-from ..images.batches import image_processor, made_size
+from ..images.batches import image_processor, made_size, normalisation
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..kinds import model_class
+from ..measuring.grids import trained_depths
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import quiet_loading
 from .decomposition import DecompositionSettings
@@ -123,7 +124,8 @@ def processor_of(name: str, model: RecomposingModel) -> Any:
     if getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates:  # a plain model's is a ViT's
         size = made_size(own.to_dict()) or size
     made = image_processor(size)
-    made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample
+    made.image_mean, made.image_std = normalisation(own.to_dict())
+    made.resample = own.resample
     return made
 
 
@@ -189,6 +191,6 @@ def _kept_rows(model: RecomposingModel, images: LabelledImages, relabel: bool) -
 def fit_sizes(model: RecomposingModel, settings: DecompositionSettings) -> None:
     """Write the sizes that will have been trained into a model's configuration."""
     config = model.config
-    config.trained_depths = sorted({config.num_hidden_layers, *map(config.read_depth, settings.depths)})
+    config.trained_depths = trained_depths(config, settings.depths)
     config.trained_width_ratios = settings.trained_widths(config.head_unit)
     config.isolated_activation = settings.isolated_activation

@@ -14,10 +14,16 @@ import helpers
 from modeling_lingene import LinGeneSwinForImageClassification, cli
 from modeling_lingene.bundle_lingene import Bundle
 from modeling_lingene.folders import read_config
+from modeling_lingene.measuring import plots
+from modeling_lingene.measuring.grids import checked_sizes
 from modeling_lingene.measuring.metrics import count_macs, count_parameters
+from modeling_lingene.measuring.tables import readable
 from modeling_lingene.modeling_base_lingene import component_scale
 from modeling_lingene.training.decomposition import DecompositionSettings, start_from
+from modeling_lingene.training.settings import ModelSettings
 from modeling_lingene.training.steps import TrainingSettings, decayed_groups
+from modeling_lingene.training.summary import network_lines
+from modeling_lingene.training.warm_start import fit_sizes
 
 
 NETWORK = "--stages 2,3,2 --window-size 2 --patch-size 1 --hidden-size 6 --num-attention-heads 3"
@@ -125,3 +131,25 @@ def test_depths_of_several_stages_are_read_or_refused(depths):
             settings.check(config)
     else:
         settings.check(config)
+
+
+@pytest.mark.parametrize("depths", [("2-2-3-2", 4), ("2-2-3-2", "4"), (4, 3, "2-2-3-2")], ids=str)
+def test_the_depths_of_a_new_network_are_written_in_one_form(depths):
+    """With the layers of every stage, as transformers tells them, or with those of the decomposed one alone."""
+    settings = DecompositionSettings("elastic", depths=depths)
+    model = ModelSettings(stages=(2, 2, 6, 2), window_size=1, patch_size=1, hidden_size=12)
+    assert model.config(helpers.pictures(2), settings).trained_depths == [3, 4, 6]
+
+
+def test_depths_of_several_stages_are_ordered_by_their_layers():
+    """Ten layers are more than six, though "2-10" is less than "2-6" as text."""
+    config = helpers.tiny_swin(depths=[1, 2, 10], decomposed_stages=[2, 3]).config
+    fit_sizes(SimpleNamespace(config=config), DecompositionSettings("elastic", depths=("1-10", "2-6")))
+    assert config.trained_depths == ["2-6", "1-10", "2-10"]
+    sizes = checked_sizes(config, config.trained_depths, ["1"], [1])
+    assert [size.depth for size in sizes] == ["2-10", "1-10", "2-6"]
+    costs = [readable(count_macs(config.stock_config(size), True)) for size in (sizes[-1], sizes[0])]
+    config.trained_width_ratios = ["1"]
+    assert network_lines(config, True, None)[1].endswith(f": {costs[0]} to {costs[1]} MACs")
+    rows = [{"depth": size.depth, "width_ratio": "1", "num_components": 1} for size in sizes]
+    assert [depth for depth, _ in plots._series(rows)] == ["2-6", "1-10", "2-10"]

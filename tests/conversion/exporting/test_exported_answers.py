@@ -21,8 +21,11 @@ from exports import FORMATS, FULL, LABELS, LEAST, SMALL, lingene, loaded, needed
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageClassification,
+    SwinConfig,
+    SwinModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTModel,
 )
 
 import helpers
@@ -166,6 +169,30 @@ def test_without_a_classifier_every_format_gives_the_normed_tokens(headless, wri
         assert session(folder)[2].name == read(folder / "export.json")["output"] == "last_hidden_state"
     if to == "timm":
         assert read(folder / "export.json")["arguments"]["num_classes"] == 0
+
+
+STAGES = dict(image_size=32, patch_size=2, embed_dim=12, depths=[2, 2], num_heads=[1, 2], window_size=4)
+PLAIN = {
+    "vit": (ViTModel, ViTConfig(**MLP, layer_norm_eps=1e-6)),
+    "swin": (SwinModel, SwinConfig(**STAGES)),
+}
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm", "program"])
+@pytest.mark.parametrize("kind", PLAIN)
+@torch.no_grad()
+def test_a_plain_encoder_is_exported_as_an_encoder(tmp_path, kind, to):
+    """Its tokens, as its own class gives them; a classifier of it would be random numbers."""
+    needed(to)
+    stock, folder = stock_source(tmp_path, *PLAIN[kind])
+    report = export(folder, tmp_path / "out", to)
+    names = {}
+    exec(load_code(report, tmp_path / "out"), names)
+    model = names["model"] if to == "program" else names["model"].eval()
+    found = (model.forward_features if to == "timm" else model)(pixels(stock.config))
+    found = found.last_hidden_state if to == "transformers" else found
+    expected = stock(pixels(stock.config)).last_hidden_state
+    assert relative(found.flatten(1), expected.flatten(1)) < 1e-5 and report["id2label"] == {}
 
 
 def element_types(folder: Path) -> dict[int, int]:
@@ -375,6 +402,7 @@ def test_a_timm_folder_comes_back_from_a_bundle(tmp_path, classes):
     model = changed(timm.create_model("vit_base_patch16_224", **shape))
     timm.models.save_for_hf(model, tmp_path / "timm", model_args=shape, safe_serialization=True)
     convert(f"timm:local-dir:{tmp_path / 'timm'}", tmp_path / "bundle")
+    assert read(tmp_path / "bundle" / "conversion.json")["source"] == "timm:local-dir:timm"
     export(tmp_path / "bundle", tmp_path / "back", "timm")
     back = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
     values = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))

@@ -3,6 +3,7 @@
 pytest tests/conversion/exporting/test_exported_descriptions.py
 """
 
+import dataclasses
 import shlex
 import shutil
 from pathlib import Path
@@ -11,8 +12,13 @@ import pytest
 import torch
 from converting import MLP, relative
 from converting import source as stock_source
-from exports import FORMATS, LABELS, LEAST, MEAN, SMALL, STD, lingene, made, needed, picture
+from exports import FORMATS, LABELS, LEAST, MEAN, SHAPE, SMALL, STD, lingene, made, needed, picture
 from transformers import (
+    BitImageProcessorPil,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -65,6 +71,94 @@ def test_timm_transforms_pictures_as_the_bundle_does(tmp_path, image_size):
     found = timm.data.create_transform(**said, is_training=False)(picture())
     expected = ViTImageProcessorPil.from_pretrained(origin.folder)(picture(), return_tensors="pt")["pixel_values"][0]
     assert (found - expected).abs().max() < 1.01 / 255 / min(STD)
+
+
+def squashed(pixels: int) -> dict:
+    return {"size": {"height": pixels, "width": pixels}, "do_center_crop": False}
+
+
+def cropped(edge: int, height: int, width: int) -> dict:
+    """As DINOv2's pictures are prepared: proportions stay, and the middle is cut out."""
+    crop = {"height": height, "width": width}
+    return {"size": {"shortest_edge": edge}, "crop_size": crop, "do_center_crop": True}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        cropped(16, 16, 16),
+        cropped(20, 16, 16),
+        cropped(37, 16, 16),
+        squashed(20) | {"crop_size": {"height": 16, "width": 16}, "do_center_crop": True},
+        cropped(20, 16, 16) | {"do_normalize": False, "resample": 2},
+        squashed(16) | {"do_normalize": False, "resample": 1},
+        squashed(16) | {"rescale_factor": 1 / 127.5},
+    ],
+    ids=str,
+)
+def test_timm_transforms_pictures_as_the_preprocessing_says(tmp_path, asked):
+    """Of a picture that is no square; up to a grey level, as resizing rounds it."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    origin = made(tmp_path / "bundle", layer_norm_eps=1e-6, **SHAPE)
+    processor = BitImageProcessorPil(image_mean=MEAN, image_std=STD, **asked)
+    processor.save_pretrained(origin.folder)
+    export(origin.folder, tmp_path / "out", "timm", **LEAST)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    level = processor.rescale_factor / (min(STD) if processor.do_normalize else 1)
+    for shown in (picture(), picture().rotate(90, expand=True)):
+        found, expected = transform(shown), processor(shown, return_tensors="pt")["pixel_values"][0]
+        assert found.shape == (3, 16, 16) and (found - expected).abs().max() < 1.01 * level
+
+
+@pytest.mark.parametrize("registers", [True, False])
+def test_timm_is_told_another_size_where_its_model_takes_it(tmp_path, caplog, registers):
+    """DINOv2's positions are for larger pictures than it is given; without registers timm's model has one size."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    shape = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=2, image_size=56, patch_size=14)
+    kinds = (Dinov2WithRegistersModel, Dinov2WithRegistersConfig) if registers else (Dinov2Model, Dinov2Config)
+    model, folder = stock_source(tmp_path, kinds[0], kinds[1](**shape))
+    processor = BitImageProcessorPil(image_mean=MEAN, image_std=STD, **cropped(32, 28, 28))
+    processor.save_pretrained(folder)
+    convert(str(folder), tmp_path / "bundle")
+    export(tmp_path / "bundle", tmp_path / "out", "timm")
+    told = [message for message in caplog.messages if "timm's words" in message]
+    if not registers:
+        assert len(told) == 1 and "28x28, and timm's model takes 56x56 alone" in told[0]
+        return
+    built = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(built), is_training=False)
+    expected = processor(picture(), return_tensors="pt")["pixel_values"]
+    found = transform(picture())[None]
+    assert told == [] and (found - expected).abs().max() < 1.01 / 255 / min(STD)
+    with torch.no_grad():
+        assert relative(built.forward_features(found), model(found).last_hidden_state) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        (cropped(20, 16, 12), "square crop"),
+        ({"size": {"shortest_edge": 16}, "do_center_crop": False}, "not cropped"),
+        (cropped(19, 16, 16), "a pixel further"),
+        (cropped(12, 16, 16), "of both sides"),
+        ({"do_resize": False}, "`do_resize` is off"),
+        (squashed(16) | {"do_pad": True}, "no word for do_pad"),
+    ],
+    ids=str,
+)
+def test_what_timm_has_no_words_for_is_left_out_and_told(tmp_path, caplog, asked, said):
+    """Words of other steps would make other pixels, and nobody would see it."""
+    needed("timm")
+    origin = made(tmp_path / "bundle", layer_norm_eps=1e-6, **SHAPE)
+    BitImageProcessorPil(image_mean=MEAN, image_std=STD, **asked).save_pretrained(origin.folder)
+    export(origin.folder, tmp_path / "out", "timm", **LEAST)
+    (told,) = [record.getMessage() for record in caplog.records if "timm's words" in record.getMessage()]
+    assert said in told and str(origin.folder) in told and "preprocessor_config.json" in told
+    kept = read(tmp_path / "out" / "config.json")["pretrained_cfg"]
+    assert not {"mean", "std", "crop_pct", "crop_mode", "interpolation"} & kept.keys()
 
 
 @pytest.mark.parametrize(
@@ -165,16 +259,25 @@ def test_a_converted_bundles_card_has_the_name_of_its_folder_whatever_that_is(st
 
 
 def test_convert_advises_to_train_what_is_no_model_yet(stock, tmp_path, capsys):
-    """Half of the components by least squares on the weights; the command is meant to be pasted, DATA filled in."""
-    code, printed, _ = lingene(capsys, "convert", stock, "--num-components", 3, "--out", tmp_path / "bundle")
-    report = read(tmp_path / "bundle" / "conversion.json")
+    """Half of the components by least squares on the weights; the command is meant to be pasted, DATA filled in.
+
+    In the file, which is pushed, folders go by their names.
+    """
+    source, out = tmp_path / "my model", tmp_path / "my bundle"
+    shutil.copytree(stock, source)
+    code, printed, _ = lingene(capsys, "convert", source, "--num-components", 3, "--out", out)
+    report = read(out / "conversion.json")
     assert code == 0 and "3 components of 6 layers; weights: least squares on the weights\n" in printed
     assert report["relative_logit_error"] > 0.05 and report["advice"]["statement"] in printed
     (line,) = [line.strip() for line in printed.splitlines() if "lingene decompose" in line]
-    assert line == report["advice"]["command"]
-    arguments = cli.build_parser("decompose").parse_args(shlex.split(line)[1:])
-    recipe = asked_recipe(arguments)
-    assert (recipe.init, recipe.teacher, recipe.data) == (str(tmp_path / "bundle"), str(stock), "DATA")
+    stored, recipe = (
+        asked_recipe(cli.build_parser("decompose").parse_args(shlex.split(command)[1:]))
+        for command in (report["advice"]["command"], line)
+    )
+    assert (recipe.init, recipe.teacher, recipe.data) == (str(out), str(source), "DATA")
+    assert (stored.init, stored.teacher, report["source"]) == ("my bundle", "my model", "my model")
+    assert dataclasses.replace(stored, init=recipe.init, teacher=recipe.teacher) == recipe
+    assert str(tmp_path) not in (out / "conversion.json").read_text() + (out / "README.md").read_text()
     assert recipe.training.learning_rate == report["advice"]["learning_rate"]
     assert (recipe.decomposition.schedule, recipe.model.num_components) == ("simultaneous", 0)
 

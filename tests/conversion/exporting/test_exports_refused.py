@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exports import FORMATS, LEAST, lingene, made, needed
-from transformers import (
-    ViTForImageClassification,
-)
+from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification
 
 import helpers
 from helpers import ROWS, files, read
@@ -149,6 +148,16 @@ def test_wrong_input_is_named_and_nothing_is_written(origin, plain, tmp_path, ca
     assert errors[0].startswith("lingene export: ")
     assert telling.in_flags(named, telling.flags_of(options_of("export"))) in errors[0]
     assert files(tmp_path) == before and {path.name for path in tmp_path.iterdir()} == {"plain"}
+
+
+@pytest.mark.parametrize("lacking", ["classifier.weight", "vit.layernorm.bias"])
+def test_a_plain_model_that_lacks_tensors_is_refused(plain, tmp_path, lacking):
+    """transformers puts random numbers in their place, and says so in a warning alone."""
+    held = load_file(plain / "model.safetensors")
+    save_file({key: held[key] for key in held if key != lacking}, plain / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{plain} has no trained {re.escape(lacking)}: give"):
+        export(plain, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"plain"}
 
 
 def test_a_budget_chooses_the_size(tmp_path):

@@ -6,12 +6,14 @@ Against cosines by numpy of what both models give, each as its own users load it
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from encoding import GRID, TEST, TRAIN, cosines, tokens
+from safetensors.torch import load_file, save_file
 from sweeping import as_pixels
 from transformers import ViTConfig, ViTModel
 
@@ -66,7 +68,7 @@ def test_what_cannot_be_measured_is_refused_before_a_size_is_loaded(bundle, monk
     asked, fragments = case
     before = files(bundle)
     for module in (encoders, evaluation):
-        monkeypatch.setattr(module, "load_encoder" if module is evaluation else "load_size", None)
+        monkeypatch.setattr(module, "load_model" if module is evaluation else "load_size", None)
     with pytest.raises(ValueError) as caught:
         measure(bundle, **{"images": TEST} | asked)
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
@@ -132,3 +134,13 @@ def test_a_plain_encoder_is_evaluated_too(other, encoder):
         evaluate_model(other, {}, TEST, metric="cosine")
     with pytest.raises(ValueError, match="`metric` accuracy needs a classifier"):
         evaluate_model(other, {}, TEST, metric="accuracy")
+
+
+def test_an_encoder_that_lacks_tensors_is_refused(other, tmp_path):
+    """transformers puts random numbers in their place, and a number would be measured of them."""
+    shutil.copytree(other, tmp_path / "vit")
+    held = load_file(other / "model.safetensors")
+    del held["layernorm.bias"]
+    save_file(held, tmp_path / "vit" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="vit has no trained layernorm.bias: give"):
+        evaluate_model(tmp_path / "vit", {}, TEST, train=TRAIN, metric="knn")

@@ -16,7 +16,7 @@ import torch
 from encoding import ORDER, TEST, TRAIN, close, cosines, tokens, unit, without
 from sweeping import HERE, RUN, STORED, as_pixels, made_up_time, messages, size_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, ViTModel
+from transformers import AutoModel, ViTConfig, ViTModel
 
 import helpers
 from helpers import files, read, table
@@ -166,6 +166,19 @@ def test_an_encoder_is_timed_as_what_a_user_loads(bundle, monkeypatch, caplog):
     )
     rows = profiling.profile(bundle, depths=(3,), widths=("1",), components=(5,))
     assert len(rows) == 1 and {type(model) for model in timed} == {ViTModel} and messages(caplog, "classifier") == []
+
+
+def test_a_plain_encoder_is_timed_as_what_it_is(tmp_path, monkeypatch):
+    """With a classifier that nobody trained the time would be another model's."""
+    timed = []
+    monkeypatch.setattr(
+        profiling, "latency_ms", lambda model, **how: timed.append(model) or made_up_time(model, **how)
+    )
+    shape = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
+    ViTModel(ViTConfig(**shape, intermediate_size=64)).save_pretrained(tmp_path / "vit")
+    (row,) = profiling.profile(tmp_path / "vit")
+    assert {type(model) for model in timed} == {ViTModel} and all(model.pooler is None for model in timed)
+    assert row["depth"] == 2
 
 
 def test_sizes_of_an_encoder_can_be_measured_after_training(bundle, whole):

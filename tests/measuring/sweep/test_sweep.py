@@ -247,6 +247,18 @@ def test_rows_of_other_sizes_on_the_same_images_stay_as_they_are(folder, caplog)
     assert messages(caplog, "replaced") == []
 
 
+@pytest.mark.parametrize("change, kept", [({}, 1), ({"split": "test"}, 0)], ids=["same images", "other images"])
+def test_the_pictures_show_all_sizes_of_the_file(folder, caplog, monkeypatch, change, kept):
+    """Their captions on the card count those; a sweep of one size more leaves the others where they are."""
+    drawn = []
+    for name in ("plot_sizes", "plot_heat"):
+        plot = getattr(sweep, name)
+        monkeypatch.setattr(sweep, name, lambda rows, *given, plot=plot: drawn.append(rows) or plot(rows, *given))
+    rows, merged = swept(folder, caplog, [OLD[0] | {"depth": 4} | change])
+    assert len(merged) == len(rows) + kept
+    assert [sorted(map(size_of, shown)) for shown in drawn] == 2 * [sorted(map(size_of, merged))]
+
+
 @pytest.mark.parametrize("change", [{"dataset": "unmade"}, {"split": "test"}], ids=str)
 def test_rows_on_other_images_are_replaced_with_a_warning(folder, caplog, change):
     """Accuracies on two sets do not compare; the sizes that are gone are counted."""

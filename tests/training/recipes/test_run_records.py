@@ -76,9 +76,14 @@ def test_names_in_the_record_of_a_run_are_no_paths(tmp_path, bundle):
     recipe = dataclasses.replace(tiny_recipe(tmp_path), init=str(start), teacher=str(start))
     told = json.dumps(training_facts(recipe, [{"seconds": 1.0}], "set", 5, "a machine", 1))
     assert str(tmp_path) not in told and "--init start" in told
+    timm = dataclasses.replace(recipe, teacher=f"timm:local-dir:{tmp_path / 'regnet'}")
+    told = json.dumps(training_facts(timm, [{"seconds": 1.0}], "set", 5, "a machine", 1))
+    assert str(tmp_path) not in told and "--teacher timm:local-dir:regnet" in told
     assert base_model_of(str(start)) is None and base_model_of("org/base") == "org/base" and base_model_of("") is None
     report = {"source": "org/vit", "fit": "exact", "depth": 6, "num_components": 5, "relative_logit_error": 0.0}
     (start / "conversion.json").write_text(json.dumps(report))
     assert base_model_of(str(start)) == "org/vit"
+    (start / "conversion.json").write_text(json.dumps(report | {"source": f"timm:local-dir:{start}"}))
+    assert base_model_of(str(start)) is None
     write_training(start, training_facts(recipe, [{"seconds": 1.0}], "set", 5, "a machine", 1) | {"base_model": "a/b"})
     assert base_model_of(str(start)) == "a/b"

@@ -76,6 +76,20 @@ def test_a_family_that_takes_any_size_trains_on_the_pictures_that_its_preprocess
     assert list(loop.images.processor.image_mean) == MEAN
 
 
+@pytest.mark.parametrize("said", [{"do_normalize": False}, {"rescale_factor": 1 / 127.5}], ids=str)
+def test_pictures_are_normalised_as_the_bundle_does(tmp_path, monkeypatch, said):
+    """Or not at all: a mean in a file that does not use it is not that of the pictures."""
+    init = begun(tmp_path / "init")
+    path = init / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    own = ViTImageProcessorPil.from_pretrained(init)
+    loop = loop_of(monkeypatch, recipe(init), tmp_path / "caught")
+    batch = next(iter(loop.images.in_order(Layout(28))))
+    shown = [loop.images.images.images[index].convert("RGB") for index in batch["index"].tolist()]
+    expected = own(shown, return_tensors="pt")["pixel_values"]
+    assert (batch["pixel_values"] - expected).abs().max() < 1e-5
+
+
 def test_a_bundle_without_preprocessing_takes_the_usual_one_at_its_own_size(tmp_path, monkeypatch, bundle):
     """Saved from memory it has none; the size is not that of the pictures."""
     loop = loop_of(monkeypatch, recipe(bundle), tmp_path / "caught")
