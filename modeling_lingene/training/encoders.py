@@ -9,6 +9,8 @@ Notation: b batch, p patches, t = 1 + p tokens, D channels.
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +63,8 @@ class Encoder(Teacher):
         patch: (h, w), pixels, of the student.
 
     Raises:
-        ValueError: no class token and patches, or another number of patches than the student's.
+        ValueError: no class token and patches, another number of patches than the student's, or tokens that no
+            LayerNorm made.
     """
 
     def __init__(
@@ -84,10 +87,17 @@ class Encoder(Teacher):
             raise ValueError(_unlike(name, grid, seen, own, wanted, images.size, patch))
         self.patches, self.shape = wanted[0] * wanted[1], (0, 0)
         try:
-            probe = self({"pixel_values": torch.zeros(1, 3, *images.size, device=images.device)})
+            with _outputs_of_norms(model) as normed:
+                probe = self({"pixel_values": torch.zeros(1, 3, *images.size, device=images.device)})
         except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"`teacher` {name} takes no pictures of {seen[0]}x{seen[1]} pixels: {said}") from None
+        found = probe[:, -self.patches :]
+        if not any(torch.equal(one[:, -self.patches :].float(), found) for one in normed if one.dim() == 3):
+            raise ValueError(
+                f"`teacher` {name} norms no tokens but their mean, or none at all, and a student learns normed ones; "
+                "use an encoder whose last LayerNorm gives the tokens."
+            )
         self.shape = tuple(probe.shape[1:])
 
     @property
@@ -145,6 +155,22 @@ def patch_of(model: nn.Module) -> tuple[int, int] | None:
     embedding = getattr(model, "patch_embed", None)  # of timm
     size = getattr(model.config if embedding is None and hasattr(model, "config") else embedding, "patch_size", None)
     return (size, size) if isinstance(size, int) else tuple(size) if size else None
+
+
+@contextmanager
+def _outputs_of_norms(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What the normalisations of a model give while it is asked within the context, one after the other."""
+    given: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda module, asked, output: given.append(output))
+        for module in model.modules()
+        if "Norm" in type(module).__name__
+    ]
+    try:
+        yield given
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _interpolated(model: nn.Module, seen: tuple[int, int]) -> dict[str, bool]:
