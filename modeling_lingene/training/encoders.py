@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from ..families_lingene import has_stages
 from ..found import TIMM
 from ..measuring.features import AutoEncoder, normed_tokens
 from ..progress import quiet_loading
@@ -79,26 +80,38 @@ class Encoder(Teacher):
     ):
         super().__init__(model, size, mean, std, images, name)
         seen, own = size or images.size, patch_of(model)
-        if own is None or getattr(model, "has_class_token", True) is False:
+        stages = hasattr(model, "config") and has_stages(model.config)
+        if own is None or stages or getattr(model, "has_class_token", True) is False:
             raise ValueError(f"`teacher` {name} is no ViT with a class token and patches; use one that is.")
         self.interpolated = _interpolated(model, seen)
         grid, wanted = (tuple(a // b for a, b in zip(*pair)) for pair in ((seen, own), (images.size, patch)))
+        self.patches = grid[0] * grid[1]
+        # Asked before its grid is compared: sizes that fit are told of what gives tokens of its grid only.
+        self.shape = self._probed(seen, images) if self.patches else (0, 0)
         if grid != wanted:
             raise ValueError(_unlike(name, grid, seen, own, wanted, images.size, patch))
-        self.patches, self.shape = wanted[0] * wanted[1], (0, 0)
+
+    def _probed(self, seen: tuple[int, int], images: Preprocessing) -> tuple[int, int]:
+        """(t, D) of what it says of a black picture.
+
+        Raises:
+            ValueError: it takes none of the size `seen`, (h, w) in pixels, or its tokens are no normed ones.
+        """
         try:
-            with _outputs_of_norms(model) as normed:
+            with _outputs_of_norms(self.model) as normed:
                 probe = self({"pixel_values": torch.zeros(1, 3, *images.size, device=images.device)})
         except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
             said = " ".join(str(error).split())
-            raise ValueError(f"`teacher` {name} takes no pictures of {seen[0]}x{seen[1]} pixels: {said}") from None
+            raise ValueError(
+                f"`teacher` {self.name} takes no pictures of {seen[0]}x{seen[1]} pixels: {said}"
+            ) from None
         found = probe[:, -self.patches :]
         if not any(torch.equal(one[:, -self.patches :].float(), found) for one in normed if one.dim() == 3):
             raise ValueError(
-                f"`teacher` {name} norms no tokens but their mean, or none at all, and a student learns normed ones; "
-                "use an encoder whose last LayerNorm gives the tokens."
+                f"`teacher` {self.name} norms no tokens but their mean, or none at all, and a student learns normed "
+                "ones; use an encoder whose last LayerNorm gives the tokens."
             )
-        self.shape = tuple(probe.shape[1:])
+        return tuple(probe.shape[1:])
 
     @property
     def width(self) -> int:

@@ -5,6 +5,7 @@ What a teacher must give is computed by the stock model from the same pixels.
     pytest tests/training/test_feature_teachers.py
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,10 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    SwinConfig,
+    SwinModel,
+    Swinv2Config,
+    Swinv2Model,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -176,6 +181,28 @@ def test_a_model_without_class_token_and_patches_is_refused(tmp_path):
     name, _ = timm_folder(tmp_path / "gap", class_token=False, reg_tokens=2, global_pool="avg")
     with pytest.raises(ValueError, match="`teacher` .* no ViT with a class token and patches"):
         load_encoder(name, STUDENT, PATCH)
+
+
+SWIN = dict(embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2, image_size=32, patch_size=4)
+WITHOUT = {
+    "swin": (lambda: SwinModel(SwinConfig(**SWIN)), "is no ViT with a class token and patches; use one that is"),
+    "swin v2": (
+        lambda: Swinv2Model(Swinv2Config(**SWIN)),
+        r"takes no pictures of 32x32 pixels: it gives \(1, 16, 16\), no class token and 64 patches",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+def test_a_transformers_encoder_without_class_token_is_told_no_size_that_fits(tmp_path, kind):
+    """Its first patches lie in another grid than the student's, and no size would make a token of each."""
+    make, message = WITHOUT[kind]
+    name = saved(tmp_path / "teacher", make, 32)
+    for size in (0, 16):
+        with pytest.raises(ValueError, match="`teacher` ") as told:
+            load_encoder(name, STUDENT, PATCH, size)
+        assert "teacher_size" not in str(told.value) and "image_size" not in str(told.value)
+        assert size or re.search(message, str(told.value))
 
 
 def beit(mean_pooling: bool) -> BeitModel:
