@@ -21,9 +21,14 @@ from .data import LabelledImages
 UNREADABLE_LIMIT = 0.01
 
 
+def size_field(said: dict) -> str:
+    """Which of an image processor's fields says how large the pictures are that it makes."""
+    return "crop_size" if said.get("do_center_crop") else "size"
+
+
 def made_size(said: dict) -> tuple[int, int] | None:
     """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say."""
-    size = (said.get("crop_size") if said.get("do_center_crop") else said.get("size")) or {}
+    size = said.get(size_field(said)) or {}
     if "shortest_edge" in size:
         return size["shortest_edge"], size["shortest_edge"]
     return (size["height"], size["width"]) if size.get("height") else None

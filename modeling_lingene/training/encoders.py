@@ -62,6 +62,7 @@ class Encoder(Teacher):
         model, size, mean, std, images, name: as of a `Teacher`.
         grid: the student's, rows and columns of patches.
         patch: (h, w), pixels, of the student.
+        resized: what makes the student's pictures of another size, for messages; empty where nothing does.
 
     Raises:
         ValueError: no class token and patches, another number of patches than the student's, or tokens that no
@@ -77,6 +78,7 @@ class Encoder(Teacher):
         images: Preprocessing,
         name: str,
         patch: tuple[int, int],
+        resized: str = "`image_size`",
     ):
         super().__init__(model, size, mean, std, images, name)
         seen, own = size or images.size, patch_of(model)
@@ -89,7 +91,7 @@ class Encoder(Teacher):
         # Asked before its grid is compared: sizes that fit are told of what gives tokens of its grid only.
         self.shape = self._probed(seen, images) if self.patches else (0, 0)
         if grid != wanted:
-            raise ValueError(_unlike(name, grid, seen, own, wanted, images.size, patch))
+            raise ValueError(_unlike(name, grid, seen, own, wanted, images.size, patch, resized))
 
     def _probed(self, seen: tuple[int, int], images: Preprocessing) -> tuple[int, int]:
         """(t, D) of what it says of a black picture.
@@ -129,7 +131,9 @@ class Encoder(Teacher):
         return torch.cat((tokens[:, :1], tokens[:, -self.patches :]), dim=1)
 
 
-def load_encoder(name: str, images: Preprocessing, patch: tuple[int, int], size: int = 0) -> Encoder:
+def load_encoder(
+    name: str, images: Preprocessing, patch: tuple[int, int], size: int = 0, resized: str = "`image_size`"
+) -> Encoder:
     """An encoder by name.
 
     Args:
@@ -137,6 +141,7 @@ def load_encoder(name: str, images: Preprocessing, patch: tuple[int, int], size:
         images: the student's.
         patch: (h, w), pixels, of the student.
         size: pixels, height and width, of what it sees; 0 is what its own preprocessing says.
+        resized: as of an `Encoder`.
 
     Raises:
         ValueError: it cannot be loaded, gives no tokens, or another number of patches than the student has.
@@ -148,7 +153,7 @@ def load_encoder(name: str, images: Preprocessing, patch: tuple[int, int], size:
         else:
             loaded = transformers_model(name, AutoEncoder, unread="pooler.")
     model, own, mean, std = loaded
-    return Encoder(model, (size, size) if size else own, mean, std, images, name, patch)
+    return Encoder(model, (size, size) if size else own, mean, std, images, name, patch, resized)
 
 
 def bundle_encoder(name: str, images: Preprocessing, patch: tuple[int, int]) -> Encoder:
@@ -194,13 +199,17 @@ def _interpolated(model: nn.Module, seen: tuple[int, int]) -> dict[str, bool]:
     return {"interpolate_pos_encoding": True} if takes and own != seen else {}
 
 
-def _unlike(name: str, grid: Grid, seen: Grid, own: Grid, wanted: Grid, size: Grid, patch: Grid) -> str:
+def _unlike(name: str, grid: Grid, seen: Grid, own: Grid, wanted: Grid, size: Grid, patch: Grid, resized: str) -> str:
     """What is said of two grids; pairs of rows and columns, of patches and pixels."""
     fits = [tuple(a * b for a, b in zip(*pair)) for pair in ((grid, patch), (wanted, own))]
     shown = [f"{rows}x{columns}" for rows, columns in (grid, seen, wanted, size, *fits)]
-    teacher = f" (`teacher_size` {fits[1][0]})" if fits[1][0] == fits[1][1] else ""
+    ways = []
+    if resized and 0 not in grid:
+        ways.append(f"the student sees {shown[4]} pixels ({resized})")
+    if fits[1][0] == fits[1][1]:
+        ways.append(f"the teacher {'sees ' * (not ways)}{shown[5]} (`teacher_size` {fits[1][0]})")
+    way = f"They fit where {', or '.join(ways)}." if ways else "Use a teacher of the student's grid."
     return (
         f"`teacher` {name} has {shown[0]} patches of its {shown[1]} pixels, and the student {shown[2]} of {shown[3]}: "
-        f"there must be as many. They fit where the student sees {shown[4]} pixels (`image_size`), or the teacher "
-        f"{shown[5]}{teacher}."
+        f"there must be as many. {way}"
     )

@@ -27,7 +27,7 @@ from .loop import TrainingLoop
 from .processes import layout
 from .settings import Recipe
 from .token_cache import CachedTokens, check_cache, open_cache
-from .warm_start import fit_sizes, processor_of, start_of
+from .warm_start import fit_sizes, processor_of, resized_by, start_of
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def _teacher(recipe: Recipe, encoder: RecomposingModel, pictures: Preprocessing)
     """Whom the student learns from: by name, or the bundle that it starts from, as it was."""
     patch = tuple(encoder.config.shared_shapes()["embeddings.patch_embeddings.weight"][2:])
     if recipe.teacher:
-        return load_encoder(recipe.teacher, pictures, patch, recipe.teacher_size)
+        resized = resized_by(recipe.init, encoder) if recipe.init else "`image_size`"
+        return load_encoder(recipe.teacher, pictures, patch, recipe.teacher_size, resized)
     return bundle_encoder(recipe.init, pictures, patch)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..components_lingene import Classifier
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config, read_conversion, read_training
-from ..images.batches import image_processor, made_size
+from ..images.batches import image_processor, made_size, size_field
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..kinds import model_class
@@ -120,11 +120,23 @@ def processor_of(name: str, model: RecomposingModel) -> Any:
     own = processor_or_none(os.path.expanduser(name))
     if own is None:
         return image_processor(size)
-    if getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates:  # a plain model's is a ViT's
+    if _interpolates(model):
         size = made_size(own.to_dict()) or size
     made = image_processor(size)
     made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample
     return made
+
+
+def resized_by(name: str, model: RecomposingModel) -> str:
+    """What makes a bundle's pictures of another size, for messages: a field of its preprocessing; empty where its
+    positions are for one size alone.
+    """
+    own = processor_or_none(os.path.expanduser(name))
+    return f"`{size_field(own.to_dict())}` in {IMAGE_PROCESSOR_NAME} of `init`" if own and _interpolates(model) else ""
+
+
+def _interpolates(model: RecomposingModel) -> bool:
+    return getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates  # a plain model's is a ViT's
 
 
 def fit_to(

@@ -153,6 +153,8 @@ def test_a_teacher_with_another_grid_is_refused_and_told_which_sizes_fit(tmp_pat
     assert message.startswith("`teacher`") and "6x6 patches of its 30x30 pixels" in message
     assert "the student 4x4 of 16x16" in message
     assert "24x24 pixels (`image_size`)" in message and "20x20 (`teacher_size` 20)" in message
+    with pytest.raises(ValueError, match=r"0x0 patches .* They fit where the teacher sees 20x20 \("):
+        load_encoder(name, STUDENT, PATCH, 4)
     load_encoder(name, Preprocessing(image_processor(24), torch.device("cpu")), PATCH)
     batch, pixels = seen(20)
     with torch.no_grad():

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, ViTModel
+from transformers import AutoModel, BitImageProcessorPil, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers.image_utils import SizeDict
 
 import helpers
 from modeling_lingene import LinGeneConfig
@@ -306,6 +307,45 @@ def test_what_a_run_cannot_have_is_refused_before_a_picture_is_decoded(
     monkeypatch.setattr("modeling_lingene.training.unlabelled.training_images", never)
     with pytest.raises(ValueError, match=word):
         recipes.decompose(recipe(photos, init, **changes), tmp_path)
+
+
+def larger(tmp_path: Path) -> str:
+    """A teacher of six by six patches, where the student has four by four of four pixels."""
+    config = ViTConfig(
+        image_size=30, patch_size=5, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16
+    )
+    ViTModel(config).save_pretrained(tmp_path / "teacher")
+    image_processor(30).save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+@pytest.mark.filterwarnings("ignore:1 left out")
+@pytest.mark.parametrize("key", ["size", "crop_size"])
+def test_a_bundle_whose_family_takes_any_size_is_told_what_makes_its_pictures_fit_a_teacher(tmp_path, photos, key):
+    """`image_size` is of new networks; with the field that is named, set as it says, the run goes through."""
+    config = helpers.tiny_config(family="dinov2", depth=4, num_components=4)
+    init = helpers.bundle(tmp_path / "init", config)
+    processor = ViTImageProcessorPil() if key == "size" else BitImageProcessorPil(size={"shortest_edge": 16})
+    setattr(processor, key, SizeDict(height=16, width=16))
+    processor.save_pretrained(init)
+    asked = {"teacher": larger(tmp_path), "epochs": 1}
+    with pytest.raises(ValueError, match="6x6 patches .* the student 4x4 of 16x16") as told:
+        recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
+    way = f"the student sees 24x24 pixels (`{key}` in preprocessor_config.json of `init`), or the teacher 20x20 ("
+    assert way in str(told.value)
+    said = json.loads((init / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (init / "preprocessor_config.json").write_text(json.dumps(said | {key: {"height": 24, "width": 24}}))
+    assert recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:1 left out")
+def test_a_bundle_with_positions_for_one_size_is_told_the_teachers_alone(tmp_path, photos, init):
+    """A ViT's pictures are of the size that it was made for, whatever its preprocessing says."""
+    asked = {"teacher": larger(tmp_path), "epochs": 1}
+    with pytest.raises(ValueError, match="6x6 patches") as told:
+        recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
+    assert "They fit where the teacher sees 20x20 (`teacher_size` 20)." in str(told.value)
+    assert recipes.decompose(recipe(photos, init, **asked, teacher_size=20), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
