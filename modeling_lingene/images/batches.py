@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..extras import require
 from .data import LabelledImages
@@ -32,6 +33,25 @@ def made_size(said: dict) -> tuple[int, int] | None:
     if "shortest_edge" in size:
         return size["shortest_edge"], size["shortest_edge"]
     return (size["height"], size["width"]) if size.get("height") else None
+
+
+def check_patches(said: dict, patch: tuple[int, int], whose: str) -> None:
+    """Refuse preprocessing whose pictures no patch fits into.
+
+    Args:
+        said: an image processor's fields.
+        patch: (h, w), pixels.
+        whose: the preprocessing, for the message, such as "`model` NAME: its preprocessing".
+
+    Raises:
+        ValueError: they are smaller than a patch.
+    """
+    size = made_size(said)
+    if size is not None and (size[0] < patch[0] or size[1] < patch[1]):
+        raise ValueError(
+            f"{whose} makes images of {size[0]}x{size[1]}, smaller than a patch of {patch[0]}x{patch[1]}; set "
+            f"`{size_field(said)}` in its {IMAGE_PROCESSOR_NAME} to at least that."
+        )
 
 
 def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) -> Any:

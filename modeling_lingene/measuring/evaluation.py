@@ -14,7 +14,7 @@ from ..images.data import LabelledImages
 from ..progress import progress_bar, quiet_loading
 from .exported import evaluate_exported, exported_format, exported_head
 from .features import load_encoder
-from .metrics import check_device, count_parameters, measure, seen_size
+from .metrics import check_device, check_pictures, count_parameters, measure, seen_size
 from .yardsticks import (
     Sets,
     Yardstick,
@@ -88,6 +88,7 @@ def evaluate_model(
         raise ValueError(
             f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
         ) from None
+    check_pictures(config, processor, f"`model` {name}: its preprocessing")
     check_reference(reference, sets.metrics)
     plain = sets.metrics == ("accuracy",)
     stick = None if plain else yardstick(name, config.hidden_size, sets, processor, batch_size, reference, device)

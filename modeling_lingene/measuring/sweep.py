@@ -36,6 +36,7 @@ from .metrics import (
     Timings,
     accuracy_fields,
     check_device,
+    check_pictures,
     count_macs,
     count_parameters,
     count_right,
@@ -183,6 +184,7 @@ class _Way:
     ):
         self.bundle, self.head, self.sets, self.device, self.stick = bundle, head, sets, device, None
         config = read_config(bundle)
+        check_pictures(config, processor, f"`bundle` {bundle}: its preprocessing")
         self.image_size = seen_size(config, processor)
         if sets.metrics == ("accuracy",):
             if reference is not None:

@@ -85,6 +85,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     if encoder is not None:
         check_tokens(encoder.config)
         recipe.decomposition.check(encoder.config)
+        processor = processor_of(recipe.init, encoder)
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
     layout(accelerator, recipe.training).steps(len(pictures))
     torch.manual_seed(recipe.training.seed)
@@ -96,7 +97,6 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         processor = image_processor(encoder.config.image_size)
     else:
         fit_sizes(encoder, recipe.decomposition)
-        processor = processor_of(recipe.init, encoder)
     readout = read_readout(recipe.init) if recipe.init else None
     _check_channels(recipe, readout)
     teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))

@@ -12,10 +12,10 @@ from torch import nn
 from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..components_lingene import Classifier
-from ..configuration_base_lingene import BundleConfig
+from ..configuration_base_lingene import BundleConfig, sides
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config, read_conversion, read_training
-from ..images.batches import image_processor, made_size, size_field
+from ..images.batches import check_patches, image_processor, made_size, size_field
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..kinds import model_class
@@ -121,6 +121,7 @@ def processor_of(name: str, model: RecomposingModel) -> Any:
     if own is None:
         return image_processor(size)
     if _interpolates(model):
+        check_patches(own.to_dict(), sides(model.config.patch_size), f"`init` {name}: its preprocessing")
         size = made_size(own.to_dict()) or size
     made = image_processor(size)
     made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample
