@@ -90,8 +90,9 @@ def evaluate_model(
         ) from None
     check_pictures(config, processor, f"`model` {name}: its preprocessing")
     check_reference(reference, sets.metrics)
-    plain = sets.metrics == ("accuracy",)
-    stick = None if plain else yardstick(name, config.hidden_size, sets, processor, batch_size, reference, device)
+    stick, asking = None, (sets, processor, batch_size, reference, device, config)
+    if sets.metrics != ("accuracy",):
+        stick = yardstick(name, config.hidden_size, *asking)
     if head:
         with quiet_loading():
             model = AutoModelForImageClassification.from_pretrained(name, **asked)

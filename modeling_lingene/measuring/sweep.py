@@ -191,7 +191,7 @@ class _Way:
                 raise ValueError("`reference` is whom the cosine compares with; `metric` is accuracy.")
             self.batches = batches(sets.images, processor, batch_size)
         else:
-            self.stick = yardstick(bundle, config.hidden_size, sets, processor, batch_size, reference, device)
+            self.stick = yardstick(bundle, config.hidden_size, sets, processor, batch_size, reference, device, config)
 
     def measured(self, sizes: Sequence[Size], **options) -> dict[str, dict]:
         """What is found of every size, by its name."""

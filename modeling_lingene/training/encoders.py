@@ -10,19 +10,19 @@ Notation: b batch, p patches, t = 1 + p tokens, D channels.
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
-from ..families_lingene import has_stages
+from ..families_lingene import has_stages, tower_config
 from ..found import TIMM
 from ..measuring.features import AutoEncoder, normed_tokens
 from ..progress import quiet_loading
-from .teachers import Teacher, timm_model, transformers_model
+from .teachers import Teacher, check_teacher, timm_model, transformers_model
 
 
 Grid = tuple[int, int]  # patches: rows, columns
@@ -166,6 +166,20 @@ def bundle_encoder(name: str, images: Preprocessing, patch: tuple[int, int]) -> 
     with quiet_loading():
         model = AutoModel.from_pretrained(os.path.expanduser(name), dtype=torch.float32)
     return Encoder(model, None, images.processor.image_mean, images.processor.image_std, images, name, patch)
+
+
+def stated_width(name: str) -> int | None:
+    """D, channels, of an encoder by name, as its configuration states them; None where only the model tells.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    check_teacher(name)
+    if name.startswith(TIMM):
+        return None
+    with suppress(OSError, ValueError):  # told when it is loaded
+        return getattr(tower_config(AutoConfig.from_pretrained(os.path.expanduser(name))), "hidden_size", None)
+    return None
 
 
 def patch_of(model: nn.Module) -> tuple[int, int] | None:

@@ -21,8 +21,8 @@ from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar
 from ..readout import Readout, read_readout, write_readout
-from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
-from .features import FEATURE_LOSS, FeatureStudent, check_tokens, feature_metric, fit_heads
+from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder, stated_width
+from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_tokens, feature_metric, fit_heads
 from .loop import TrainingLoop
 from .processes import layout
 from .settings import Recipe
@@ -83,8 +83,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     """
     encoder = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout, head=False)
     if encoder is not None:
-        check_tokens(encoder.config)
-        recipe.decomposition.check(encoder.config)
+        _check_encoder(recipe, encoder)
         processor = processor_of(recipe.init, encoder)
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
     layout(accelerator, recipe.training).steps(len(pictures))
@@ -93,7 +92,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         config = recipe.model.config(pictures, recipe.decomposition, labelled=False)
         check_tokens(config)
         encoder = model_class(config, head=False)(config)
-        recipe.decomposition.check(encoder.config)
+        _check_encoder(recipe, encoder)
         processor = image_processor(encoder.config.image_size)
     else:
         fit_sizes(encoder, recipe.decomposition)
@@ -119,6 +118,19 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
             for source, name in files
         ]
     return UnlabelledStart(student, *sources, *teachers, readout)
+
+
+def _check_encoder(recipe: Recipe, encoder: RecomposingModel) -> None:
+    """Refuse what the student cannot have, with this teacher where its configuration says enough, before it is loaded.
+
+    Raises:
+        ValueError: a network of stages, sizes that it has not, masked patches without a mask token, identity heads
+            between two widths.
+    """
+    check_tokens(encoder.config)
+    recipe.decomposition.check(encoder.config)
+    alike = recipe.teacher and recipe.objective.feature_heads == "identity"
+    check_objective(recipe.objective, encoder, stated_width(recipe.teacher) if alike else None)
 
 
 def _check_channels(recipe: Recipe, readout: Readout | None) -> None:

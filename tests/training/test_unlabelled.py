@@ -351,6 +351,23 @@ def test_a_bundle_with_positions_for_one_size_is_told_the_teachers_alone(tmp_pat
 @pytest.mark.parametrize(
     "changes, word",
     [
+        ({"mask_share": 0.3}, "`mask_share` .* family has none"),
+        ({"feature_heads": "identity"}, "`feature_heads` identity .* the teacher has 16 channels, the student 48"),
+    ],
+)
+def test_what_heads_and_masks_need_is_known_before_teacher_and_pictures(
+    tmp_path, monkeypatch, photos, init, changes, word
+):
+    """A teacher may be gigabytes to download; its configuration says how wide it is."""
+    for name in ("load_encoder", "load_pictures"):
+        monkeypatch.setattr(f"modeling_lingene.training.unlabelled.{name}", None)
+    with pytest.raises(ValueError, match=word):
+        recipes.decompose(recipe(photos, init, teacher=larger(tmp_path), **changes), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
         ({}, "`objective` features needs a `teacher`, or `init`"),
         ({"init": "x", "streaming": True}, "`streaming` is for labelled images"),
         ({"init": "x", "validation_share": 0.0}, "`validation_share` must be above 0 with `objective` features"),
