@@ -234,7 +234,7 @@ def _pictures(
     """The bundle's image processor and pictures as it makes them, each (1, c, h, w)."""
     try:
         processor = read_processor(bundle)
-    except OSError:
+    except FileNotFoundError:
         raise ValueError(f"{bundle} has no preprocessor_config.json; save its image processor beside it.") from None
     check_pictures(config, processor, f"{bundle}: its preprocessing")
     pictures = load_pictures(data, split, others=True)

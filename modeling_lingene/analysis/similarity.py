@@ -80,7 +80,7 @@ def analyse_similarity(
     for name, own, size in zip((model, other), configs, (asked, {})):
         try:
             processor = read_processor(name)
-        except OSError:
+        except FileNotFoundError:
             raise ValueError(f"{name} has no preprocessor_config.json; save its image processor beside it.") from None
         check_pictures(own, processor, f"{name}: its preprocessing")
         seen = batches(chosen, processor, BATCH)

@@ -84,7 +84,7 @@ def evaluate_model(
         sets = sets.labelled_for(config.id2label, f"`model` {name}", relabel)
     try:
         processor = read_processor(name)
-    except OSError:
+    except FileNotFoundError:
         raise ValueError(
             f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
         ) from None

@@ -1,5 +1,6 @@
 """A run without labels before its first step: pictures with a part held out, an encoder, its heads and its teacher."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         processor = image_processor(encoder.config.image_size)
     else:
         fit_sizes(encoder, recipe.decomposition)
-    readout = read_readout(recipe.init) if recipe.init else None
+    readout = read_readout(os.path.expanduser(recipe.init)) if recipe.init else None
     _check_channels(recipe, readout)
     teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))
     student = FeatureStudent(encoder, teacher.width, recipe.objective)
@@ -141,7 +142,7 @@ def _check_channels(recipe: Recipe, readout: Readout | None) -> None:
     """
     if recipe.objective.feature_heads != "identity" or not (recipe.init and recipe.teacher):
         return
-    theirs = None if recipe.teacher.startswith(TIMM) else read_readout(recipe.teacher)
+    theirs = None if recipe.teacher.startswith(TIMM) else read_readout(os.path.expanduser(recipe.teacher))
     same = theirs is readout or (None not in (theirs, readout) and all(map(torch.equal, theirs, readout)))
     if not same:
         raise ValueError(
