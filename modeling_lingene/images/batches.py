@@ -82,10 +82,15 @@ def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) ->
     )
 
 
+def makes_grey(processor: Any) -> bool:
+    """Whether a processor, bound to fewer steps by `partial` or not, is for one channel."""
+    mean = getattr(getattr(processor, "func", processor), "image_mean", None)
+    return isinstance(mean, (list, tuple)) and len(mean) == 1
+
+
 def processed(processor: Any, pictures: list) -> torch.Tensor:
     """RGB pictures as (b, c, h, w), grey ones where the processor is for one channel."""
-    mean = getattr(processor, "image_mean", None)  # of one that is bound to fewer steps, none
-    if isinstance(mean, (list, tuple)) and len(mean) == 1:
+    if makes_grey(processor):
         pictures = [picture.convert("L") for picture in pictures]
     return processor(pictures, return_tensors="pt")["pixel_values"]
 

@@ -99,9 +99,10 @@ class Encoder(Teacher):
         Raises:
             ValueError: it takes none of the size `seen`, (h, w) in pixels, or its tokens are no normed ones.
         """
+        black = torch.zeros(1, images.mean.shape[1], *images.size, device=images.device)
         try:
             with _outputs_of_norms(self.model) as normed:
-                probe = self({"pixel_values": torch.zeros(1, 3, *images.size, device=images.device)})
+                probe = self({"pixel_values": black})
         except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
             said = " ".join(str(error).split())
             raise ValueError(

@@ -113,18 +113,33 @@ def content_of(name: str) -> str:
 def processor_of(name: str, model: RecomposingModel) -> Any:
     """A bundle's image size, mean, standard deviation and interpolation, in the processor that is trained with.
 
-    Where the family takes images of any size, it is the size that its own preprocessing makes.
+    Where the family takes images of any size, it is the size that its own preprocessing makes. Of one channel it makes
+    grey pictures.
+
+    Raises:
+        ValueError: other channels than pictures have; preprocessing of other channels, or smaller than a patch.
     """
     size = model.config.image_size
     size = size if isinstance(size, int) else tuple(size)
-    own = processor_or_none(os.path.expanduser(name))
+    own, channels = processor_or_none(os.path.expanduser(name)), model.config.num_channels
+    if channels not in (1, 3):
+        raise ValueError(f"`init` {name} takes {channels} channels, and pictures have 3, or as grey ones 1.")
     if own is None:
-        return image_processor(size)
+        return image_processor(size, channels)
     if _interpolates(model):
         check_patches(own.to_dict(), sides(model.config.patch_size), f"`init` {name}: its preprocessing")
         size = made_size(own.to_dict()) or size
-    made = image_processor(size)
-    made.image_mean, made.image_std, made.resample = own.image_mean, own.image_std, own.resample
+    made = image_processor(size, channels)
+    made.resample = own.resample
+    for key in ("image_mean", "image_std"):
+        values = getattr(own, key)
+        values = [values] * channels if isinstance(values, (int, float)) else list(values)
+        if len(values) != channels:
+            raise ValueError(
+                f"`init` {name}: `{key}` in its {IMAGE_PROCESSOR_NAME} is of {len(values)} channels, and its patches "
+                f"are of {channels}; give one number for each."
+            )
+        setattr(made, key, values)
     return made
 
 

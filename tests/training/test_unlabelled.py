@@ -234,6 +234,18 @@ def test_a_bundle_without_classifier_goes_on(tmp_path, photos, init):
     torch.testing.assert_close(asked["teacher"]({"pixel_values": helpers.images()}), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_bundle_of_one_channel_learns_from_itself_or_from_a_teacher_of_colours(tmp_path, photos, named):
+    """Grey pictures, which such a teacher sees as three channels alike."""
+    config = helpers.tiny_config(depth=4, num_components=4, num_channels=1)
+    init = helpers.bundle(tmp_path / "init", config)
+    image_processor(16, 1).save_pretrained(init)
+    asked = {"teacher": larger(tmp_path), "teacher_size": 20} if named else {}
+    rows = trained(tmp_path / "out", photos, init, epochs=1, **asked)
+    assert all(row["feature_loss"] > 0 for row in rows)
+    assert list(read_processor(tmp_path / "out" / "bundle").image_mean) == [0.5]
+
+
 def test_cached_tokens_teach_what_the_teacher_does(tmp_path, photos, init):
     """The same weights but for rounding, and nothing is left of the cache when the run is done."""
     plain = trained(tmp_path / "plain", photos, init)
