@@ -19,6 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+import modeling_lingene
 from modeling_lingene.training.processes import make_accelerator
 from modeling_lingene.training.steps import TrainingSettings
 
@@ -27,7 +28,9 @@ pytest.importorskip("torchvision")  # mixes the images
 
 TESTS = str(Path(__file__).parents[1])
 SCRIPT = Path(__file__).parent / "train_tiny.py"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# The package that this process has, wherever it was imported from.
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join((TESTS, str(Path(modeling_lingene.__file__).parents[1])))
 ALL_STEPS = 12  # of a run that goes through
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, and Adam
 # makes full steps of it.
