@@ -25,7 +25,7 @@ from ..folders import (
 )
 from ..found import TIMM, check_holds_model, public_name, what_is, wrong_kind
 from ..hub import write_card
-from ..images.batches import image_processor
+from ..images.batches import check_patches, image_processor
 from ..kinds import model_class
 from ..measuring.curves import plot_conversion
 from ..measuring.metrics import check_device
@@ -206,11 +206,8 @@ def check_calibration(source: Source, size: tuple[int, int]) -> None:
             f"are for {own[0]}x{own[1]}; a {source.config.family} takes no others: set `size` in its "
             f"{IMAGE_PROCESSOR_NAME} to that."
         )
-    if size[0] < patch[0] or size[1] < patch[1]:
-        raise ValueError(
-            f"`calibrate`: the preprocessing of {source.name} makes images of {size[0]}x{size[1]}, smaller than a "
-            f"patch of {patch[0]}x{patch[1]}; set `size` in its {IMAGE_PROCESSOR_NAME} to at least that."
-        )
+    made = {"size": {"height": size[0], "width": size[1]}}
+    check_patches(made, patch, f"`calibrate`: the preprocessing of {source.name}")
 
 
 def in_order(

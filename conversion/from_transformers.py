@@ -26,7 +26,7 @@ from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import VIT_FIELDS, LinGeneConfig
 from ..configuration_swin_lingene import SWIN_FIELDS, LinGeneSwinConfig
 from ..families_lingene import FAMILIES, WHOLE, Family, tower_config
-from ..folders import read_processor
+from ..folders import processor_or_none
 from ..measuring.features import AutoEncoder
 from ..progress import quiet_loading
 from ..translating_lingene import own_fields, own_name, own_shapes
@@ -177,7 +177,7 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
         block=block,
         left_out=left_out,
         reference=partial(_reference, name, head),
-        processor=_processor(name),
+        processor=processor_or_none(name),
     )
 
 
@@ -288,10 +288,3 @@ def _reference(name: str, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
 @torch.no_grad()
 def _outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     return class_outputs(model, pixel_values)
-
-
-def _processor(name: str) -> Any:
-    try:
-        return read_processor(name)
-    except (OSError, ValueError):
-        return None

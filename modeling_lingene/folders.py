@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
+from .beside import file_beside
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
 from .found import check_holds_model, is_known, wrong_kind
@@ -203,24 +204,26 @@ def read_processor(name: str | os.PathLike, **hub) -> Any:
         name: folder or name on the Hub.
 
     Raises:
-        OSError: there is none, as transformers raises it.
-        ValueError: its file is damaged.
+        FileNotFoundError: there is none.
+        ValueError: its file is damaged, or nobody can say whether there is one.
     """
-    path = cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    path = file_beside(name, IMAGE_PROCESSOR_NAME, **hub)
     if path is not None:
         check_fields(read_json(path, str(name)), PROCESSOR_FIELDS, f"`{IMAGE_PROCESSOR_NAME}` of {name}")
+    else:  # newer files have it beside that of texts
+        path = file_beside(name, PROCESSOR_NAME, **hub)
+        if path is None or not read_json(path, str(name)).get("image_processor"):
+            raise FileNotFoundError(f"{name} has no {IMAGE_PROCESSOR_NAME}.")
     try:
         return AutoImageProcessor.from_pretrained(name, **hub)
-    except OSError:
-        raise
-    except (ValueError, AttributeError, IndexError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, IndexError, KeyError, TypeError, RecursionError) as error:
         where = f"`{IMAGE_PROCESSOR_NAME}` and `{CONFIG_NAME}` of {name}"
         raise ValueError(f"{where} give no image processor: {' '.join(str(error).split())}; {AGAIN}.") from None
 
 
 def processor_or_none(name: str | os.PathLike, **hub) -> Any:
     """`read_processor`, and None where there is none."""
-    with suppress(OSError):
+    with suppress(FileNotFoundError):
         return read_processor(name, **hub)
     return None
 
@@ -371,7 +374,7 @@ def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, 
     """
     with complete_or_absent(out) as staging:
         model.save_pretrained(staging)
-        processor = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        processor = file_beside(source, IMAGE_PROCESSOR_NAME, **hub)
         if processor is not None:
             shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
         write_readout(staging, read_readout(source, **hub), getattr(model.config, "hidden_size", None))

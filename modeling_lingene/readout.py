@@ -1,12 +1,16 @@
 """The tokens of a bundle whose channels were turned (`convert --sort`, no classifier), in those of its source."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.utils.hub import cached_file
+from transformers import PretrainedConfig
+
+from .beside import NobodyKnows, file_beside
+from .configuration_base_lingene import BUNDLE_TYPES
 
 
 READOUT_FILE = "readout.safetensors"
@@ -24,10 +28,14 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
         None where the channels are the source's own.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or nobody can say whether there is one.
     """
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    path = cached_file(name, READOUT_FILE, **quiet, **hub)
+    try:
+        path = file_beside(name, READOUT_FILE, **hub)
+    except NobodyKnows:
+        if _may_be_turned(name, hub):
+            raise
+        return None
     if path is None:
         return None
     try:
@@ -38,6 +46,14 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
     if weight.ndim != 2 or weight.shape[0] != len(bias) or weight.shape[1] > len(bias):
         raise ValueError(f"`{READOUT_FILE}` of {name} has a weight of {tuple(weight.shape)}; convert again.")
     return weight, bias
+
+
+def _may_be_turned(name: str | os.PathLike, hub: dict) -> bool:
+    """Whether a model is a bundle, or a size of one, by its configuration; others have channels of their own."""
+    with suppress(OSError, ValueError):
+        config, _ = PretrainedConfig.get_config_dict(name, **hub)
+        return config.get("model_type") in BUNDLE_TYPES or "materialised_from" in config
+    return True
 
 
 def write_readout(folder: str | os.PathLike, readout: Readout | None, width: int | None = None) -> None:

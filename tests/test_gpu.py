@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForImageClassification
 from transformers.utils import is_flash_attn_2_available
 
 import helpers
+from modeling_lingene.training.processes import make_accelerator
+from modeling_lingene.training.steps import TrainingSettings
 
 
 pytestmark = [
@@ -39,6 +42,13 @@ def test_flash_attention_agrees_with_sdpa(bundle):
         with torch.no_grad():
             logits.append(model(pixels).logits.float())
     torch.testing.assert_close(*logits, rtol=0, atol=0.1)
+
+
+def test_a_run_on_the_gpu_follows_one_on_the_cpu():
+    """In one process: the earlier run's device is not the later one's."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    devices = [make_accelerator(TrainingSettings(device=device)).device.type for device in ("cpu", "auto", "cpu")]
+    assert devices == ["cpu", "cuda", "cpu"]
 
 
 def test_a_compiled_step_trains_on_the_gpu():

@@ -22,7 +22,10 @@ from modeling_lingene.found import check_timm_within_reach
 from modeling_lingene.images.batches import image_processor
 
 
-# B a bundle, P a plain model, F a person's folder, T a person's file, S pictures of one class, A of two, N new.
+# B a bundle, P a plain model, D a bundle that takes pictures of any size and V one that does not, both behind
+# preprocessing that makes them smaller than a patch, F a person's folder, T a person's file, S pictures of one class,
+# A of two, N new.
+SMALL = "preprocessing makes images of 2x2, smaller than a patch of 4x4; set `size` in its preprocessor_config.json to"
 WRONG = {
     "evaluate /nope --data digits": "`MODEL` must be a bundle or a plain ViT, by folder or name on the Hub; there",
     "evaluate T --data digits": "is a file, not a bundle or a plain ViT",
@@ -96,6 +99,17 @@ WRONG = {
     "recipes nope": "`RECIPE` must be one of digits",
     "quickstart --epochs 0 --out N": "`--epochs` must be an integer of at least 1",
     "app /nope": "there is no folder /nope",
+    "evaluate D --data digits": f"`MODEL` D: its {SMALL}",
+    "evaluate V --data digits": f"`MODEL` V: its {SMALL}",
+    "sweep D --data digits": f"`BUNDLE` D: its {SMALL}",
+    "sweep V --data digits --metric knn": f"`BUNDLE` V: its {SMALL}",
+    "decompose --init D --data digits --out N": f"`--init` D: its {SMALL}",
+    "decompose --init D --data A --out N --objective features": f"`--init` D: its {SMALL}",
+    "analyse similarity D --data digits --out N": f"D: its {SMALL}",
+    "analyse components V --data digits --out N": f"V: its {SMALL}",
+    "profile D": SMALL.removeprefix("preprocessing "),
+    "materialise D --out N": SMALL.removeprefix("preprocessing "),
+    "export D --to transformers --out N": SMALL.removeprefix("preprocessing "),
     "evalute B": "lingene: `COMMAND` invalid choice: 'evalute'",
 }
 
@@ -103,12 +117,14 @@ WRONG = {
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("wrong")
-    found = {name: root / name for name in "BPFTSAN"}
+    found = {name: root / name for name in "BPDVFTSAN"}
     config = helpers.tiny_config(num_labels=10, image_size=8, id2label={n: str(n) for n in range(10)})
     helpers.bundle(found["B"], config)
     helpers.tiny_model(config).materialise(2).save_pretrained(found["P"])
-    for kind in "BP":
-        image_processor(8).save_pretrained(found[kind])
+    helpers.bundle(found["D"], helpers.tiny_config(family="dinov2", num_labels=10, id2label=config.id2label))
+    helpers.bundle(found["V"], config)
+    for kind, size in (("B", 8), ("P", 8), ("D", 2), ("V", 2)):
+        image_processor(size).save_pretrained(found[kind])
     found["F"].mkdir()
     (found["F"] / "notes.txt").write_text("mine")
     found["T"].write_text("mine")

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..bundle_lingene import Bundle
+from ..configuration_base_lingene import BundleConfig
 from ..extras import require
 from ..families_lingene import FAMILIES
 from ..folders import check_empty, complete_or_absent, read_config, read_processor, write_json
@@ -32,7 +33,7 @@ from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
 from ..measuring.features import normed_tokens, prefix_tokens
-from ..measuring.metrics import check_device
+from ..measuring.metrics import check_device, check_pictures
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
 from .figures import plot_components
@@ -80,7 +81,7 @@ def analyse_components(
     require("matplotlib"), require("pytorch_grad_cam", "grad-cam")
     config, device = read_config(bundle), check_device(device)
     head = Bundle(bundle, config).has_head
-    processor, seen = _pictures(bundle, data, split, count if head else max(count, AVERAGED), seed)
+    processor, seen = _pictures(bundle, config, data, split, count if head else max(count, AVERAGED), seed)
     with quiet_loading():
         model = model_class(config, head).from_pretrained(bundle, constrained=True, **asked).eval().to(device)
     scores = _class_scores(model, seen) if head else _direction_scores(model, seen)
@@ -227,12 +228,15 @@ def _direction_scores(model: RecomposingModel, seen: list[torch.Tensor]) -> list
     return scores
 
 
-def _pictures(bundle: str | Path, data: str, split: str, count: int, seed: int) -> tuple[Any, list[torch.Tensor]]:
+def _pictures(
+    bundle: str | Path, config: BundleConfig, data: str, split: str, count: int, seed: int
+) -> tuple[Any, list[torch.Tensor]]:
     """The bundle's image processor and pictures as it makes them, each (1, c, h, w)."""
     try:
         processor = read_processor(bundle)
-    except OSError:
+    except FileNotFoundError:
         raise ValueError(f"{bundle} has no preprocessor_config.json; save its image processor beside it.") from None
+    check_pictures(config, processor, f"{bundle}: its preprocessing")
     pictures = load_pictures(data, split, others=True)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:count]
     chosen, seen = picked(pictures, order.tolist()), []

@@ -25,7 +25,7 @@ from ..images.batches import batches
 from ..images.data import LabelledImages, picked
 from ..images.pictures import load_pictures
 from ..measuring.features import load_encoder
-from ..measuring.metrics import check_device
+from ..measuring.metrics import check_device, check_pictures
 from ..progress import progress_bar
 from .figures import plot_similarity
 
@@ -79,9 +79,11 @@ def analyse_similarity(
     means = []
     for name, own, size in zip((model, other), configs, (asked, {})):
         try:
-            seen = batches(chosen, read_processor(name), BATCH)
-        except OSError:
+            processor = read_processor(name)
+        except FileNotFoundError:
             raise ValueError(f"{name} has no preprocessor_config.json; save its image processor beside it.") from None
+        check_pictures(own, processor, f"{name}: its preprocessing")
+        seen = batches(chosen, processor, BATCH)
         encoder = load_encoder(name, own, **size).to(device)
         means.append(layer_means(encoder, progress_bar(seen, desc="similarity", unit="batch")))
     table = [[round(cka(one, another), 4) for another in means[1]] for one in means[0]]

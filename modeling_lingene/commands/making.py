@@ -61,7 +61,7 @@ def materialise(bundle: str, revision: str | None, out: Path, **size) -> None:
     head = Bundle(bundle, config, hub).has_head
     with quiet_loading():
         model = model_class(config, head).from_pretrained(bundle, **given(size), **hub)
-    publish_model(model, bundle, out, **hub)
     seen = seen_size(model.config, processor_or_none(bundle, **hub))
+    publish_model(model, bundle, out, **hub)
     params, macs = readable(count_parameters(model)), readable(count_macs(model.config, head, seen))
     print(f"{out}: {type(model).__name__} of {layers_of(model.config)} layers, {params} parameters, {macs} MACs")

@@ -130,8 +130,11 @@ def eraser(augmentation: Augmentation, device: str | torch.device) -> Callable |
     )
 
 
-def picture_transform(augmentation: Augmentation, size: tuple[int, int]) -> Callable[[Any], torch.Tensor]:
-    """PIL image -> (3, h, w) uint8, with the parts that need one picture at a time, by timm.
+def picture_transform(
+    augmentation: Augmentation, size: tuple[int, int], grey: bool = False
+) -> Callable[[Any], torch.Tensor]:
+    """PIL image -> (3, h, w) uint8, or (1, h, w) where it is to be grey, with the parts that need one picture at a
+    time, by timm.
 
     Draws from the global random states of Python, numpy and torch.
     """
@@ -149,7 +152,7 @@ def picture_transform(augmentation: Augmentation, size: tuple[int, int]) -> Call
         normalize=False,
     )
 
-    return _PictureTransform(vary, None if augmentation.resized_crop else (width, height))
+    return _PictureTransform(vary, None if augmentation.resized_crop else (width, height), grey)
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,10 @@ class _PictureTransform:
 
     vary: Callable
     resized: tuple[int, int] | None
+    grey: bool
 
     def __call__(self, picture: Any) -> torch.Tensor:
-        return self.vary(picture.resize(self.resized, BILINEAR) if self.resized else picture)
+        if self.grey:  # of three channels alike: some parts colour what they move in
+            picture = picture.convert("L").convert("RGB")
+        pixels = self.vary(picture.resize(self.resized, BILINEAR) if self.resized else picture)
+        return pixels.float().mean(0, keepdim=True).round().to(pixels.dtype) if self.grey else pixels

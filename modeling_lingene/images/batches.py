@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..extras import require
 from .data import LabelledImages
@@ -21,22 +22,47 @@ from .data import LabelledImages
 UNREADABLE_LIMIT = 0.01
 
 
+def size_field(said: dict) -> str:
+    """Which of an image processor's fields says how large the pictures are that it makes."""
+    return "crop_size" if said.get("do_center_crop") else "size"
+
+
 def made_size(said: dict) -> tuple[int, int] | None:
     """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say."""
-    size = (said.get("crop_size") if said.get("do_center_crop") else said.get("size")) or {}
+    size = said.get(size_field(said)) or {}
     if "shortest_edge" in size:
         return size["shortest_edge"], size["shortest_edge"]
     return (size["height"], size["width"]) if size.get("height") else None
 
 
-def normalisation(said: dict[str, Any]) -> tuple[list[float], list[float]]:
+def normalisation(said: dict[str, Any], channels: int = 3) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, on pixels of 0..1, by an image processor's fields.
 
     Of one that does not normalise, or scales pixels otherwise, what does the same: (x - mean) / std.
     """
     scale = 255 * (said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
-    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
-    return [value / scale for value in mean], [value / scale for value in std]
+    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize") else (0.0, 1.0)
+    listed = ([one] * channels if isinstance(one, (int, float)) else one for one in (mean, std))
+    return tuple([value / scale for value in one] for one in listed)
+
+
+def check_patches(said: dict, patch: tuple[int, int], whose: str) -> None:
+    """Refuse preprocessing whose pictures no patch fits into.
+
+    Args:
+        said: an image processor's fields.
+        patch: (h, w), pixels.
+        whose: the preprocessing, for the message, such as "`model` NAME: its preprocessing".
+
+    Raises:
+        ValueError: they are smaller than a patch.
+    """
+    size = made_size(said)
+    if size is not None and (size[0] < patch[0] or size[1] < patch[1]):
+        raise ValueError(
+            f"{whose} makes images of {size[0]}x{size[1]}, smaller than a patch of {patch[0]}x{patch[1]}; set "
+            f"`{size_field(said)}` in its {IMAGE_PROCESSOR_NAME} to at least that."
+        )
 
 
 def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) -> Any:
@@ -67,10 +93,15 @@ def image_processor(image_size: int | tuple[int, int], num_channels: int = 3) ->
     )
 
 
+def makes_grey(processor: Any) -> bool:
+    """Whether a processor, bound to fewer steps by `partial` or not, is for one channel."""
+    mean = getattr(getattr(processor, "func", processor), "image_mean", None)
+    return isinstance(mean, (list, tuple)) and len(mean) == 1
+
+
 def processed(processor: Any, pictures: list) -> torch.Tensor:
     """RGB pictures as (b, c, h, w), grey ones where the processor is for one channel."""
-    mean = getattr(processor, "image_mean", None)  # of one that is bound to fewer steps, none
-    if isinstance(mean, (list, tuple)) and len(mean) == 1:
+    if makes_grey(processor):
         pictures = [picture.convert("L") for picture in pictures]
     return processor(pictures, return_tensors="pt")["pixel_values"]
 

@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import Augmentation, eraser, mixer, picture_transform
-from .batches import UNREADABLE_LIMIT, to_tensors
+from .batches import UNREADABLE_LIMIT, makes_grey, processed, to_tensors
 from .data import LabelledImages
 
 
@@ -102,7 +102,7 @@ class _Source:
         return layout.steps(len(self))
 
     def _finish(self, pixels: torch.Tensor, labels: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
-        """uint8 (b, 3, h, w) on the device -> augmented, normalised, mixed."""
+        """uint8 (b, c, h, w) on the device -> augmented, normalised, mixed."""
         pixels = self.augmentation.on_batch(pixels, torch.Generator().manual_seed(seed))
         values = (pixels.float() / 255 - self.mean) / self.std
         if self._erase:
@@ -142,7 +142,7 @@ class MemoryImages(_Source):
             seed: of run, phase and epoch.
 
         Returns:
-            Dicts with pixel_values (b, 3, h, w), labels (b,) or, mixed, (b, c), and index (b,) of the images.
+            Dicts with pixel_values (b, c, h, w), labels (b,) or, mixed, (b, c), and index (b,) of the images.
         """
         order = self.order(seed)
         for step in range(first, self.steps(layout)):
@@ -241,7 +241,7 @@ class PictureImages(_Source):
 
 @dataclass(frozen=True)
 class PictureMaker:
-    """One picture as (3, h, w) uint8, varied from a seed of its own: whoever decodes it, it comes out the same."""
+    """One picture as (c, h, w) uint8, varied from a seed of its own: whoever decodes it, it comes out the same."""
 
     resize: Callable
     vary: Callable | None
@@ -249,9 +249,10 @@ class PictureMaker:
 
     @classmethod
     def of(cls, processor: Any, augmentation: Augmentation) -> "PictureMaker":
-        resize = functools.partial(processor, do_rescale=False, do_normalize=False, return_tensors="pt")
-        size = (processor.size["height"], processor.size["width"])
-        return cls(resize, picture_transform(augmentation, size) if augmentation.one_by_one else None, augmentation)
+        resize = functools.partial(processor, do_rescale=False, do_normalize=False)
+        size, grey = (processor.size["height"], processor.size["width"]), makes_grey(processor)
+        vary = picture_transform(augmentation, size, grey) if augmentation.one_by_one else None
+        return cls(resize, vary, augmentation)
 
     def __call__(self, images: LabelledImages, index: int, seed: int) -> tuple[torch.Tensor | None, str]:
         """The picture at `index` and "", or None and why it does not decode."""
@@ -259,7 +260,7 @@ class PictureMaker:
         if picture is None:
             return None, problem
         if self.vary is None:
-            pixels = self.resize([picture])["pixel_values"][0].to(torch.uint8)
+            pixels = processed(self.resize, [picture])[0].to(torch.uint8)
         else:
             set_seed(seed)
             pixels = self.vary(picture)

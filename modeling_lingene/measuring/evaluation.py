@@ -14,7 +14,7 @@ from ..images.data import LabelledImages
 from ..progress import progress_bar
 from .encoders import load_model
 from .exported import evaluate_exported, exported_format, exported_head
-from .metrics import check_device, count_parameters, measure, seen_size
+from .metrics import check_device, check_pictures, count_parameters, measure, seen_size
 from .yardsticks import (
     Sets,
     Yardstick,
@@ -84,13 +84,15 @@ def evaluate_model(
         sets = sets.labelled_for(config.id2label, f"`model` {name}", relabel)
     try:
         processor = read_processor(name)
-    except OSError:
+    except FileNotFoundError:
         raise ValueError(
             f"`model` {name} has no preprocessor_config.json; save its image processor beside it."
         ) from None
+    check_pictures(config, processor, f"`model` {name}: its preprocessing")
     check_reference(reference, sets.metrics)
-    plain = sets.metrics == ("accuracy",)
-    stick = None if plain else yardstick(name, config.hidden_size, sets, processor, batch_size, reference, device)
+    stick, asking = None, (sets, processor, batch_size, reference, device, config)
+    if sets.metrics != ("accuracy",):
+        stick = yardstick(name, config.hidden_size, *asking)
     model = load_model(name, config, head, **asked)
     size = model.source_size if is_bundle else None
     return measure(

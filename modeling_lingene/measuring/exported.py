@@ -123,7 +123,7 @@ def evaluate_exported(
         sets = sets.labelled_for(told["id2label"], f"`model` {folder}", relabel)
     try:
         processor = read_processor(folder)
-    except OSError:
+    except FileNotFoundError:
         raise ValueError(f"`model` {folder} has no preprocessor_config.json; {AGAIN} with it in the bundle.") from None
     model = OnnxModel(folder / told["file"], told["output"], told["prefix_tokens"]).eval()
     return {

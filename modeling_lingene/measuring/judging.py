@@ -3,6 +3,9 @@
 Notation: n pictures that are asked for, m of the train part, c classes, p patches, d channels.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -38,6 +41,22 @@ def knn_accuracy(
     return right / len(queries)
 
 
+def probe_needs(train_labels: Iterable[int]) -> tuple[Any, Any]:
+    """scikit-learn's modules of linear models and of scaling; to be asked before features are computed.
+
+    Args:
+        train_labels: of the train part.
+
+    Raises:
+        ImportError: scikit-learn is missing; the message says what to install.
+        ValueError: the train part has one class only.
+    """
+    modules = require("sklearn.linear_model", "scikit-learn"), require("sklearn.preprocessing", "scikit-learn")
+    if len(set(train_labels)) < 2:
+        raise ValueError("`metric` probe needs at least two classes in the train part; use cosine.")
+    return modules
+
+
 def probe_accuracy(
     train: torch.Tensor, train_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor
 ) -> float:
@@ -50,16 +69,30 @@ def probe_accuracy(
         as for `knn_accuracy`.
 
     Raises:
-        ImportError: scikit-learn is missing; the message says what to install.
-        ValueError: the train part has one class only.
+        as for `probe_needs`.
     """
-    linear, scaling = require("sklearn.linear_model", "scikit-learn"), require("sklearn.preprocessing", "scikit-learn")
-    if len(train_labels.unique()) < 2:
-        raise ValueError("`metric` probe needs at least two classes in the train part; use cosine.")
+    linear, scaling = probe_needs(train_labels.tolist())
     scaler = scaling.StandardScaler().fit(train.double().cpu().numpy())
     known, asked = (scaler.transform(features.double().cpu().numpy()) for features in (train, queries))
     probe = linear.LogisticRegression(**PROBE).fit(known, train_labels.cpu().numpy())
     return float((probe.predict(asked) == labels.cpu().numpy()).mean())
+
+
+def check_patches_compare(found: int, expected: int) -> None:
+    """Refuse a reference with other patches.
+
+    Args:
+        found: patches that the model gives of an image.
+        expected: those that the reference gives.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    if found != expected:
+        raise ValueError(
+            f"`reference` must have as many patches as the model: it gives {expected} of an image, "
+            f"and the model {found}. Use a reference of the same patch and image size, or --metric knn."
+        )
 
 
 def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -73,11 +106,7 @@ def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tens
     Raises:
         ValueError: another number of patches.
     """
-    if found[1].shape[1] != expected[1].shape[1]:
-        raise ValueError(
-            f"`reference` must have as many patches as the model: it gives {expected[1].shape[1]} of an image, "
-            f"and the model {found[1].shape[1]}. Use a reference of the same patch and image size, or --metric knn."
-        )
+    check_patches_compare(found[1].shape[1], expected[1].shape[1])
     whole = [functional.pad(f, (0, e.shape[-1] - f.shape[-1])) for f, e in zip(found, expected)]
     both = [functional.cosine_similarity(f, e, dim=-1) for f, e in zip(whole, expected)]
     return torch.stack([both[0], both[1].mean(dim=1)], dim=1)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageClassification, PretrainedConfig
 
 from ..budget_lingene import TIMING, device_name
-from ..configuration_base_lingene import BUNDLE_TYPES, Size
-from ..families_lingene import FAMILIES, has_stages, layers_of
-from ..images.batches import made_size
+from ..configuration_base_lingene import BUNDLE_TYPES, Size, sides
+from ..families_lingene import FAMILIES, family_row, has_stages, layers_of
+from ..images.batches import check_patches, made_size, size_field
 from ..progress import progress_bar
 from .features import no_pooler
 
@@ -44,10 +45,46 @@ def seen_size(config: PretrainedConfig, processor: Any = None) -> tuple[int, int
     Args:
         config: of the model, or of a bundle. It says how large images are, but for a family that takes any size:
         processor: the model's own preprocessing, which decides there; None where there is none.
+
+    Raises:
+        ValueError: what it makes there is smaller than a patch.
     """
     family = getattr(config, "stands_for", FAMILIES.get(config.model_type, FAMILIES["vit"]))
-    made = made_size(processor.to_dict()) if family.interpolates and processor is not None else None
-    return made or height_and_width(config)
+    if not family.interpolates or processor is None:
+        return height_and_width(config)
+    check_pictures(config, processor, "The preprocessing of the model")
+    return made_size(processor.to_dict()) or height_and_width(config)
+
+
+def check_pictures(config: PretrainedConfig, processor: Any, whose: str) -> None:
+    """Refuse a model's own preprocessing where its pictures are smaller than a patch, of a model that has patches.
+
+    Args:
+        config: of the model, or of a bundle.
+        processor: the preprocessing; None passes.
+        whose: as for `check_patches`.
+
+    Raises:
+        ValueError: they are.
+    """
+    patch = getattr(config, "patch_size", None)
+    if patch is not None and processor is not None:
+        check_patches(processor.to_dict(), sides(patch), whose)
+
+
+def patch_count(config: PretrainedConfig, processor: Any) -> int | None:
+    """How many patches an encoder gives of an image; None where its configuration and preprocessing do not say: of
+    networks of stages, of families that are not ours, of pictures of various shapes.
+
+    Args:
+        config: of the model, or of a bundle.
+        processor: the preprocessing.
+    """
+    family, said = family_row(config), processor.to_dict()
+    size = made_size(said)
+    if family is None or family.stages or size is None or "shortest_edge" in said[size_field(said)]:
+        return None
+    return prod(pixels // patch for pixels, patch in zip(size, sides(config.patch_size)))
 
 
 def count_macs(config: PretrainedConfig, head: bool = True, image_size: tuple[int, int] | None = None) -> int:

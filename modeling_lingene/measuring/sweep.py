@@ -37,6 +37,7 @@ from .metrics import (
     Timings,
     accuracy_fields,
     check_device,
+    check_pictures,
     count_macs,
     count_parameters,
     count_right,
@@ -184,13 +185,14 @@ class _Way:
     ):
         self.bundle, self.head, self.sets, self.device, self.stick = bundle, head, sets, device, None
         config = read_config(bundle)
+        check_pictures(config, processor, f"`bundle` {bundle}: its preprocessing")
         self.image_size = seen_size(config, processor)
         if sets.metrics == ("accuracy",):
             if reference is not None:
                 raise ValueError("`reference` is whom the cosine compares with; `metric` is accuracy.")
             self.batches = batches(sets.images, processor, batch_size)
         else:
-            self.stick = yardstick(bundle, config.hidden_size, sets, processor, batch_size, reference, device)
+            self.stick = yardstick(bundle, config.hidden_size, sets, processor, batch_size, reference, device, config)
 
     def measured(self, sizes: Sequence[Size], **options) -> dict[str, dict]:
         """What is found of every size, by its name."""

@@ -8,7 +8,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..budget_lingene import METRICS
 from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES
 from ..families_lingene import tower_config
-from ..folders import read_processor
+from ..folders import processor_or_none
 from ..found import check_holds_model, public_name
 from ..images.batches import Batches, batches
 from ..images.class_folders import WHOLE
@@ -30,8 +29,8 @@ from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
 from ..readout import Readout, brought_back, read_readout
 from .features import Kept, Reference, class_and_patches, load_encoder
-from .judging import agreement, cosines, knn_accuracy, mean_error, probe_accuracy
-from .metrics import accuracy, share_error
+from .judging import agreement, check_patches_compare, cosines, knn_accuracy, mean_error, probe_accuracy, probe_needs
+from .metrics import accuracy, check_pictures, patch_count, share_error
 
 
 logger = logging.get_logger(__name__)
@@ -135,7 +134,9 @@ def check_sets(sets: Sets, name: str | os.PathLike, classifier: bool) -> None:
     """Refuse metrics that a model, or the images, do not have.
 
     Raises:
-        ValueError: accuracy without a classifier; k-NN or a probe without labels, or without a train part.
+        ValueError: accuracy without a classifier; k-NN or a probe without labels, or without a train part; a probe
+            with one class in it.
+        ImportError: scikit-learn is missing for a probe; the message says what to install.
     """
     images, train = sets.images, sets.train
     if len(images) == 0:
@@ -156,6 +157,8 @@ def check_sets(sets: Sets, name: str | os.PathLike, classifier: bool) -> None:
                 f"`split` {images.split} is what `metric` {metric} knows: every image would find itself; measure "
                 "another one."
             )
+        if metric == "probe":
+            probe_needs(train.labels)
 
 
 def check_reference(reference: str | None, metrics: Sequence[str]) -> None:
@@ -246,6 +249,7 @@ def yardstick(
     batch_size: int = 64,
     reference: str | None = None,
     device: str = "cpu",
+    config: PretrainedConfig | None = None,
 ) -> Yardstick:
     """The yardstick for the sizes of a bundle, or for a plain model.
 
@@ -255,46 +259,55 @@ def yardstick(
         sets: what is measured, as `check_sets` lets it pass.
         processor: its own.
         reference: a transformers encoder by folder or name, with its own preprocessing where it has some.
+        config: of `name`; without one, as of an exported file, patches are counted at the first batch alone.
 
     Raises:
-        ValueError: no reference for the cosine, or one without its use; one that cannot be read or has another width.
+        ValueError: no reference for the cosine, or one without its use; one that cannot be read, has another width or,
+            by its configuration, other patches; these before its weights are loaded.
     """
     images = batches(sets.images, processor, batch_size)
     train = None if sets.train is None else batches(sets.train, processor, batch_size)
     check_reference(reference, sets.metrics)
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
-    model, seen, told = _reference_model(name, reference), None, OWN
-    readouts = [read_readout(one) for one in (name if reference is None else reference, name)]
-    theirs, own = (
-        width if readout is None else len(readout[1])
-        for width, readout in zip((model.config.hidden_size, hidden_size), readouts)
-    )
-    if theirs != own:
-        raise ValueError(
-            f"`reference` {reference} has {theirs} channels, and {name} {own}: their tokens do not compare; use a "
-            "reference of that width, or --metric knn."
-        )
+    chosen = name if reference is None else reference
+    known, seen, told = _reference_config(name, reference), None, OWN
+    readouts = [read_readout(one) for one in (chosen, name)]
     if reference is not None:
         told = public_name(reference)
-        with suppress(OSError):  # without preprocessing of its own it sees the same pixels
-            seen = Batches(sets.images, read_processor(reference), batch_size, warned=True)
+        own = processor_or_none(reference)  # without preprocessing of its own it sees the same pixels
+        seen = None if own is None else Batches(sets.images, own, batch_size, warned=True)
+        check_pictures(known, own, f"`reference` {reference}: its preprocessing")
+        patches = config and patch_count(config, processor), patch_count(known, own or processor)
+        if None not in patches:
+            check_patches_compare(*patches)
+    theirs, ours = (
+        width if readout is None else len(readout[1])
+        for width, readout in zip((known.hidden_size, hidden_size), readouts)
+    )
+    if theirs != ours:
+        raise ValueError(
+            f"`reference` {reference} has {theirs} channels, and {name} {ours}: their tokens do not compare; use a "
+            "reference of that width, or --metric knn."
+        )
+    whole = {"allow_untrained": True} if known.model_type in BUNDLE_TYPES else {}
+    model = load_encoder(chosen, known, dtype=torch.float32, **whole)
     return Yardstick(
         sets.metrics, images, train, Reference(model, images, seen, device, told, readouts[0]), readouts[1]
     )
 
 
-def _reference_model(name: str | os.PathLike, reference: str | None) -> nn.Module:
+def _reference_config(name: str | os.PathLike, reference: str | None) -> PretrainedConfig:
+    """Of whom the cosine compares with, the tower of pictures where there are two."""
     chosen = name if reference is None else reference
     check_holds_model("reference", chosen, "a bundle or an encoder")
     try:
         config = tower_config(AutoConfig.from_pretrained(chosen))
     except (OSError, ValueError) as error:
         raise ValueError(f"`reference` {chosen} cannot be read: {str(error).splitlines()[0]}") from None
-    bundle = config.model_type in BUNDLE_TYPES
-    if reference is None and not bundle:
+    if reference is None and config.model_type not in BUNDLE_TYPES:
         raise ValueError(f"`reference` is missing: whom the cosine compares {name} with, by folder or name.")
-    return load_encoder(chosen, config, dtype=torch.float32, **({"allow_untrained": True} if bundle else {}))
+    return config
 
 
 def has_classifier(name: str | os.PathLike, config: PretrainedConfig) -> bool:

@@ -225,14 +225,21 @@ def check_tokens(config: BundleConfig) -> None:
         )
 
 
-def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int) -> None:
-    """Refuse terms that a student and a teacher cannot have."""
+def check_objective(objective: Objective, encoder: LinGeneModel, teacher_width: int | None) -> None:
+    """Refuse terms that a student and a teacher cannot have.
+
+    Args:
+        teacher_width: D, channels; None where it is not known yet.
+
+    Raises:
+        ValueError: masked patches without a mask token, or identity heads and two widths.
+    """
     if objective.mask_share and MASK_TOKEN not in dict(encoder.named_parameters()):
         raise ValueError(
             "`mask_share` puts a mask token in place of patches, and this bundle's family has none; leave it at 0."
         )
     width = encoder.config.hidden_size
-    if objective.feature_heads == "identity" and width != teacher_width:
+    if objective.feature_heads == "identity" and teacher_width not in (None, width):
         raise ValueError(
             f"`feature_heads` identity needs one width, and the teacher has {teacher_width} channels, the student "
             f"{width}; use linear."

@@ -184,9 +184,7 @@ class TrainingLoop:
             parameter.requires_grad_(phase.trainable(name))
         # Prepared anew in every phase: what is trainable has changed, and with it the optimiser.
         accelerator.free_memory()  # what a phase that was interrupted had prepared
-        # A mask token is read only where patches are masked.
-        unread = any(name.endswith("mask_token") for name, _ in self.model.named_parameters())
-        accelerator.ddp_handler.find_unused_parameters = phase.sampled or unread
+        accelerator.ddp_handler.find_unused_parameters = phase.sampled
         if accelerator.is_fsdp2:
             shard_at_root(self.model, accelerator)
         groups = decayed_groups(self.model, settings, phase.rates)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -16,16 +18,21 @@ from ..images.loaders import Layout
 from .steps import TrainingSettings
 
 
+OURS = "made_by_modeling_lingene"  # on Accelerate's state: no other Accelerator of this process was there before
+
+
 def make_accelerator(settings: TrainingSettings, out: str | Path | None = None) -> Accelerator:
     """Accelerate's object for these settings; launched by torchrun or `accelerate launch`, one per process.
 
     Raises:
-        ValueError: a tracker that is not installed or not known.
+        ValueError: a tracker that is not installed or not known; another device or precision than this process has.
     """
     tracker = None if settings.tracker == "none" or out is None else settings.tracker
     if tracker is not None:
         check_tracker(tracker)
-    return Accelerator(
+    _make_way(settings)
+    fresh = not is_initialized()
+    accelerator = Accelerator(
         cpu=settings.device == "cpu",
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.accumulation,
@@ -33,6 +40,34 @@ def make_accelerator(settings: TrainingSettings, out: str | Path | None = None) 
         project_dir=None if out is None else str(out),
         kwargs_handlers=[DistributedDataParallelKwargs()],
     )
+    if fresh:
+        setattr(accelerator.state, OURS, True)
+    return accelerator
+
+
+def _make_way(settings: TrainingSettings) -> None:
+    """Let go of a device or a precision of an earlier run that is not asked for now: Accelerate keeps one of either
+    for a process, and takes the earlier device without a word. What others made is theirs, and a group of processes
+    stays where it is.
+
+    Raises:
+        ValueError: what the process has is another one, and stays.
+    """
+    if not PartialState._shared_state:  # none yet; to ask by making one would choose its device
+        return
+    cpu = settings.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    held = PartialState().device.type
+    moved = held != "cpu" if cpu else held == "cpu" and torch.accelerator.is_available()
+    precision = AcceleratorState().mixed_precision if is_initialized() else settings.precision
+    if not moved and precision == settings.precision:
+        return
+    if not (is_initialized() and hasattr(AcceleratorState(), OURS)) or (moved and torch.distributed.is_initialized()):
+        raise ValueError(
+            f"`device` {settings.device} and `precision` {settings.precision} are not what this process has: an "
+            f"Accelerator was made in it for {held} and {precision}, and others may use it. Start a new process, or "
+            "ask for the same."
+        )
+    AcceleratorState._reset_state(reset_partial_state=moved)
 
 
 def decided_on_main(accelerator: Accelerator, decide: Callable[[], Any]) -> Any:

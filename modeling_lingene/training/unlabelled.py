@@ -1,5 +1,6 @@
 """A run without labels before its first step: pictures with a part held out, an encoder, its heads and its teacher."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,13 @@ from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar
 from ..readout import Readout, read_readout, write_readout
-from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder
-from .features import FEATURE_LOSS, FeatureStudent, check_tokens, feature_metric, fit_heads
+from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder, stated_width
+from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_tokens, feature_metric, fit_heads
 from .loop import TrainingLoop
 from .processes import layout
 from .settings import Recipe
 from .token_cache import CachedTokens, check_cache, open_cache
-from .warm_start import fit_sizes, processor_of, start_of
+from .warm_start import fit_sizes, processor_of, resized_by, start_of
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     """
     encoder = start_of(recipe.init, recipe.model.num_components, recipe.model.dropout, head=False)
     if encoder is not None:
-        check_tokens(encoder.config)
-        recipe.decomposition.check(encoder.config)
+        _check_encoder(recipe, encoder)
+        processor = processor_of(recipe.init, encoder)
     pictures, held = split_off(load_pictures(recipe.data, "train"), recipe.validation_share, recipe.validation_seed)
     layout(accelerator, recipe.training).steps(len(pictures))
     torch.manual_seed(recipe.training.seed)
@@ -92,12 +93,11 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         config = recipe.model.config(pictures, recipe.decomposition, labelled=False)
         check_tokens(config)
         encoder = model_class(config, head=False)(config)
-        recipe.decomposition.check(encoder.config)
+        _check_encoder(recipe, encoder)
         processor = image_processor(encoder.config.image_size)
     else:
         fit_sizes(encoder, recipe.decomposition)
-        processor = processor_of(recipe.init, encoder)
-    readout = read_readout(recipe.init) if recipe.init else None
+    readout = read_readout(os.path.expanduser(recipe.init)) if recipe.init else None
     _check_channels(recipe, readout)
     teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))
     student = FeatureStudent(encoder, teacher.width, recipe.objective)
@@ -121,6 +121,19 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     return UnlabelledStart(student, *sources, *teachers, readout)
 
 
+def _check_encoder(recipe: Recipe, encoder: RecomposingModel) -> None:
+    """Refuse what the student cannot have, with this teacher where its configuration says enough, before it is loaded.
+
+    Raises:
+        ValueError: a network of stages, sizes that it has not, masked patches without a mask token, identity heads
+            between two widths.
+    """
+    check_tokens(encoder.config)
+    recipe.decomposition.check(encoder.config)
+    alike = recipe.teacher and recipe.objective.feature_heads == "identity"
+    check_objective(recipe.objective, encoder, stated_width(recipe.teacher) if alike else None)
+
+
 def _check_channels(recipe: Recipe, readout: Readout | None) -> None:
     """Refuse identity heads between channels that were turned and a teacher's, which were not, or otherwise.
 
@@ -129,7 +142,7 @@ def _check_channels(recipe: Recipe, readout: Readout | None) -> None:
     """
     if recipe.objective.feature_heads != "identity" or not (recipe.init and recipe.teacher):
         return
-    theirs = None if recipe.teacher.startswith(TIMM) else read_readout(recipe.teacher)
+    theirs = None if recipe.teacher.startswith(TIMM) else read_readout(os.path.expanduser(recipe.teacher))
     same = theirs is readout or (None not in (theirs, readout) and all(map(torch.equal, theirs, readout)))
     if not same:
         raise ValueError(
@@ -143,7 +156,8 @@ def _teacher(recipe: Recipe, encoder: RecomposingModel, pictures: Preprocessing)
     """Whom the student learns from: by name, or the bundle that it starts from, as it was."""
     patch = tuple(encoder.config.shared_shapes()["embeddings.patch_embeddings.weight"][2:])
     if recipe.teacher:
-        return load_encoder(recipe.teacher, pictures, patch, recipe.teacher_size)
+        resized = resized_by(recipe.init, encoder) if recipe.init else "`image_size`"
+        return load_encoder(recipe.teacher, pictures, patch, recipe.teacher_size, resized)
     return bundle_encoder(recipe.init, pictures, patch)
 
 

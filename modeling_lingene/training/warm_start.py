@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..components_lingene import Classifier
-from ..configuration_base_lingene import BundleConfig
+from ..configuration_base_lingene import BundleConfig, sides
 from ..families_lingene import FAMILIES
 from ..folders import processor_or_none, read_config, read_conversion, read_training
-from ..images.batches import image_processor, made_size, normalisation
+from ..images.batches import check_patches, image_processor, made_size, normalisation, size_field
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..kinds import model_class
@@ -114,19 +114,44 @@ def content_of(name: str) -> str:
 def processor_of(name: str, model: RecomposingModel) -> Any:
     """A bundle's image size, mean, standard deviation and interpolation, in the processor that is trained with.
 
-    Where the family takes images of any size, it is the size that its own preprocessing makes.
+    Where the family takes images of any size, it is the size that its own preprocessing makes. Of one channel it makes
+    grey pictures.
+
+    Raises:
+        ValueError: other channels than pictures have; preprocessing of other channels, or smaller than a patch.
     """
     size = model.config.image_size
     size = size if isinstance(size, int) else tuple(size)
-    own = processor_or_none(os.path.expanduser(name))
+    own, channels = processor_or_none(os.path.expanduser(name)), model.config.num_channels
+    if channels not in (1, 3):
+        raise ValueError(f"`init` {name} takes {channels} channels, and pictures have 3, or as grey ones 1.")
     if own is None:
-        return image_processor(size)
-    if getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates:  # a plain model's is a ViT's
+        return image_processor(size, channels)
+    if _interpolates(model):
+        check_patches(own.to_dict(), sides(model.config.patch_size), f"`init` {name}: its preprocessing")
         size = made_size(own.to_dict()) or size
-    made = image_processor(size)
-    made.image_mean, made.image_std = normalisation(own.to_dict())
+    made = image_processor(size, channels)
     made.resample = own.resample
+    for key, values in zip(("image_mean", "image_std"), normalisation(own.to_dict(), channels)):
+        if len(values) != channels:
+            raise ValueError(
+                f"`init` {name}: `{key}` in its {IMAGE_PROCESSOR_NAME} is of {len(values)} channels, and its patches "
+                f"are of {channels}; give one number for each."
+            )
+        setattr(made, key, values)
     return made
+
+
+def resized_by(name: str, model: RecomposingModel) -> str:
+    """What makes a bundle's pictures of another size, for messages: a field of its preprocessing; empty where its
+    positions are for one size alone.
+    """
+    own = processor_or_none(os.path.expanduser(name))
+    return f"`{size_field(own.to_dict())}` in {IMAGE_PROCESSOR_NAME} of `init`" if own and _interpolates(model) else ""
+
+
+def _interpolates(model: RecomposingModel) -> bool:
+    return getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates  # a plain model's is a ViT's
 
 
 def fit_to(

@@ -5,19 +5,29 @@ What a teacher must give is computed by the stock model from the same pixels.
     pytest tests/training/test_feature_teachers.py
 """
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import (
+    BeitConfig,
+    BeitModel,
+    ChineseCLIPVisionConfig,
+    ChineseCLIPVisionModel,
     ConvNextConfig,
     ConvNextModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    SwinConfig,
+    SwinModel,
+    Swinv2Config,
+    Swinv2Model,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -96,10 +106,10 @@ def test_a_transformers_encoder_gives_its_final_tokens_without_registers(tmp_pat
     assert not got.requires_grad and not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
-def timm_folder(folder: Path, **fields) -> tuple[str, nn.Module]:
+def timm_folder(folder: Path, kind: str = "vit_tiny_patch16_224", **fields) -> tuple[str, nn.Module]:
     timm = pytest.importorskip("timm")
     shape = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, **fields)
-    model = noisy(lambda: timm.create_model("vit_tiny_patch16_224", **shape, num_classes=5))
+    model = noisy(lambda: timm.create_model(kind, **shape, num_classes=5))
     model.pretrained_cfg |= {"mean": NORMALISED["image_mean"], "std": NORMALISED["image_std"]}
     timm.models.save_for_hf(model, str(folder), model_args=shape)
     return f"timm:local-dir:{folder}", model
@@ -143,6 +153,8 @@ def test_a_teacher_with_another_grid_is_refused_and_told_which_sizes_fit(tmp_pat
     assert message.startswith("`teacher`") and "6x6 patches of its 30x30 pixels" in message
     assert "the student 4x4 of 16x16" in message
     assert "24x24 pixels (`image_size`)" in message and "20x20 (`teacher_size` 20)" in message
+    with pytest.raises(ValueError, match=r"0x0 patches .* They fit where the teacher sees 20x20 \("):
+        load_encoder(name, STUDENT, PATCH, 4)
     load_encoder(name, Preprocessing(image_processor(24), torch.device("cpu")), PATCH)
     batch, pixels = seen(20)
     with torch.no_grad():
@@ -171,6 +183,78 @@ def test_a_model_without_class_token_and_patches_is_refused(tmp_path):
     name, _ = timm_folder(tmp_path / "gap", class_token=False, reg_tokens=2, global_pool="avg")
     with pytest.raises(ValueError, match="`teacher` .* no ViT with a class token and patches"):
         load_encoder(name, STUDENT, PATCH)
+
+
+SWIN = dict(embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2, image_size=32, patch_size=4)
+WITHOUT = {
+    "swin": (lambda: SwinModel(SwinConfig(**SWIN)), "is no ViT with a class token and patches; use one that is"),
+    "swin v2": (
+        lambda: Swinv2Model(Swinv2Config(**SWIN)),
+        r"takes no pictures of 32x32 pixels: it gives \(1, 16, 16\), no class token and 64 patches",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+def test_a_transformers_encoder_without_class_token_is_told_no_size_that_fits(tmp_path, kind):
+    """Its first patches lie in another grid than the student's, and no size would make a token of each."""
+    make, message = WITHOUT[kind]
+    name = saved(tmp_path / "teacher", make, 32)
+    for size in (0, 16):
+        with pytest.raises(ValueError, match="`teacher` ") as told:
+            load_encoder(name, STUDENT, PATCH, size)
+        assert "teacher_size" not in str(told.value) and "image_size" not in str(told.value)
+        assert size or re.search(message, str(told.value))
+
+
+def beit(mean_pooling: bool) -> BeitModel:
+    return BeitModel(BeitConfig(image_size=16, patch_size=4, use_mean_pooling=mean_pooling, **VIT))
+
+
+def chinese_clip() -> ChineseCLIPVisionModel:
+    return ChineseCLIPVisionModel(ChineseCLIPVisionConfig(image_size=16, patch_size=4, **VIT))
+
+
+UNNORMED = "`teacher` .* norms no tokens but their mean, or none at all.*; use an encoder whose last LayerNorm"
+
+
+@pytest.mark.parametrize("make", [partial(beit, True), chinese_clip], ids=["mean alone", "class token alone"])
+def test_a_transformers_encoder_whose_last_tokens_are_not_normed_is_no_teacher(tmp_path, make):
+    """It gives the stream itself, the sum of all layers, whose length no LayerNorm has set: what its last layer
+    gives."""
+    model, last = noisy(make), []
+    layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList))
+    layers[-1].register_forward_hook(lambda layer, asked, output: last.append(output))
+    with torch.no_grad():
+        tokens = model(seen(16)[1]).last_hidden_state
+    assert torch.equal(tokens, last[0] if torch.is_tensor(last[0]) else last[0][0])
+    with pytest.raises(ValueError, match=UNNORMED):
+        load_encoder(saved(tmp_path / "teacher", make, 16), STUDENT, PATCH)
+
+
+def test_the_same_encoder_with_a_last_norm_teaches(tmp_path):
+    """A BEiT, which transformers makes with either."""
+    make = partial(beit, False)
+    batch, pixels = seen(16)
+    with torch.no_grad():
+        expected = noisy(make)(pixels).last_hidden_state
+    teacher = load_encoder(saved(tmp_path / "teacher", make, 16), STUDENT, PATCH)
+    torch.testing.assert_close(teacher(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
+def test_a_timm_encoder_that_norms_the_mean_alone_is_no_teacher(tmp_path, kind):
+    """timm's `fc_norm` stands behind the mean of the tokens, in place of the norm before it. With that norm, which
+    timm makes for the pooling by class token, the same encoder teaches."""
+    averaged, model = timm_folder(tmp_path / "averaged", kind, global_pool="avg")
+    assert isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.LayerNorm)
+    with pytest.raises(ValueError, match=UNNORMED):
+        load_encoder(averaged, STUDENT, PATCH)
+    name, model = timm_folder(tmp_path / "teacher", kind, global_pool="token")
+    batch, pixels = seen(16)
+    with torch.no_grad():
+        expected = model.forward_features(pixels)
+    torch.testing.assert_close(load_encoder(name, STUDENT, PATCH)(batch), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_size_that_a_teacher_cannot_take_is_refused_in_one_line():

@@ -15,14 +15,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+
+import modeling_lingene
+from modeling_lingene.training.processes import make_accelerator
+from modeling_lingene.training.steps import TrainingSettings
 
 
 pytest.importorskip("torchvision")  # mixes the images
 
 TESTS = str(Path(__file__).parents[1])
 SCRIPT = Path(__file__).parent / "train_tiny.py"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# The package that this process has, wherever it was imported from.
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join((TESTS, str(Path(modeling_lingene.__file__).parents[1])))
 ALL_STEPS = 12  # of a run that goes through
 # Softmax does not see what is added to all scores of a query: the gradient of a key's bias is rounding, and Adam
 # makes full steps of it.
@@ -156,6 +164,52 @@ def test_sharded_at_the_root_two_processes_learn_the_same_and_go_on_bit_by_bit(o
     stops = [steps for end, name, steps in sharded.said if (end, name) == ("stopped", "parted")]
     assert len(stops) == 2 and max(stops) < ALL_STEPS
     assert alike(sharded.folder / "sharded", sharded.folder / "parted")
+
+
+@pytest.fixture
+def fresh():
+    """A process that Accelerate knows nothing of, and afterwards again."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def asked(**changes) -> TrainingSettings:
+    return TrainingSettings(**{"device": "cpu", **changes})
+
+
+def test_a_run_has_the_precision_and_the_device_that_it_asks_for_whatever_ran_before(fresh, monkeypatch):
+    """In one process, as in a notebook: Accelerate keeps both."""
+    for precision in ("no", "bf16", "no"):
+        assert make_accelerator(asked(precision=precision)).mixed_precision == precision
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert PartialState()._cpu
+    made = make_accelerator(asked(device="auto"))
+    assert not PartialState()._cpu and made.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"device": "auto"}], ids=str)
+def test_an_accelerator_of_somebody_else_is_left_as_it_is(fresh, monkeypatch, changes):
+    """It may be in use; the same settings share it."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    theirs = Accelerator(cpu=True)
+    assert make_accelerator(asked()).device == theirs.device
+    with pytest.raises(
+        ValueError, match="`device` .* and `precision` .* for cpu and no.* Start a new process, or ask"
+    ):
+        make_accelerator(asked(**changes))
+    assert (theirs.device.type, theirs.mixed_precision) == ("cpu", "no")
+
+
+def test_a_group_of_processes_keeps_its_device_and_changes_its_precision(fresh, monkeypatch):
+    """Another device would be another group."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    make_accelerator(asked())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="`device` auto"):
+        make_accelerator(asked(device="auto"))
+    held = PartialState._shared_state.copy()
+    assert make_accelerator(asked(precision="bf16")).mixed_precision == "bf16" and PartialState._shared_state == held
 
 
 def check_without_labels(one: Path, two: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, ViTModel
+from transformers import AutoModel, BitImageProcessorPil, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers.image_utils import SizeDict
 
 import helpers
 from modeling_lingene import LinGeneConfig
@@ -234,6 +235,18 @@ def test_a_bundle_without_classifier_goes_on(tmp_path, photos, init):
     torch.testing.assert_close(asked["teacher"]({"pixel_values": helpers.images()}), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_bundle_of_one_channel_learns_from_itself_or_from_a_teacher_of_colours(tmp_path, photos, named):
+    """Grey pictures, which such a teacher sees as three channels alike."""
+    config = helpers.tiny_config(depth=4, num_components=4, num_channels=1)
+    init = helpers.bundle(tmp_path / "init", config)
+    image_processor(16, 1).save_pretrained(init)
+    asked = {"teacher": larger(tmp_path), "teacher_size": 20} if named else {}
+    rows = trained(tmp_path / "out", photos, init, epochs=1, **asked)
+    assert all(row["feature_loss"] > 0 for row in rows)
+    assert list(read_processor(tmp_path / "out" / "bundle").image_mean) == [0.5]
+
+
 def test_cached_tokens_teach_what_the_teacher_does(tmp_path, photos, init):
     """The same weights but for rounding, and nothing is left of the cache when the run is done."""
     plain = trained(tmp_path / "plain", photos, init)
@@ -307,6 +320,62 @@ def test_what_a_run_cannot_have_is_refused_before_a_picture_is_decoded(
     monkeypatch.setattr("modeling_lingene.training.unlabelled.training_images", never)
     with pytest.raises(ValueError, match=word):
         recipes.decompose(recipe(photos, init, **changes), tmp_path)
+
+
+def larger(tmp_path: Path) -> str:
+    """A teacher of six by six patches, where the student has four by four of four pixels."""
+    config = ViTConfig(
+        image_size=30, patch_size=5, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16
+    )
+    ViTModel(config).save_pretrained(tmp_path / "teacher")
+    image_processor(30).save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+@pytest.mark.filterwarnings("ignore:1 left out")
+@pytest.mark.parametrize("key", ["size", "crop_size"])
+def test_a_bundle_whose_family_takes_any_size_is_told_what_makes_its_pictures_fit_a_teacher(tmp_path, photos, key):
+    """`image_size` is of new networks; with the field that is named, set as it says, the run goes through."""
+    config = helpers.tiny_config(family="dinov2", depth=4, num_components=4)
+    init = helpers.bundle(tmp_path / "init", config)
+    processor = ViTImageProcessorPil() if key == "size" else BitImageProcessorPil(size={"shortest_edge": 16})
+    setattr(processor, key, SizeDict(height=16, width=16))
+    processor.save_pretrained(init)
+    asked = {"teacher": larger(tmp_path), "epochs": 1}
+    with pytest.raises(ValueError, match="6x6 patches .* the student 4x4 of 16x16") as told:
+        recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
+    way = f"the student sees 24x24 pixels (`{key}` in preprocessor_config.json of `init`), or the teacher 20x20 ("
+    assert way in str(told.value)
+    said = json.loads((init / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (init / "preprocessor_config.json").write_text(json.dumps(said | {key: {"height": 24, "width": 24}}))
+    assert recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:1 left out")
+def test_a_bundle_with_positions_for_one_size_is_told_the_teachers_alone(tmp_path, photos, init):
+    """A ViT's pictures are of the size that it was made for, whatever its preprocessing says."""
+    asked = {"teacher": larger(tmp_path), "epochs": 1}
+    with pytest.raises(ValueError, match="6x6 patches") as told:
+        recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
+    assert "They fit where the teacher sees 20x20 (`teacher_size` 20)." in str(told.value)
+    assert recipes.decompose(recipe(photos, init, **asked, teacher_size=20), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"mask_share": 0.3}, "`mask_share` .* family has none"),
+        ({"feature_heads": "identity"}, "`feature_heads` identity .* the teacher has 16 channels, the student 48"),
+    ],
+)
+def test_what_heads_and_masks_need_is_known_before_teacher_and_pictures(
+    tmp_path, monkeypatch, photos, init, changes, word
+):
+    """A teacher may be gigabytes to download; its configuration says how wide it is."""
+    for name in ("load_encoder", "load_pictures"):
+        monkeypatch.setattr(f"modeling_lingene.training.unlabelled.{name}", None)
+    with pytest.raises(ValueError, match=word):
+        recipes.decompose(recipe(photos, init, teacher=larger(tmp_path), **changes), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

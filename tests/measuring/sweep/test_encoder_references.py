@@ -7,6 +7,7 @@ Against cosines by numpy of what both models give, each as its own users load it
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import numpy
@@ -15,9 +16,10 @@ import torch
 from encoding import GRID, TEST, TRAIN, cosines, tokens
 from safetensors.torch import load_file, save_file
 from sweeping import as_pixels
-from transformers import ViTConfig, ViTModel
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from helpers import files
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.measuring import encoders, evaluation, sweep, yardsticks
 from modeling_lingene.measuring.evaluation import evaluate_model
 
@@ -46,6 +48,10 @@ REFUSED = {
     "a probe without labels": ({"images": PICTURES, "metric": "probe"}, ["`metric` probe needs labels"]),
     "k-NN without a train part": ({"metric": "cosine,knn"}, ["`metric` knn needs `train`"]),
     "k-NN on the train part": ({"images": TRAIN, "train": TRAIN}, ["`split` train", "find itself"]),
+    "a probe of one class": (
+        {"metric": "knn,probe", "train": dataclasses.replace(TRAIN, labels=[1] * 24)},
+        ["`metric` probe needs at least two classes in the train part"],
+    ),
     "other classes": (
         {"train": dataclasses.replace(TRAIN, class_names=["light", "grey", "dark"])},
         ["`train` must have the classes of photos"],
@@ -73,6 +79,16 @@ def test_what_cannot_be_measured_is_refused_before_a_size_is_loaded(bundle, monk
         measure(bundle, **{"images": TEST} | asked)
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
     assert "\n" not in str(caught.value) and files(bundle) == before
+
+
+@pytest.mark.parametrize("measure", [sweep.sweep, lambda name, images, **how: evaluate_model(name, {}, images, **how)])
+def test_a_probe_without_scikit_learn_is_refused_before_a_size_is_loaded(bundle, monkeypatch, measure):
+    """With the extra that brings it."""
+    for module in (encoders, evaluation):
+        monkeypatch.setattr(module, "load_encoder" if module is evaluation else "load_size", None)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(ImportError, match=r'scikit-learn is needed here: pip install "modeling_lingene\[train\]"'):
+        measure(bundle, TEST, train=TRAIN, metric="knn,probe")
 
 
 @pytest.mark.parametrize("metric", ["knn", "probe", "knn,cosine", "accuracy"])
@@ -108,17 +124,35 @@ def test_another_reference_sees_its_own_preprocessing(bundle, other):
 
 @pytest.mark.parametrize(
     "change, said",
-    [({"hidden_size": 96}, ["96 channels", "48", "knn"]), ({"patch_size": 8}, ["as many patches", "4", "16"])],
+    [
+        ({"hidden_size": 96}, ["96 channels", "48", "knn"]),
+        ({"patch_size": 8}, ["as many patches", "it gives 4 of an image, and the model 16"]),
+    ],
     ids=str,
 )
-def test_a_reference_that_does_not_compare_is_refused(bundle, tmp_path, change, said):
-    """By width before work, by patches at the first batch."""
+def test_a_reference_that_does_not_compare_is_refused(bundle, tmp_path, monkeypatch, change, said):
+    """By what its configuration says of channels and patches, before its weights are read."""
+    monkeypatch.setattr(yardsticks, "load_encoder", None)
     shape = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=4)
     ViTModel(ViTConfig(**{**shape, **change}, intermediate_size=64)).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="`reference`") as caught:
         sweep.sweep(bundle, TEST, reference=str(tmp_path / "vit"), **GRID)
     assert [fragment for fragment in said if fragment not in str(caught.value)] == []
     assert not (bundle / "sizes.json").exists()
+
+
+@pytest.mark.parametrize("size, fits", [(24, False), (32, True)])
+def test_a_reference_is_held_against_the_pictures_that_its_own_preprocessing_makes(bundle, tmp_path, size, fits):
+    """A DINOv2 made for 16 pixels takes others; of patches of eight, four by four are in 32 pixels."""
+    shape = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=8)
+    Dinov2Model(Dinov2Config(**shape)).save_pretrained(tmp_path / "dino")
+    image_processor(size).save_pretrained(tmp_path / "dino")
+    asked = {"reference": str(tmp_path / "dino"), "depths": (3,), "widths": ("1",), "components": (5,)}
+    if fits:
+        assert sweep.sweep(bundle, TEST, **asked)
+        return
+    with pytest.raises(ValueError, match="it gives 9 of an image, and the model 16"):
+        sweep.sweep(bundle, TEST, **asked)
 
 
 def test_a_plain_encoder_is_evaluated_too(other, encoder):

@@ -7,6 +7,7 @@ Through real training, against numpy's recomposition of what was trained and tra
 
 import json
 
+import numpy
 import pytest
 import torch
 from transformers import ViTImageProcessorPil
@@ -17,6 +18,7 @@ from warm import (
     MEAN,
     NOTHING,
     ROWS,
+    STD,
     begun,
     logits,
     loop_of,
@@ -30,6 +32,7 @@ from warm import (
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
 from modeling_lingene.images.loaders import Layout
+from modeling_lingene.training import recipes
 
 
 pytest.importorskip("matplotlib")
@@ -53,6 +56,39 @@ def test_the_bundles_preprocessing_is_what_is_trained_with_and_what_is_saved(tmp
     assert (list(saved.image_mean), saved.resample) == (MEAN, BICUBIC)
     config, side = LinGeneConfig.from_pretrained(bundle), image_size if isinstance(image_size, list) else [16, 16]
     assert config.image_size == image_size and [saved.size["height"], saved.size["width"]] == side
+
+
+@pytest.mark.parametrize("varied", [{}, {"color_jitter": 1e-9}], ids=["in memory", "one by one"])
+def test_a_bundle_of_one_channel_is_trained_on_grey_pictures(tmp_path, monkeypatch, varied):
+    """Those of Pillow's mode L, normalised as the bundle says; kept in memory or decoded one by one, and trained."""
+    init = begun(tmp_path / "init", num_channels=1)
+    path = init / "preprocessor_config.json"
+    said = json.loads(path.read_text()) | {"image_mean": MEAN[:1], "image_std": STD[:1], "do_convert_rgb": False}
+    path.write_text(json.dumps(said))
+    asked = recipe(init, workers=0, **varied)
+    loop = loop_of(monkeypatch, asked, tmp_path / "caught")
+    for source, split in ((loop.images, "train"), (loop.held_out, "validation")):
+        (batch,) = source.in_order(Layout(28))
+        shown = [picture.convert("L").resize((16, 16), BICUBIC) for picture in pictures(split).images]
+        grey = torch.tensor(numpy.stack([numpy.asarray(one) for one in shown]))[:, None] / 255
+        assert torch.allclose(batch["pixel_values"], (grey - MEAN[0]) / STD[0], atol=1e-5)
+    ((batch, *_), *_) = loop.images.batches("seed", Layout(8))
+    assert batch["pixel_values"].shape == (8, 1, 16, 16)
+    recipes.decompose(asked, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "bundle" / "preprocessor_config.json").read_text())
+    assert (saved["image_mean"], saved["image_std"], saved["do_convert_rgb"]) == (MEAN[:1], STD[:1], False)
+
+
+@pytest.mark.parametrize(
+    "channels, said",
+    [(1, "`image_mean` in its preprocessor_config.json is of 3 channels, and its patches are of 1"), (4, "takes 4")],
+)
+def test_channels_that_pictures_cannot_have_are_refused_before_data_is_read(tmp_path, monkeypatch, channels, said):
+    """In the words of the file that says otherwise."""
+    init = begun(tmp_path / "init", num_channels=channels)
+    monkeypatch.setattr(recipes, "training_images", None)
+    with pytest.raises(ValueError, match=said):
+        recipes.decompose(recipe(init), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
