@@ -169,7 +169,8 @@ def advice(report: dict, source: str, out: str | Path) -> dict | None:
 
     Args:
         report: of the conversion, with `compared`: `logit`, or what stands for the image where there is no
-            classifier; such a bundle learns from the source's tokens and needs no labels.
+            classifier; such a bundle learns from the source's tokens and needs no labels. `turned` says that its
+            channels are not the source's.
         source: who teaches it, by folder or name; TEACHER where the reader has to say it.
         out: the bundle's folder.
     """
@@ -177,7 +178,8 @@ def advice(report: dict, source: str, out: str | Path) -> dict | None:
         return None
     row, labelled = last_row(report), report["compared"] == "logit"
     rate = learning_rate((report if row is None else row)["relative_logit_error"]) if labelled else HEALING_RATE
-    unlabelled = "" if labelled else "--objective features "
+    heads = "" if report.get("turned") else "--feature-heads identity "  # as channels mean what the teacher's do
+    unlabelled = "" if labelled else f"--objective features {heads}"
     command = (
         f"lingene decompose --init {shlex.quote(str(out))} --data DATA --teacher {shlex.quote(source)} {unlabelled}"
         f"--schedule simultaneous --learning-rate {rate:g} --epochs 3 --out RUN"

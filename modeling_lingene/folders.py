@@ -59,7 +59,7 @@ CONVERSION_FIELDS = {
 }
 CONVERSION_REQUIRED = list(CONVERSION_FIELDS)
 CONVERSION_FIELDS |= {"advice": optional(OBJECT), "calibration": optional(OBJECT)}
-CONVERSION_FIELDS |= dict.fromkeys(("compared", "checked_on"), TEXT)
+CONVERSION_FIELDS |= {**dict.fromkeys(("compared", "checked_on"), TEXT), "turned": FLAG}
 CALIBRATION_FIELDS = {"rows": items(OBJECT), "measured_images": integer(1, 1 << 53)}
 CALIBRATION_ROW = {"agreement": number(0, 1), "divergence": number(-1e12, 1e12)}
 CALIBRATION_ROW |= dict.fromkeys(("cosine", "cosine_p5"), number(-1.001, 1.001))

@@ -6,6 +6,7 @@ decompose(RECIPES["digits"], "out")                    any recipe, from images t
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
+from ..found import TIMM
 from ..hub import write_card
 from ..images.augmentation import Augmentation
 from ..images.batches import batches, image_processor
@@ -95,9 +97,9 @@ def decompose(
 ) -> list[dict]:
     """Train a bundle, measure every prefix of its components at every trained depth, write card, table and picture.
 
-    On several processes all call it alike; the main one writes. What learns without labels from itself, no teacher
-    named, is measured by the cosine with the bundle that it began as, on the pictures held out; where a teacher is
-    named, whose channels may mean something else, sizes have their losses alone.
+    On several processes all call it alike; the main one writes. What learns without labels is measured on the pictures
+    held out, by the cosine with whom it learns from: the bundle that it began as, or through identity heads a teacher
+    that is named. Channels of one that linear heads lead to may mean something else: sizes have their losses alone.
 
     Args:
         recipe: what to run.
@@ -111,7 +113,7 @@ def decompose(
 
     Returns:
         The rows of `sizes.json`, with the objective `features` each with its loss on the validation part; with that
-        and a named teacher rows that stand in `results.json` alone.
+        and no cosine rows that stand in `results.json` alone.
 
     Raises:
         ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
@@ -127,7 +129,7 @@ def decompose(
         return []
     device = accelerator.device
     images = start.source.images.name
-    if not (recipe.unlabelled and recipe.teacher):
+    if not recipe.unlabelled or _reference(recipe):
         losses, rows = rows, _measured(recipe, start, out / "bundle", threads, str(device))
         rows = [{**loss, **row} for loss, row in zip(losses, rows, strict=True)] if losses else rows
         title = title or f"One bundle on {images}: every size"
@@ -331,10 +333,20 @@ def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, 
     """Measures those sizes into the bundle's `sizes.json`."""
     images, metric = (start.held_out.images, "cosine") if recipe.unlabelled else (start.test, None)
     held_out, asked = batches(images, start.source.processor, 128), {"threads": threads, "device": device}
-    asked |= {"metric": metric, "reference": recipe.init if recipe.unlabelled else None}
+    asked |= {"metric": metric, "reference": _reference(recipe) if recipe.unlabelled else None}
     rows = measure_sizes(bundle, held_out, _sizes(recipe, start), **asked)
     write_sizes(bundle, rows)
     return rows
+
+
+def _reference(recipe: Recipe) -> str | None:
+    """Whom sizes that learned without labels are compared with; None where their channels are nobody's that can be.
+
+    Pictures of a size of their own for the teacher, and timm's, are not those that a reference sees.
+    """
+    alike = recipe.objective.feature_heads == "identity" and not recipe.teacher_size
+    named = recipe.teacher if alike and not recipe.teacher.startswith(TIMM) else ""
+    return os.path.expanduser(named if recipe.teacher else recipe.init) or None
 
 
 @contextmanager

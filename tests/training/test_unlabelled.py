@@ -119,8 +119,8 @@ def test_a_folder_of_pictures_and_a_bundle_are_all_that_a_run_needs(tmp_path, ph
 
 
 def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, init):
-    """The cosine of every size with the bundle that it began as, on the pictures held out; a budget chooses by it. The
-    channels of a teacher that is named may mean something else: then there is none."""
+    """The cosine of every size with the bundle that it began as, on the pictures held out; a budget chooses by it.
+    With a teacher that is named where its channels are the bundle's; those that linear heads lead to may mean else."""
     rows = trained(tmp_path / "own", photos, init, widths=("1/2",), epochs=1, learning_rate=1e-9)
     by_size = {(row["depth"], row["width_ratio"], row["num_components"]): row for row in rows}
     row, whole = by_size[4, "1", 4], AutoModel.from_pretrained(init).eval()
@@ -140,6 +140,10 @@ def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, in
     assert chosen.config.hidden_size == 24
     taught = trained(tmp_path / "taught", photos, init, teacher=str(init), epochs=1)
     assert not any("cosine" in row for row in taught) and all("feature_loss" in row for row in taught)
+    alike = trained(tmp_path / "alike", photos, init, teacher=str(init), epochs=1, feature_heads="identity")
+    assert {row["reference"] for row in alike} == {Path(init).name} and {row["metric"] for row in alike} == {"cosine"}
+    kept = json.loads((tmp_path / "alike" / "bundle" / "sizes.json").read_text(encoding="utf-8"))["sizes"]
+    assert [row["cosine"] for row in kept] == [row["cosine"] for row in alike]
     assert not (tmp_path / "taught" / "bundle" / "sizes.json").exists()
 
 

@@ -417,5 +417,8 @@ def test_advice_is_a_command_that_the_command_line_takes():
         for one in (given, headless)
     ]
     assert [recipe.objective.kind for recipe in recipes] == ["labels", "features"]
+    assert recipes[1].objective.feature_heads == "identity"  # what is measured by the cosine with its teacher
+    turned = advice({**told("class token"), "turned": True}, "facebook/dinov2-small", "bundle")
+    assert "--feature-heads" not in turned["command"] + given["command"]
     assert recipes[1].teacher == "facebook/dinov2-small"
     assert recipes[1].training.learning_rate == headless["learning_rate"] < recipes[0].training.learning_rate
