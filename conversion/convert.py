@@ -6,6 +6,7 @@ lingene convert timm:deit3_small_patch16_224 --weights FILE --out bundle
 
 import gc
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..kinds import model_class
 from ..measuring.curves import plot_conversion
 from ..measuring.metrics import check_device
 from ..progress import progress_bar
-from ..readout import write_readout
+from ..readout import chained, read_readout, write_readout
 from .calibrated import Calibration
 from .calibration import calibration_images
 from .closed_form import check_condition, closed_form, condition
@@ -127,6 +128,8 @@ def convert(
     check_empty(out)
     device = check_device(device)
     source = open_source(name, weights, prefix, headless, stages, model_args)
+    if not (source.head or weights is not None or name.startswith(TIMM)):
+        source = replace(source, turned_before=read_readout(name))
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, 1 if rounds is None else rounds), sort)
     ratios = check_widths(config, widths, sort)
@@ -254,6 +257,7 @@ def describe(name: str, source: Source, config: BundleConfig, fit: str) -> dict:
         "fit": fit,
         "condition": max(condition(config.coefficients(config.size(), stack)) for stack in config.stacks),
         "compared": _compared(source),
+        "turned": source.readout is not None,  # against the checkpoint
         "left_out": dict(source.left_out),
     }
 
@@ -360,4 +364,4 @@ def write(
     if processor is None:
         processor = image_processor(config.image_size, config.num_channels)
     processor.save_pretrained(folder)
-    write_readout(folder, source.readout)
+    write_readout(folder, chained(source.readout, source.turned_before))

@@ -48,6 +48,7 @@ from ..measuring.features import prefix_tokens
 from ..measuring.metrics import count_macs, count_parameters, height_and_width, seen_size
 from ..measuring.yardsticks import has_classifier
 from ..progress import quiet_loading
+from ..readout import read_readout, write_readout
 from . import devices
 from .any_size import any_size, family_of
 from .from_timm import load_all
@@ -131,6 +132,8 @@ def export(
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
+        if not head:
+            write_readout(folder, read_readout(bundle, **hub), getattr(model.config, "hidden_size", None))
         seen = seen_size(model.config, processor_or_none(bundle, **hub))
         report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}

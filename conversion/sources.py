@@ -14,6 +14,7 @@ from torch import nn
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import image_token
 from ..loading_lingene import stock_model
+from ..readout import Readout
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Source:
         processor: a transformers image processor, or None where the checkpoint brings none.
         readout: where channels were turned and no classifier reads them: matrix (d, d) and bias (d,) that make of a
             normed token what the checkpoint gives.
+        turned_before: the same of the checkpoint's own channels, where they are not those of what it was made of.
     """
 
     name: str
@@ -42,7 +44,8 @@ class Source:
     left_out: Mapping[str, str]
     reference: Callable[[], Callable[[torch.Tensor], torch.Tensor]]
     processor: Any = None
-    readout: tuple[torch.Tensor, torch.Tensor] | None = None
+    readout: Readout | None = None
+    turned_before: Readout | None = None
 
     @property
     def depth(self) -> int | str:

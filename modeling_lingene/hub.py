@@ -60,7 +60,6 @@ from .kept import fitted, is_model, kept
 from .markdown import code, loading, text
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
 from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
-from .readout import READOUT_FILE
 from .saving_lingene import ensure_repo, push_bundle
 
 
@@ -70,7 +69,6 @@ HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_
 SHOWN = (
     CONVERSION_FILE,
     CONVERSION_PICTURE,
-    READOUT_FILE,
     PREDICTIONS_FILE,
     *SIZE_PICTURES,
 )  # of a bundle, beside its weights

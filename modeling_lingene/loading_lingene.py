@@ -7,10 +7,11 @@ brings everything stock loading offers; with it the components are handed over t
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +60,7 @@ class BundleMixin:
     has_head: ClassVar[bool]
     auto_map: ClassVar[dict[str, str]]  # for `trust_remote_code`: Auto class -> module and class that travel along
     write_card: ClassVar[Callable[[Path, str, str | None, Any], None] | None] = None  # set by the installed package
-    preprocessing: str | None = None  # text of the file beside the bundle that this model was loaded from
+    kept_files: Mapping[str, bytes] = MappingProxyType({})  # of the bundle that this model was loaded from
 
     @classmethod
     def from_pretrained(
@@ -151,7 +152,7 @@ class BundleMixin:
         kwargs |= {"config": bundle.config.sized(size), "state_dict": weights, "dtype": weights[FINAL_NORM].dtype}
         result = super().from_pretrained(None, *model_args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
-        model.preprocessing = bundle.preprocessing()
+        model.kept_files = bundle.kept_files()
         devices = set(getattr(model, "hf_device_map", {}).values())
         if len(devices) > 1 or "disk" in devices:
             raise ValueError(
@@ -203,7 +204,8 @@ class BundleMixin:
         **kwargs,
     ):
         """Write this model as a bundle of its size, atomically: one file per component, their index, config, code,
-        and the preprocessing of the bundle that it was loaded from, where the folder has none.
+        and of the bundle that it was loaded from what brings turned channels back, and its preprocessing where the
+        folder has none.
 
         Args:
             save_directory: new, empty, or a folder to update; other files in it are left alone.
@@ -221,20 +223,20 @@ class BundleMixin:
             self.config.dtype = str(self.dtype).removeprefix("torch.")
             self.config.architectures = [type(self).__name__]
             tensors = self.state_dict() if state_dict is None else state_dict
-            own = os.path.isfile(os.path.join(save_directory, IMAGE_PROCESSOR_NAME))
-            preprocessing = None if own else self.preprocessing  # which the folder may have of another one
-            rest = partial(self._write_rest, preprocessing=preprocessing)
-            write_bundle(save_directory, tensors, settings_of(self.config), rest)
+            kept = dict(self.kept_files)
+            if os.path.isfile(os.path.join(save_directory, IMAGE_PROCESSOR_NAME)):  # perhaps another one
+                kept.pop(IMAGE_PROCESSOR_NAME, None)
+            write_bundle(save_directory, tensors, settings_of(self.config), partial(self._write_rest, kept=kept))
         if push_to_hub:
             repo_id = kwargs.get("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **{key: kwargs[key] for key in PUSH_KWARGS if key in kwargs})
 
-    def _write_rest(self, folder, weights_id: str, preprocessing: str | None = None):
+    def _write_rest(self, folder, weights_id: str, kept: Mapping[str, bytes]):
         custom_object_save(self, folder, config=self.config)
         self.config.auto_map, self.config.weights_id = dict(self.auto_map), weights_id
         self.config.save_pretrained(folder)
-        if preprocessing is not None:
-            (folder / IMAGE_PROCESSOR_NAME).write_text(preprocessing, encoding="utf-8")
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
 
     def push_to_hub(
         self,

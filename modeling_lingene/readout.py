@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
 from .beside import NobodyKnows, file_beside
+from .bundle_lingene import READOUT_FILE
 from .configuration_base_lingene import BUNDLE_TYPES
 
 
-READOUT_FILE = "readout.safetensors"
 Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, k) and bias (d,); k is d but for a narrow size
 
 
@@ -65,6 +65,18 @@ def write_readout(folder: str | os.PathLike, readout: Readout | None, width: int
     if readout is not None:
         weight, bias = (tensor.float() for tensor in readout)
         save_file({"weight": weight[:, :width].contiguous(), "bias": bias.contiguous()}, Path(folder) / READOUT_FILE)
+
+
+def chained(*readouts: Readout | None) -> Readout | None:
+    """What brings tokens back through several turns, the latest first; None where there is none."""
+    whole = None
+    for readout in readouts:
+        if readout is None or whole is None:
+            whole = readout or whole
+            continue
+        (weight, bias), (later, shift) = ((part.double() for part in one) for one in (readout, whole))
+        whole = weight @ later, weight @ shift + bias
+    return whole
 
 
 def brought_back(

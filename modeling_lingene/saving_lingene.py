@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from .bundle_lingene import SHARED_FILE, SIZES_FILE, component_file
+from .bundle_lingene import READOUT_FILE, SHARED_FILE, SIZES_FILE, component_file
 from .identity_lingene import WEIGHT_FILE, file_sha256, weights_id_of
 from .reading_lingene import read_json
 from .writing_lingene import clear_abandoned, partial_name, writing
@@ -158,7 +158,7 @@ def ensure_repo(repo_id: str, private: bool | None = None, token: bool | str | N
 def bundle_files(folder: Path, also: Iterable[str] = ()) -> set[str]:
     """Names of the files that a bundle folder consists of, and of those in `also` that it has."""
     names = {CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, IMAGE_PROCESSOR_NAME, "README.md", "LICENSE", *also}
-    names |= {SIZES_FILE, TRAINING_FILE}
+    names |= {SIZES_FILE, TRAINING_FILE, READOUT_FILE}
     names |= indexed_files(folder) | {path.name for path in folder.glob("*_lingene.py")}
     return {name for name in names if (folder / name).is_file()}
 
@@ -212,6 +212,7 @@ def push_bundle(
             SAFE_WEIGHTS_NAME,
             SIZES_FILE,
             TRAINING_FILE,
+            READOUT_FILE,
         ],
         allow_patterns=sorted(map(glob.escape, files)),
         **commit,

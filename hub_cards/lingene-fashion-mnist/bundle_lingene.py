@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isfinite, prod
+from pathlib import Path
 
 import numpy
 import torch
@@ -30,6 +31,7 @@ from .vit_lingene import interpolated_positions
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
+READOUT_FILE = "readout.safetensors"  # of a bundle whose channels were turned: its tokens in those of its source
 FETCH = "fetch it or save it again."
 POSITIONS = "embeddings.position_embeddings"
 FINAL_NORM = "layernorm.weight"  # of every bundle
@@ -189,13 +191,12 @@ class Bundle:
             )
         return rows
 
-    def preprocessing(self) -> str | None:
-        """The text of its `preprocessor_config.json`; None where there is none."""
-        path = self._beside(IMAGE_PROCESSOR_NAME)
-        if path is None:
-            return None
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+    def kept_files(self) -> dict[str, bytes]:
+        """What goes with the network however it is trained, by file name: its preprocessing, and without a classifier
+        what brings channels that were turned back into its source's. Each where there is such a file."""
+        names = (IMAGE_PROCESSOR_NAME,) if self.has_head else (IMAGE_PROCESSOR_NAME, READOUT_FILE)
+        paths = {name: self._beside(name) for name in names}
+        return {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
 
     def _beside(self, file: str) -> str | None:
         """Local path of a file that a bundle may do without."""

@@ -46,7 +46,6 @@ from modeling_lingene.measuring.features import no_pooler
 from modeling_lingene.measuring.plots import plot_heat, plot_sizes
 from modeling_lingene.measuring.sweep import measure_sizes, sweep
 from modeling_lingene.measuring.tables import size_table
-from modeling_lingene.readout import read_readout, write_readout
 from modeling_lingene.zoo import OWNER
 
 
@@ -83,7 +82,6 @@ def release_encoder(bundle: Path, folder: Path, data: str, reference: str) -> No
         made = Path(work) / folder.name
         LinGeneModel.from_pretrained(bundle, constrained=True, dtype=torch.float16).save_pretrained(made)
         AutoImageProcessor.from_pretrained(bundle).save_pretrained(made)
-        write_readout(made, read_readout(bundle))
         train, test = load_images(data, "train"), load_images(data, "test")
         asked = {"metric": "probe,knn,cosine", "train": train, "reference": reference}
         rows = sweep(made, test, components=(config.reference_components,), device="cpu", **asked)

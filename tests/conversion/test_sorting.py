@@ -26,7 +26,10 @@ from transformers import (
 )
 
 import helpers
+from modeling_lingene import LinGeneModel
+from modeling_lingene.bundle_lingene import READOUT_FILE
 from modeling_lingene.conversion.convert import convert, open_source
+from modeling_lingene.conversion.export import export
 from modeling_lingene.conversion.ordering import order_layers, sort_width
 from modeling_lingene.conversion.rotation import rotated, rotation, stream_moments, zero_sum_axes
 from modeling_lingene.folders import publish_model, read_processor
@@ -34,7 +37,7 @@ from modeling_lingene.images.batches import batches
 from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_model
 from modeling_lingene.measuring.sweep import sweep
-from modeling_lingene.readout import READOUT_FILE, read_readout
+from modeling_lingene.readout import brought_back, read_readout
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.recipes import Recipe, decompose
@@ -220,6 +223,43 @@ def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photo
     for folder in ("bundle", "best"):
         kept = load_file(tmp_path / "run" / folder / READOUT_FILE)
         assert kept.keys() == readout.keys() and all(torch.equal(kept[key], readout[key]) for key in kept)
+
+
+@torch.no_grad()
+def test_what_brings_tokens_back_goes_where_they_go(tmp_path, photos):
+    """With a bundle that is loaded as components and saved, a size that is exported, and one that is converted and
+    turned once more.
+    """
+    source = stock(Dinov2Model)
+    source.save_pretrained(tmp_path / "source")
+    asked = {"calibrate": str(photos), "sort": True}
+    convert(str(tmp_path / "source"), tmp_path / "bundle", **asked, widths=["3/4"])
+    values, files = helpers.images(3), tmp_path / "bundle" / READOUT_FILE
+    whole, smaller = (
+        LinGeneModel.from_pretrained(tmp_path / "bundle", constrained=True, allow_untrained=True, **size)
+        for size in ({}, {"width_ratio": "3/4"})
+    )
+    whole.config.trained_width_ratios, smaller.config.trained_width_ratios = ["3/4", "1"], ["1"]
+    whole.save_pretrained(tmp_path / "again")
+    smaller.save_pretrained(tmp_path / "smaller")
+    assert (tmp_path / "again" / READOUT_FILE).read_bytes() == files.read_bytes()
+    export(tmp_path / "again", tmp_path / "plain", "transformers", width_ratio="3/4")
+    export(tmp_path / "again", tmp_path / "program", "program", width_ratio="3/4")
+    convert(str(tmp_path / "plain"), tmp_path / "converted")
+    convert(str(tmp_path / "plain"), tmp_path / "turned", **asked)
+    narrow = AutoModel.from_pretrained(tmp_path / "plain").eval()(values).last_hidden_state
+    expected = brought_back((narrow, narrow), read_readout(tmp_path / "bundle"))[0]
+    program = torch.export.load(tmp_path / "program" / "model.pt2").module()(values)
+    found = {"program": program}
+    for name in ("smaller", "plain", "converted", "turned"):
+        found[name] = AutoModel.from_pretrained(tmp_path / name).eval()(values).last_hidden_state
+    for name, tokens in found.items():
+        back = brought_back((tokens, tokens), read_readout(tmp_path / name))[0]
+        assert back.shape == expected.shape and relative(back, expected) < 1e-5, name
+    assert relative(found["turned"], found["plain"]) > 0.1
+    full = AutoModel.from_pretrained(tmp_path / "again")(values).last_hidden_state
+    back = brought_back((full, full), read_readout(tmp_path / "again"))[0]
+    assert relative(back, source(values).last_hidden_state) < 1e-5
 
 
 @pytest.mark.parametrize(
