@@ -287,7 +287,10 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         if source.head:
             return again(values)
         tokens = again.forward_features(values)
-        return tokens.flatten(1, 2) if staged else tokens  # where there are stages, timm gives rows and columns
+        if not staged:
+            return tokens
+        tokens = tokens.flatten(1, 2)  # timm gives rows and columns
+        return torch.cat((tokens.mean(dim=1, keepdim=True), tokens), dim=1)  # what stands for the image first
 
     return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
 

@@ -16,9 +16,10 @@ from transformers.utils.hub import cached_file
 from .beside import file_beside
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
+from .families_lingene import FAMILIES
 from .found import check_holds_model, is_known, wrong_kind
 from .identity_lingene import file_sha256, settings_of, weights_id_of
-from .kinds import KINDS, PRUNED, PRUNED_TYPES
+from .kinds import KINDS, PRUNED_TYPES
 from .reading_lingene import (
     AGAIN,
     FLAG,
@@ -41,7 +42,7 @@ from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writin
 
 
 BUNDLE = "a bundle of shared components"
-PLAIN = (*PRUNED, *PRUNED_TYPES)
+PLAIN = (*FAMILIES, *PRUNED_TYPES)
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
