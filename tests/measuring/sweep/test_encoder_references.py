@@ -85,7 +85,7 @@ def test_what_cannot_be_measured_is_refused_before_a_size_is_loaded(bundle, monk
 def test_a_probe_without_scikit_learn_is_refused_before_a_size_is_loaded(bundle, monkeypatch, measure):
     """With the extra that brings it."""
     for module in (encoders, evaluation):
-        monkeypatch.setattr(module, "load_encoder" if module is evaluation else "load_size", None)
+        monkeypatch.setattr(module, "load_model" if module is evaluation else "load_size", None)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r'scikit-learn is needed here: pip install "modeling_lingene\[train\]"'):
         measure(bundle, TEST, train=TRAIN, metric="knn,probe")
