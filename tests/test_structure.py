@@ -57,7 +57,7 @@ conversion.sources conversion.any_size  conversion.moments
     conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation training.steps  training.processes
     training.loop training.elastic
-    training.features training.encoders  training.decomposition training.token_cache  training.settings
+    training.features training.encoders  training.decomposition training.teacher_cache  training.settings
     training.warm_start training.record training.named  training.asked training.summary
     training.unlabelled  training.recipes  training.options
 analysis.figures  analysis.trend analysis.coefficients analysis.similarity analysis.components

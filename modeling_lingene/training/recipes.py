@@ -25,7 +25,7 @@ from ..images.augmentation import Augmentation
 from ..images.batches import batches, image_processor
 from ..images.classes import as_the_model_has_them
 from ..images.data import WHOLE, LabelledImages, check_labels, load_images, open_parts
-from ..images.loaders import Layout, training_images
+from ..images.loaders import training_images
 from ..images.streams import open_stream
 from ..kinds import model_class
 from ..measuring.curves import plot_history
@@ -45,8 +45,8 @@ from .record import training_facts
 from .settings import ModelSettings, Recipe
 from .steps import TrainingSettings
 from .summary import length_line, network_lines, pictures_line
-from .teachers import CachedTeacher, load_teacher
-from .token_cache import CACHE
+from .teacher_cache import CACHE, CachedTeacher, check_cache, open_cache
+from .teachers import load_teacher
 from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
 from .warm_start import content_of, fit_to, new_rate, processor_of, start_of, suited_rate
 
@@ -141,6 +141,7 @@ def decompose(
     run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
     run["seconds"] = round(sum(row["seconds"] for row in history), 1)
     write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
+    shutil.rmtree(out / CACHE, ignore_errors=True)  # not before: a run that is stopped while it measures reads it
     return rows
 
 
@@ -157,9 +158,12 @@ def train(recipe: Recipe, out: str | Path) -> list[dict]:
     Raises:
         ValueError: the folder holds another run; whatever of the recipe cannot be met.
     """
-    recipe = suited(recipe)
+    out, recipe = Path(out), suited(recipe)
     accelerator = make_accelerator(recipe.training, out)
-    return _trained(recipe, Path(out), _identity(recipe, accelerator), accelerator)[1]
+    history = _trained(recipe, out, _identity(recipe, accelerator), accelerator)[1]
+    if accelerator.is_main_process:
+        shutil.rmtree(out / CACHE, ignore_errors=True)
+    return history
 
 
 def suited(recipe: Recipe) -> Recipe:
@@ -213,7 +217,7 @@ def _trained(
         on_best=lambda state: save(out / "best", state),
         on_begin=begun,
         accelerator=accelerator,
-        **(start.parts() if recipe.unlabelled else _parts(recipe, start, accelerator)),
+        **(start.parts() if recipe.unlabelled else _parts(recipe, start, (out, identity, accelerator))),
     )
     history = loop.fit(todo)
     rows = feature_rows(loop, start, _sizes(recipe, start)) if measuring and recipe.unlabelled else []
@@ -222,7 +226,6 @@ def _trained(
     if accelerator.is_main_process:
         save(out / "bundle", state)
         write_json(out / "history.json", {"epochs": history})
-        shutil.rmtree(out / CACHE, ignore_errors=True)
     return start, history, rows
 
 
@@ -305,21 +308,29 @@ def _sources(recipe: Recipe, accelerator: Accelerator, begun: RecomposingModel |
     return training_images(train, made, recipe.augmentation, device, recipe.workers), validation, test
 
 
-def _parts(recipe: Recipe, start: _Start, accelerator: Accelerator) -> dict[str, Any]:
-    """Of a `TrainingLoop`: the images that choose the best state, and the teacher."""
-    held_out = None
+def _parts(recipe: Recipe, start: _Start, run: tuple[Path, dict, Accelerator]) -> dict[str, Any]:
+    """Of a `TrainingLoop`: the images that choose the best state, and the teacher.
+
+    Args:
+        run: its folder, identity and Accelerator.
+    """
+    held_out, accelerator = None, run[2]
     if start.validation is not None:
         processor, device = start.source.processor, accelerator.device
         held_out = training_images(start.validation, processor, Augmentation(), device, recipe.workers)
-    return {"held_out": held_out, "teacher": _teacher(recipe, start.source)}
+    return {"held_out": held_out, "teacher": _teacher(recipe, start.source, *run)}
 
 
-def _teacher(recipe: Recipe, source: Any) -> Any:
+def _teacher(recipe: Recipe, source: Any, out: Path, identity: dict, accelerator: Accelerator) -> Any:
     """Whom the model learns from beside the labels, if anybody."""
     if not recipe.teacher:
         return None
-    teacher = load_teacher(recipe.teacher, source, recipe.relabel)
-    return CachedTeacher(teacher, source, Layout(recipe.training.batch_size)) if recipe.cache_teacher else teacher
+    if not recipe.cache_teacher:
+        return load_teacher(recipe.teacher, source, recipe.relabel)
+    shape = (len(source.images.class_names),)
+    check_cache(out, len(source.images), shape, recipe.cache_gb, recipe.augmentation)
+    teacher, file = load_teacher(recipe.teacher, source, recipe.relabel), open_cache(out, identity, accelerator)
+    return CachedTeacher(teacher, source, file / "train.f32", shape, accelerator, recipe.training.batch_size)
 
 
 def _sizes(recipe: Recipe, start: "_Start | UnlabelledStart") -> list[tuple]:

@@ -135,8 +135,8 @@ class Recipe:
         teacher: a classifier by name (see `teachers.py`); empty for none. With the objective `features` an encoder
             (see `encoders.py`); empty for the bundle that `init` names.
         teacher_size: pixels, height and width, that such an encoder sees; 0 is what its own preprocessing says.
-        cache_teacher: ask the teacher once per image; for images that are not varied. Tokens are kept on disk.
-        cache_gb: most that these tokens may take, gigabytes.
+        cache_teacher: ask the teacher once per image; for images that are not varied. Its answers are kept on disk.
+        cache_gb: most that these may take, gigabytes.
         workers: processes that decode, where the images are not kept in memory.
         streaming: read the training images as they come, without downloading or indexing them first.
         epoch_images: what counts as an epoch of a stream; 0 asks the set.
@@ -176,6 +176,8 @@ class Recipe:
             raise ValueError(
                 f"`teacher_size` {self.teacher_size} is what a `teacher` of `objective` features sees; leave it out."
             )
+        if self.cache_teacher and self.streaming:
+            raise ValueError("`cache_teacher` needs images that can be counted; leave `streaming` out.")
         if self.unlabelled:
             self._check_unlabelled()
 

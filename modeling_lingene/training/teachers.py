@@ -20,7 +20,7 @@ from ..found import TIMM, check_holds_model, check_timm_within_reach, check_with
 from ..images.batches import made_size, normalisation
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
-from ..images.loaders import Layout, MemoryImages, PictureImages
+from ..images.loaders import MemoryImages, PictureImages
 from ..measuring.features import check_trained
 
 
@@ -73,34 +73,6 @@ class Teacher:
         logits = self.model(values)
         logits = getattr(logits, "logits", logits)
         return logits if self.outputs is None else logits[:, self.outputs]
-
-
-class CachedTeacher:
-    """The same logits computed once per image, where no augmentation makes every view another.
-
-    Args:
-        teacher: asked once for every image.
-        images: whose `index` the batches carry.
-        layout: batch size of the asking; every process asks for all images.
-
-    Raises:
-        ValueError: the source's augmentation varies images.
-    """
-
-    def __init__(self, teacher: Teacher, images: MemoryImages | PictureImages, layout: Layout):
-        if images.augmentation.varies:
-            raise ValueError(
-                "`cache_teacher` needs images that are the same in every epoch; use it with the augmentation `none`."
-            )
-        self.logits = None
-        for batch in images.in_order(Layout(layout.batch_size)):
-            logits = teacher(batch)
-            if self.logits is None:
-                self.logits = logits.new_zeros(len(images.images), logits.shape[1])
-            self.logits[batch["index"]] = logits
-
-    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.logits[batch["index"]]
 
 
 def load_teacher(name: str, images: MemoryImages | PictureImages, relabel: bool = False) -> Teacher:

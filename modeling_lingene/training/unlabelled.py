@@ -27,7 +27,7 @@ from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_token
 from .loop import TrainingLoop
 from .processes import layout
 from .settings import Recipe
-from .token_cache import CachedTokens, check_cache, open_cache
+from .teacher_cache import CachedTeacher, check_cache, open_cache
 from .warm_start import fit_sizes, processor_of, resized_by, start_of
 
 
@@ -115,7 +115,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         folder, size = open_cache(out, identity, accelerator), recipe.training.batch_size
         files = zip(sources, ("train", "held_out"))
         teachers = [
-            CachedTokens(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)
+            CachedTeacher(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)
             for source, name in files
         ]
     return UnlabelledStart(student, *sources, *teachers, readout)

@@ -22,12 +22,13 @@ from modeling_lingene.folders import bundle_weights_id, read_processor
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import batches, image_processor
 from modeling_lingene.images.data import split_off
+from modeling_lingene.images.loaders import Layout
 from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.token_cache import CachedTokens
+from modeling_lingene.training.teacher_cache import CachedTeacher
 
 
 @pytest.fixture(autouse=True)
@@ -257,7 +258,7 @@ def test_cached_tokens_teach_what_the_teacher_does(tmp_path, photos, init):
     cached = trained(tmp_path / "cached", photos, init, cache_teacher=True)
     for one, other in zip(plain, cached):
         assert one["feature_loss"] == pytest.approx(other["feature_loss"], rel=1e-4)
-    assert not (tmp_path / "cached" / "features").exists()
+    assert not (tmp_path / "cached" / "teacher").exists()
 
 
 class Counted:
@@ -274,8 +275,8 @@ def test_the_cache_gives_every_picture_its_own_tokens_and_asks_once(tmp_path):
     accelerator = recipes.make_accelerator(recipes.TrainingSettings(device="cpu"))
     source, teacher = helpers.source(14), Counted()
     for _ in range(2):
-        cache = CachedTokens(teacher, source, tmp_path / "train.f32", (3, 5), accelerator, 4)
-        for (batch,) in source.batches("seed", recipes.Layout(4)):
+        cache = CachedTeacher(teacher, source, tmp_path / "train.f32", (3, 5), accelerator, 4)
+        for (batch,) in source.batches("seed", Layout(4)):
             assert torch.equal(cache(batch), batch["pixel_values"][:, :, :5, 0])
     assert teacher.asked == 14 and (tmp_path / "train.f32").stat().st_size == 14 * 15 * 4
 
@@ -289,7 +290,7 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(TrainingLoop, "fit", stop)
         trained(tmp_path, photos, init, cache_teacher=True)
-    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == [
         "cache.json",
         "held_out.f32",
         "train.f32",

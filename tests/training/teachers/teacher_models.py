@@ -13,6 +13,9 @@ import helpers
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import Layout, MemoryImages, PictureImages
+from modeling_lingene.training.processes import make_accelerator
+from modeling_lingene.training.steps import TrainingSettings
+from modeling_lingene.training.teacher_cache import CachedTeacher
 from modeling_lingene.training.teachers import Teacher, load_teacher
 
 
@@ -55,6 +58,12 @@ def by_hand(folder: str, images: LabelledImages) -> torch.Tensor:
 def answers(teacher, images: MemoryImages | PictureImages) -> torch.Tensor:
     """To every image as it is, in order."""
     return torch.cat([teacher(batch) for batch in images.in_order(LAYOUT)])
+
+
+def cached_teacher(teacher, images: MemoryImages | PictureImages, folder: Path) -> CachedTeacher:
+    """Asked in steps of three pictures, by one process."""
+    accelerator = make_accelerator(TrainingSettings(device="cpu"))
+    return CachedTeacher(teacher, images, folder / "train.f32", (CLASSES,), accelerator, 3)
 
 
 def resized(images: LabelledImages, size: int) -> torch.Tensor:

@@ -7,14 +7,16 @@ In any order, for any part of a step.
 
 import pytest
 import torch
-from teacher_models import CLASSES, IMAGES, LAYOUT, answers, load
+from teacher_models import CLASSES, IMAGES, LAYOUT, answers, cached_teacher, load
 
 import helpers
 from modeling_lingene.images.augmentation import AUGMENTATIONS, Augmentation
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.images.loaders import Layout, MemoryImages, PictureImages
-from modeling_lingene.training.teachers import CachedTeacher, Teacher
+from modeling_lingene.training import recipes
+from modeling_lingene.training.teacher_cache import check_cache
+from modeling_lingene.training.teachers import Teacher
 
 
 class Counted:
@@ -38,7 +40,7 @@ def test_a_cached_teacher_gives_every_batch_what_the_teacher_gives(tmp_path, kin
     images = IMAGES if kind == "memory" else PictureImages(IMAGES.images, image_processor(16), Augmentation())
     teacher = load("transformers", tmp_path / "teacher", images)
     counted = Counted(teacher)
-    cached, seen = CachedTeacher(counted, images, layout), 0
+    cached, seen = cached_teacher(counted, images, tmp_path), 0
     for epoch in range(3):
         for parts in images.batches(f"0 0 {epoch}", layout):
             for batch in parts:
@@ -62,7 +64,7 @@ def test_a_cached_teacher_does_not_mistake_pictures_where_one_does_not_decode(tm
     broken.images[5] = "no picture"
     with pytest.warns(UserWarning, match="do not decode"):
         images = source(broken, image_processor(16), Augmentation())
-        cached = CachedTeacher(teacher, images, LAYOUT)
+        cached = cached_teacher(teacher, images, tmp_path)
     seen = [
         (cached(batch)[0], expected[tuple(batch["pixel_values"].flatten()[:8].tolist())]) for batch in ones(images)
     ]
@@ -77,27 +79,37 @@ def ones(images: MemoryImages | PictureImages):
             yield {key: value[row : row + 1] for key, value in batch.items()}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"crop_padding": 1}, {"flip": True}, {"erasing": 0.1}, {"mixup": 0.1}, {"cutmix": 1.0}, AUGMENTATIONS["mixed"]],
-    ids=str,
-)
-def test_a_cached_teacher_refuses_images_that_vary_and_asks_for_none(fields):
-    """Its answers would be to other pictures; said before the set is run through."""
+VARIED = [
+    {"crop_padding": 1},
+    {"flip": True},
+    {"erasing": 0.1},
+    {"mixup": 0.1},
+    {"cutmix": 1.0},
+    AUGMENTATIONS["mixed"],
+]
+VARIED += [{"resized_crop": True}, {"rand_augment": "rand-m9"}, {"color_jitter": 0.3}]
+
+
+@pytest.mark.parametrize("fields", VARIED, ids=str)
+def test_images_that_vary_are_refused_before_the_teacher_is_loaded(tmp_path, fields):
+    """Its answers would be to other pictures."""
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
+    asked = recipes.Recipe(
+        data="digits",
+        teacher=str(tmp_path / "nobody"),
+        cache_teacher=True,
+        augmentation=Augmentation(**fields),
+        training=recipes.TrainingSettings(device="cpu", learning_rate=1e-3),
+    )
+    with pytest.raises(ValueError, match="`cache_teacher` needs images that are the same in every epoch"):
+        recipes.decompose(asked, tmp_path / "run")
 
-    def never(batch):
-        raise AssertionError("was asked")
 
-    with pytest.raises(ValueError, match="`cache_teacher`"):
-        CachedTeacher(never, helpers.source(14, Augmentation(**fields)), LAYOUT)
-
-
-@pytest.mark.parametrize("fields", [{"resized_crop": True}, {"rand_augment": "rand-m9"}, {"color_jitter": 0.3}])
-def test_a_cached_teacher_refuses_pictures_that_vary_one_by_one(fields):
-    """The source that decodes anew gives `in_order` without variation: what it looks like must not deceive."""
-    pytest.importorskip("timm")
-    images = PictureImages(helpers.pictures(14), image_processor(16), Augmentation(**fields))
-    with pytest.raises(ValueError, match="`cache_teacher`"):
-        CachedTeacher(lambda batch: batch["labels"], images, LAYOUT)
+def test_answers_that_are_too_many_are_refused_and_so_is_a_stream(tmp_path):
+    """By their bytes: 14 pictures of 7 classes, 4 bytes a number."""
+    with pytest.raises(ValueError, match="`cache_gb` 1e-07 is too little: the teacher's answers to 14 pictures take"):
+        check_cache(tmp_path, 14, (7,), 1e-7, Augmentation())
+    check_cache(tmp_path, 14, (7,), 4e-7, Augmentation())
+    with pytest.raises(ValueError, match="`cache_teacher` needs images that can be counted; leave `streaming` out"):
+        recipes.Recipe(data="digits", teacher="vit", cache_teacher=True, streaming=True)

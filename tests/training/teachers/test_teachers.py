@@ -15,6 +15,7 @@ from teacher_models import (
     NORMALISED,
     answers,
     by_hand,
+    cached_teacher,
     load,
     resized,
     saved,
@@ -32,7 +33,7 @@ from transformers import (
 import helpers
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.teachers import CachedTeacher, Teacher, load_teacher
+from modeling_lingene.training.teachers import Teacher, load_teacher
 
 
 def test_a_transformers_teacher_answers_as_behind_its_own_processor(tmp_path):
@@ -192,7 +193,7 @@ def test_answers_carry_no_gradient_and_the_loss_that_uses_them_has_one(tmp_path,
     """The student's gradient is what plain numbers in their place give; autograd takes no tensor of inference mode."""
     teacher = load("transformers", tmp_path / "teacher")
     batch = next(IMAGES.in_order(LAYOUT))
-    taught = (CachedTeacher(teacher, IMAGES, LAYOUT) if cached else teacher)(batch)
+    taught = (cached_teacher(teacher, IMAGES, tmp_path) if cached else teacher)(batch)
     assert not taught.requires_grad and not taught.is_inference()
     objective, student = Objective(distillation, temperature=2.0), torch.zeros(4, CLASSES, requires_grad=True)
     (gradient,) = torch.autograd.grad(objective(student, batch["labels"], taught), student)

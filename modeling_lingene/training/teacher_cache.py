@@ -1,9 +1,9 @@
-"""A teacher's tokens of every picture, computed once and kept on disk, for pictures that no augmentation varies.
+"""What a teacher says of every picture, asked once and kept on disk, for pictures that no augmentation varies.
 
-OUT/features/train.f32, held_out.f32     float32 (pictures, t, D), read where they lie
-OUT/features/cache.json                  of which run; removed with the folder when the run is done
+OUT/teacher/train.f32, held_out.f32     float32 (pictures, *shape), read where they lie
+OUT/teacher/cache.json                  of which run; removed with the folder when the run is done
 
-Notation: b batch, t tokens, D channels of the teacher.
+Notation: b batch; shape of one answer, (classes,) or (t, D), tokens and channels of the teacher.
 """
 
 import json
@@ -20,21 +20,22 @@ from ..folders import write_json
 from ..images.augmentation import Augmentation
 from ..images.loaders import Layout, MemoryImages, PictureImages
 from ..measuring.tables import bytes_shown
+from ..progress import progress_bar
 from .checkpoints import check_identity
 from .processes import decided_on_main
 
 
-CACHE, CACHE_FILE = "features", "cache.json"
+CACHE, CACHE_FILE = "teacher", "cache.json"
 GIGABYTE = 10**9
 
 
-def check_cache(out: Path, images: int, shape: tuple[int, int], cache_gb: float, augmentation: Augmentation) -> None:
+def check_cache(out: Path, images: int, shape: tuple[int, ...], cache_gb: float, augmentation: Augmentation) -> None:
     """Refuse, before any picture is read, a cache that cannot be.
 
     Args:
         out: folder of the run.
         images: number of pictures, the held-out ones included.
-        shape: (t, D) of one.
+        shape: of one answer.
         cache_gb: most that it may take, gigabytes.
 
     Raises:
@@ -45,7 +46,7 @@ def check_cache(out: Path, images: int, shape: tuple[int, int], cache_gb: float,
             "`cache_teacher` needs images that are the same in every epoch; use it with the augmentation `none`."
         )
     needed = 4 * images * math.prod(shape)
-    said = f"the teacher's tokens of {images} pictures take {bytes_shown(needed)}"
+    said = f"the teacher's answers to {images} pictures take {bytes_shown(needed)}"
     if needed > cache_gb * GIGABYTE:
         raise ValueError(f"`cache_gb` {cache_gb:g} is too little: {said}; raise it, or leave `cache_teacher` out.")
     there = sum(file.stat().st_size for file in (out / CACHE).glob("*.f32"))
@@ -54,14 +55,14 @@ def check_cache(out: Path, images: int, shape: tuple[int, int], cache_gb: float,
         raise ValueError(f"`cache_teacher` needs room: {said}, and `out` {out} has less; leave it out.")
 
 
-class CachedTokens:
-    """The teacher's tokens of a source's pictures.
+class CachedTeacher:
+    """Gives what a teacher said of a source's pictures.
 
     Args:
-        teacher: batch -> (b, t, D); asked once for every picture, of which every process asks for its share.
+        teacher: batch -> (b, *shape); asked once for every picture, of which every process asks for its share.
         images: whose `index` the batches carry.
         path: of the file; one that is there is read.
-        shape: (t, D).
+        shape: of one answer.
         accelerator: of the run, on every process.
         batch_size: of the asking.
     """
@@ -71,7 +72,7 @@ class CachedTokens:
         teacher: Callable[[dict], torch.Tensor],
         images: MemoryImages | PictureImages,
         path: Path,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         accelerator: Accelerator,
         batch_size: int,
     ):
@@ -85,18 +86,21 @@ class CachedTokens:
             accelerator.wait_for_everyone()
             filled = numpy.memmap(partial, numpy.float32, "r+", shape=whole)
             layout = Layout(batch_size, 1, accelerator.num_processes, accelerator.process_index)
-            for batch in images.in_order(layout):
-                filled[batch["index"].cpu().numpy()] = teacher(batch).cpu().numpy()
+            share, shown = len(images.images) // accelerator.num_processes, accelerator.is_main_process
+            with progress_bar(total=share, desc="asking the teacher", unit="image", shown=shown) as bar:
+                for batch in images.in_order(layout):
+                    filled[batch["index"].cpu().numpy()] = teacher(batch).cpu().numpy()
+                    bar.update(len(batch["index"]))
             filled.flush()
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 partial.rename(path)
             accelerator.wait_for_everyone()
-        self.tokens = numpy.memmap(path, numpy.float32, "r", shape=whole)
+        self.answers = numpy.memmap(path, numpy.float32, "r", shape=whole)
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(b, t, D) of a batch's pictures."""
-        return torch.from_numpy(self.tokens[batch["index"].cpu().numpy()]).to(self.device)
+        """(b, *shape) of a batch's pictures."""
+        return torch.from_numpy(self.answers[batch["index"].cpu().numpy()]).to(self.device)
 
 
 def open_cache(out: Path, identity: dict, accelerator: Accelerator) -> Path:
