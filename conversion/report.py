@@ -13,6 +13,7 @@ from ..kept import is_model, kept, last_row
 from ..kinds import model_class
 from ..measuring.features import class_and_patches
 from ..measuring.judging import agreement, cosines
+from ..measuring.tables import aligned_table
 from ..progress import quiet_loading
 from .calibration import class_outputs_of, distance
 from .moments import Stack
@@ -152,9 +153,7 @@ def count_table(rows: list[dict], compared: str) -> str:
     for row in rows:
         shown = [f"{100 * row[key]:.1f} %" if key == "agreement" else f"{row[key]:.3g}" for key in columns]
         lines.append([str(row["num_components"]), *shown[1:]])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    drawn = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    return "\n".join([drawn[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *drawn[1:]])
+    return aligned_table(lines)
 
 
 def learning_rate(error: float) -> float:

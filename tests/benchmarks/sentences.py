@@ -319,7 +319,8 @@ def elastic_cost() -> list[str]:
     shared, sweep = results["shared"], results["sweep"]
     return [
         f"A sampled size of a ViT-Small, forward and backward, times a stock ViT of that size: {labelled}; without "
-        f"labels, times the teacher and the stock ViT: {spread(unlabelled, limits['without_labels'])}.",
+        "labels, no patches masked, times the teacher and the stock ViT: "
+        f"{spread(unlabelled, limits['without_labels'])}.",
         f"A step of {shared['networks']} networks that share its {shared['images']} images, times steps of one of "
         f"them each: {shared['ratio_to_one_network_a_step']:.2f}.",
         f"A sweep, times its forward passes alone: {sweep['ratio']:.2f} (aim {limits['sweep']:.2f}, "
