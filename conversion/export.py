@@ -139,12 +139,13 @@ def export(
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
-        report |= _differences(model, found["loaded"], limit, found["any_shape"], pictures) | {"checked_on": told}
+        report |= _differences(model, found["loaded"], limit, found["any_shape"], pictures)
+        report |= {"checked_on": told, "compared": "logits" if head else "tokens"}
         if not report["relative_difference"] <= limit:
             raise RuntimeError(
-                f"The exported logits differ from the bundle's by up to {report['largest_difference']:.3g}, "
-                f"{report['relative_difference']:.2g} of the largest one, and the tolerance is {limit:g}; nothing was "
-                "written."
+                f"The exported {report['compared']} differ from the bundle's by up to "
+                f"{report['largest_difference']:.3g}, {report['relative_difference']:.2g} of the largest one, and the "
+                f"tolerance is {limit:g}; nothing was written."
             )
         write_json(folder / EXPORT_FILE, report)
     return report

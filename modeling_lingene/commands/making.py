@@ -38,7 +38,7 @@ def export(bundle: str, out: Path, to: str, weights: str, tolerance: float | Non
     report = run(bundle, out, to, weights=weights, tolerance=tolerance, data=data, **given(asked))
     size = ", ".join(f"{name} {value}" for name, value in report["size"].items())
     print(f"{out}: {report['format']}, {report['weights']}, {size}")
-    print(f"largest difference of logits {report['largest_difference']:.2g}, ", end="")
+    print(f"largest difference of {report['compared']} {report['largest_difference']:.2g}, ", end="")
     print(f"{report['relative_difference']:.1g} of the largest one (tolerance {report['tolerance']:g}), ", end="")
     print(f"on {report['checked_on']}")
     if "agreement" in report:

@@ -39,7 +39,8 @@ SIZES = {
 }
 ENCODER = {"DINOv2 ViT-S/14, all": {}, "DINOv2 ViT-S/14, 8 of 12 layers": {"depth": 8}}
 VERIFIED = {"12 of 12 components, verified": {"verify": True}}
-LIMITS = {"12 of 12 components": 1.3, "4 of 12 components": 1.1, "half width": 0.6}  # with one busy process 1.5 times
+# With one busy process 1.5 times.
+LIMITS = {"12 of 12 components": 1.3, "4 of 12 components": 1.1, "half width": 0.6, **dict.fromkeys(ENCODER, 1.3)}
 MEMORY_LIMIT = 2.1
 
 

@@ -163,6 +163,7 @@ def test_without_a_classifier_every_format_gives_the_normed_tokens(headless, wri
     """What detection and retrieval take; all tokens, not the class token alone."""
     folder = written(headless, to, size=SMALL)
     model = loaded(folder, head=False)
+    assert read(folder / "export.json")["compared"] == "tokens"
     for batch in (1, 5):
         values = helpers.images(batch)
         found, expected = model(values), tokens(headless.model, values, SMALL)
