@@ -116,15 +116,16 @@ class Page:
         self._seen = Cache(self._prepare, lambda pixels: pixels.nbytes, PICTURE_BYTES)
         self._drawn = {name: drawn(bundle) for name, bundle in bundles.items()}
 
-    def show(self, name: str, depth: float, width: str, components: float, picture: int | str | None) -> tuple:
+    def show(self, name: str, depth: float | str, width: str, components: float, picture: int | str | None) -> tuple:
         """Everything that the page says of a size: numbers, answers, pictures of cost, code.
 
         Args:
+            depth: layers, or those of each of several stages as in "2-6".
             picture: a sample by its place, a file that was dropped by its path, or None.
         """
         bundle = self.bundles[name]
         try:
-            size = bundle.config.size(int(depth), width, int(components))
+            size = bundle.config.size(depth if isinstance(depth, str) else int(depth), width, int(components))
             held, full = self.sizes(bundle, size), self.sizes(bundle, bundle.full)
         except (ValueError, OSError) as error:
             return (views.block(views.sentence(" ".join(str(error).split()))), "", "", "")
@@ -196,9 +197,10 @@ class Layout:
     def _choices(self, bundle: ShownBundle) -> None:
         gr, names = self.gr, [(one.title, name) for name, one in self.page.bundles.items()]
         self.bundle = gr.Radio(names, value=bundle.name, label="Bundle", visible=len(names) > 1)
-        depth, width, components, budgets = self._ranges(bundle)
+        depth, stages, width, components, budgets = self._ranges(bundle)
         with gr.Tab("By size"):
             self.depth = gr.Slider(**depth, minimum=1, step=1, label="Depth: number of layers")
+            self.stages = gr.Radio(**stages, label="Depth: number of layers of each stage")
             self.width = gr.Radio(**width, label="Width ratio")
             self.components = gr.Slider(**components, minimum=1, step=1, label="Components: what is downloaded")
         with gr.Tab("By budget"):
@@ -215,20 +217,22 @@ class Layout:
         self.gallery = gr.Gallery(found, **shown, interactive=False, visible=bool(found))
 
     @staticmethod
-    def _ranges(bundle: ShownBundle, size: Size | None = None) -> tuple[dict, dict, dict, dict]:
-        """What may be chosen of a bundle, and what is chosen."""
-        size, deepest = size or bundle.first, max(bundle.config.reference_depth, *bundle.config.trained_depths)
-        most = bundle.config.reference_components
-        depth = {"maximum": deepest, "value": size.depth, "visible": deepest > 1}
-        components = {"maximum": most, "value": size.num_components, "visible": most > 1}
+    def _ranges(bundle: ShownBundle) -> tuple[dict, dict, dict, dict, dict]:
+        """What may be chosen of a bundle, and what is chosen; the depth on a slider, or where stages have one each
+        among those that are trained. A slider has two places at least; one without a choice is hidden."""
+        size, joined, most = bundle.first, bundle.joined_depths, bundle.config.reference_components
+        deepest = 1 if joined else max(bundle.config.reference_depth, *bundle.config.trained_depths)
+        depth = {"maximum": max(deepest, 2), "value": 1 if joined else size.depth, "visible": deepest > 1}
+        stages = {"choices": joined, "value": size.depth if joined else None, "visible": len(joined) > 1}
+        components = {"maximum": max(most, 2), "value": size.num_components, "visible": most > 1}
         width = {"choices": bundle.widths, "value": str(size.width_ratio)}
         budgets = {"choices": [(BUDGET_WORDS[name], name) for name in BUDGETS], "value": "max_macs"}
-        return depth, width, components, budgets
+        return depth, stages, width, components, budgets
 
     def _events(self, blocks: Any) -> None:
-        gr, size = self.gr, [self.depth, self.width, self.components]
+        gr, size = self.gr, [self.depth, self.stages, self.width, self.components]
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": VISITORS}
-        shown = {"fn": self.page.show, "inputs": [self.bundle, *size, self.picture]}
+        shown = {"fn": self._show, "inputs": [self.bundle, *size, self.picture]}
         shown |= {"outputs": [self.facts, self.answers, self.costs, self.code], **quiet}
         changed = [one.change for one in (*size, self.picture)]
         gr.on([blocks.load, *changed], trigger_mode="always_last", **shown)
@@ -238,15 +242,20 @@ class Layout:
         gr.on([self.file.upload, self.file.clear], lambda path: path, self.file, self.picture, **quiet)
         self.gallery.select(_picked(gr), None, self.picture, **quiet)
 
+    def _show(self, name: str, depth: float, stages: str | None, *others: Any) -> tuple:
+        return self.page.show(name, stages or depth, *others)
+
     def _take_bundle(self, name: str) -> tuple:
-        depth, width, components, _ = self._ranges(self.page.bundles[name])
-        return self.gr.Slider(**depth), self.gr.Radio(**width), self.gr.Slider(**components), ""
+        depth, stages, width, components, _ = self._ranges(self.page.bundles[name])
+        radios = [self.gr.Radio(**stages), self.gr.Radio(**width)]
+        return self.gr.Slider(**depth), *radios, self.gr.Slider(**components), ""
 
     def _take_budget(self, name: str, budget: str, percent: float) -> tuple:
         size, why = self.page.within(name, budget, percent)
         if size is None:
-            return *[self.gr.skip()] * 3, views.block(views.sentence(why))
-        return size.depth, str(size.width_ratio), size.num_components, views.block(views.paragraph(why))
+            return *[self.gr.skip()] * 4, views.block(views.sentence(why))
+        depth = (1, size.depth) if self.page.bundles[name].joined_depths else (size.depth, None)
+        return *depth, str(size.width_ratio), size.num_components, views.block(views.paragraph(why))
 
 
 def _picked(gr: Any) -> Callable:

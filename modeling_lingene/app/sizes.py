@@ -30,6 +30,7 @@ from ..configuration_base_lingene import BundleConfig, Size
 from ..folders import check_folder, processor_or_none, read_config
 from ..markdown import loading
 from ..measuring.encoders import load_size
+from ..measuring.grids import depth_key
 from ..measuring.metrics import check_device, count_macs, count_parameters, latency_ms, seen_size
 from .cache import Cache
 
@@ -80,6 +81,13 @@ class ShownBundle:
     def full(self) -> Size:
         """All that is stored."""
         return self.config.size()
+
+    @property
+    def joined_depths(self) -> list[str]:
+        """Of several decomposed stages the depths that are stored, trained or measured, as in "2-6"; none of one stack
+        of layers."""
+        known = {self.full.depth, *self.config.trained_depths, *(row["depth"] for row in self.rows)}
+        return sorted((depth for depth in known if isinstance(depth, str)), key=depth_key)
 
     @property
     def first(self) -> Size:

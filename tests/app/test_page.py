@@ -243,6 +243,23 @@ def test_a_bundle_without_measured_sizes_works_and_says_how_to_measure(tried):
     assert bundle.first == bundle.full
 
 
+def test_depths_of_several_stages_are_chosen_among_those_that_are_trained(tmp_path):
+    """On a slider there is one number; here each stage has its own."""
+    model = helpers.tiny_swin(decomposed_stages=[2, 3], trained_depths=["4-2", "2-1"])
+    model.save_pretrained(tmp_path / "swin")
+    image_processor(16).save_pretrained(tmp_path / "swin")
+    name, pictures = str(tmp_path / "swin"), [(helpers.pictures(1, size=40).images[0], "picture")]
+    shown = page.Page(sizes.read_bundles([name]), pictures)
+    bundle = shown.bundles[name]
+    depth, stages, _, components, _ = page.Layout._ranges(bundle)
+    assert depth["maximum"] > 1 and components["visible"] and not depth["visible"]
+    assert stages == {"choices": ["2-1", "4-2"], "value": "4-2", "visible": True}
+    facts, answers, _, code = shown.show(name, "2-1", "1/3", 2, 0)
+    assert "depth='2-1'" in code.replace('"', "'") and "this size: LABEL_" in answers
+    made = AutoModelForImageClassification.from_pretrained(name, depth="2-1", width_ratio="1/3", num_components=2)
+    assert views.readable(sum(parameter.numel() for parameter in made.parameters())) in facts
+
+
 def test_a_size_that_was_not_measured_says_how_to_measure_it(tried):
     """The command is complete but for the data."""
     facts, _, costs, _ = tried.page.show(tried.bundle, 5, "1/2", 4, None)
