@@ -69,7 +69,12 @@ def backbone() -> list[str]:
             )
     said += fits(rows) + against_layers(rows, chance) + rates(rows) + alone_at_each_width(rows, chance)
     longest = [name for name in rows if name.startswith("elastic, rotated") and name.endswith("4 networks")][-1]
-    trained, before = rows[longest]["sizes"], rotated
+    row = rows[longest]
+    trained, before = row["sizes"], rotated
+    said.append(
+        f"The longest training (`{longest}`): {row['pictures']:,} pictures, each of them seen by one of the four, in "
+        f"{row['seconds'] / 60:.0f} minutes on {row['hardware']}, other work of the machine included."
+    )
     told = [
         f"{trained[size]['cosine']:.2f} after {before[size]['cosine']:.2f} at {size[1]}"
         for size in trained

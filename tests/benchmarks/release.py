@@ -5,14 +5,16 @@ python tests/benchmarks/release.py RUN/bundle hub_cards/lingene-fashion-mnist --
 python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist --data FOLDER     # code, card and predictions alone
 python tests/benchmarks/release.py hub_cards/lingene-fashion-mnist                   # code and card alone
 python tests/benchmarks/release.py RUN/bundle hub_cards/NAME --data FOLDER --totals 1,2,4,9 --pictures digits
-python tests/benchmarks/release.py RUN/bundle hub_cards/lingene-vit-small-14 --data JUDGED --reference SOURCE
+python tests/benchmarks/release.py RUN/bundle hub_cards/NAME --data JUDGED --reference SOURCE --set imagenette_128
 
 The last is of an encoder, measured by the cosine with what it was made of, k-NN and a linear probe. A folder that
-would be too large for git has no weights, and so no code and no predictions: its card says how to make them.
+would be too large for git has no weights, and so no code and no predictions: its card says how to make them, with
+`--whole` and another folder.
 """
 
 import argparse
 import base64
+import dataclasses
 import io
 import shutil
 import tempfile
@@ -70,12 +72,16 @@ def whole(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def release_encoder(bundle: Path, folder: Path, data: str, reference: str) -> None:
+def release_encoder(
+    bundle: Path, folder: Path, data: str, reference: str, name: str | None, with_weights: bool
+) -> None:
     """All of the folder but code, card and predictions, of a bundle without classifier.
 
     Args:
         data: labelled parts `train`, which votes and fits the probe, and `test`.
         reference: the encoder that it was made of.
+        name: of the set that `data` is a part of, for the card; default as the folder is called.
+        with_weights: however large they are.
     """
     config = LinGeneConfig.from_pretrained(bundle)
     with tempfile.TemporaryDirectory() as work:
@@ -83,13 +89,14 @@ def release_encoder(bundle: Path, folder: Path, data: str, reference: str) -> No
         LinGeneModel.from_pretrained(bundle, constrained=True, dtype=torch.float16).save_pretrained(made)
         AutoImageProcessor.from_pretrained(bundle).save_pretrained(made)
         train, test = load_images(data, "train"), load_images(data, "test")
+        test = dataclasses.replace(test, name=name or test.name)
         asked = {"metric": "probe,knn,cosine", "train": train, "reference": reference}
         rows = sweep(made, test, components=(config.reference_components,), device="cpu", **asked)
         trained = read_training(bundle, Bundle(bundle, config).weights_id)
         if trained is not None:
             write_training(made, trained | {"dataset": test.name})  # a benchmark calls its parts of the set `pictures`
         folder.mkdir(parents=True, exist_ok=True)
-        large = sum(file.stat().st_size for file in made.iterdir()) > LARGEST
+        large = not with_weights and sum(file.stat().st_size for file in made.iterdir()) > LARGEST
         for file in made.iterdir():
             if file.suffix in (".json", ".png") or (file.suffix == ".safetensors" and not large):
                 shutil.copyfile(file, folder / file.name)
@@ -167,10 +174,13 @@ def main() -> None:
     parser.add_argument("--totals", type=integers, default=(), help="of a bundle that was never measured: 1,2,4")
     parser.add_argument("--reference", help="of an encoder: what it was made of")
     parser.add_argument("--pictures", help="a set whose pictures may be given away, where those of --data may not")
+    parser.add_argument("--set", help="of an encoder: what the set is called that --data is a part of")
+    parser.add_argument("--whole", action="store_true", help="of an encoder: with its weights, however large")
     arguments = parser.parse_args()
     folder = arguments.folder or arguments.bundle
     if arguments.folder is not None and arguments.reference:
-        release_encoder(arguments.bundle, folder, arguments.data, arguments.reference)
+        asked = arguments.data, arguments.reference, arguments.set, arguments.whole
+        release_encoder(arguments.bundle, folder, *asked)
     elif arguments.folder is not None:
         release(arguments.bundle, folder, arguments.data, arguments.totals)
     if arguments.data is not None and whole(folder):

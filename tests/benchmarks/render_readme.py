@@ -217,6 +217,7 @@ BACKBONE = {
     "untrained, sorted": "heads and units in order, channels as they are",
     "untrained, rotated": "`--sort`, untrained",
     "elastic, rotated, 12, 4 networks": "trained from there, every width and four depths",
+    "elastic, rotated, 30, 4 networks": "the same for longer",
     "alone, 1/2, 12, tried whole": "one width alone, from there, for as many pictures",
     "alone, 2/3, 12, tried whole": "likewise",
     "alone, 5/6, 12, tried whole": "likewise",
