@@ -147,7 +147,7 @@ def peaks(folder: Path, repeats: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15, help="timed pairs (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=31, help="timed pairs (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
