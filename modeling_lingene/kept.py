@@ -40,7 +40,8 @@ def is_model(report: dict[str, Any]) -> bool:
 
 def kept(report: dict[str, Any]) -> str:
     """How close the bundle is to what it was made of, in one sentence of numbers."""
-    row, what = last_row(report), report.get("compared", "logit")
+    row = last_row(report)
+    what = report.get("compared", "class token" if row is not None and "cosine" in row else "logit")
     if row is None:
         on = report.get("checked_on", "random images")
         return f"Relative error of its {what}s on {on}: {report['relative_logit_error']:.2g}."

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..folders import SIZE_PICTURES, write_json, write_sizes, write_training
+from ..folders import SIZE_PICTURES, read_processor, write_json, write_sizes, write_training
 from ..found import TIMM
 from ..hub import write_card
 from ..images.augmentation import Augmentation
-from ..images.batches import batches, image_processor
+from ..images.batches import batches, image_processor, size_field
 from ..images.classes import as_the_model_has_them
 from ..images.data import WHOLE, LabelledImages, check_labels, load_images, open_parts
 from ..images.loaders import training_images
@@ -329,8 +329,8 @@ def _teacher(recipe: Recipe, source: Any, out: Path, identity: dict, accelerator
         return load_teacher(recipe.teacher, source, recipe.relabel)
     shape = (len(source.images.class_names),)
     check_cache(out, len(source.images), shape, recipe.cache_gb, recipe.augmentation)
-    teacher, file = load_teacher(recipe.teacher, source, recipe.relabel), open_cache(out, identity, accelerator)
-    return CachedTeacher(teacher, source, file / "train.f32", shape, accelerator, recipe.training.batch_size)
+    teacher, folder = load_teacher(recipe.teacher, source, recipe.relabel), open_cache(out, identity, accelerator)
+    return CachedTeacher(teacher, source, folder / "train.f32", shape, accelerator, recipe.training.batch_size)
 
 
 def _sizes(recipe: Recipe, start: "_Start | UnlabelledStart") -> list[tuple]:
@@ -353,11 +353,15 @@ def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, 
 def _reference(recipe: Recipe) -> str | None:
     """Whom sizes that learned without labels are compared with; None where their channels are nobody's that can be.
 
-    Pictures of a size of their own for the teacher, and timm's, are not those that a reference sees.
+    A teacher of timm, or one that sees pictures of another size or shape than its own preprocessing makes, is none.
     """
-    alike = recipe.objective.feature_heads == "identity" and not recipe.teacher_size
-    named = recipe.teacher if alike and not recipe.teacher.startswith(TIMM) else ""
-    return os.path.expanduser(named if recipe.teacher else recipe.init) or None
+    if not recipe.teacher:
+        return os.path.expanduser(recipe.init)
+    if recipe.objective.feature_heads != "identity" or recipe.teacher_size or recipe.teacher.startswith(TIMM):
+        return None
+    name = os.path.expanduser(recipe.teacher)
+    said = read_processor(name).to_dict()
+    return None if "shortest_edge" in (said.get(size_field(said)) or {}) else name
 
 
 @contextmanager

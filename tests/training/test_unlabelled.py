@@ -7,6 +7,7 @@ Forty pictures, two folders deep.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,10 @@ def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, in
     assert {row["reference"] for row in alike} == {Path(init).name} and {row["metric"] for row in alike} == {"cosine"}
     kept = json.loads((tmp_path / "alike" / "bundle" / "sizes.json").read_text(encoding="utf-8"))["sizes"]
     assert [row["cosine"] for row in kept] == [row["cosine"] for row in alike]
+    uncropped = shutil.copytree(init, tmp_path / "uncropped")  # whose pictures have shapes of their own
+    helpers.edit(uncropped / "preprocessor_config.json", lambda said: said.update(size={"shortest_edge": 16}))
+    rows = trained(tmp_path / "other", photos, init, teacher=str(uncropped), epochs=1, feature_heads="identity")
+    assert not any("cosine" in row for row in rows)
     assert not (tmp_path / "taught" / "bundle" / "sizes.json").exists()
 
 

@@ -394,6 +394,8 @@ def test_a_bundle_is_judged_by_what_it_says_of_pictures(report, model):
     numbers += ["0.05"] if row is None and model else []
     assert all(number in kept.kept(report) for number in numbers)
     assert given is None or given["statement"].endswith(kept.kept(report))
+    older = {key: value for key, value in report.items() if key != "compared"}  # which said no more
+    assert kept.kept(older) == kept.kept(report)
 
 
 @pytest.mark.parametrize("fit", [*FITS, "exact"])
