@@ -111,14 +111,17 @@ def _print_encoder(rows: list[dict], out: Path) -> None:
     """The sizes of a run without labels, the smallest loss first."""
     from ..measuring.tables import aligned_table, readable
 
-    agreed = "cosine" in rows[0]
-    lines = [["depth", "width", "components", "loss", *["cosine", "of patches"] * agreed, "parameters", "MACs"]]
+    columns = {"cosine": ("cosine", "{:.3f}"), "patch_cosine": ("of patches", "{:.3f}")}
+    columns |= {"knn": ("k-NN", "{:.1%}"), "probe": ("probe", "{:.1%}")}
+    columns = {name: column for name, column in columns.items() if name in rows[0]}
+    headers = [header for header, _ in columns.values()]
+    lines = [["depth", "width", "components", "loss", *headers, "parameters", "MACs"]]
     for row in sorted(rows, key=lambda row: row["feature_loss"]):
         cells = [str(row[name]) for name in ("depth", "width_ratio", "num_components")]
         cells.append(f"{row['feature_loss']:.4g}")
-        cells += [f"{row[name]:.3f}" for name in ("cosine", "patch_cosine")] if agreed else []
+        cells += [form.format(row[name]) for name, (_, form) in columns.items()]
         lines.append([*cells, readable(row["params"]), readable(row["macs"])])
     print(f"\n{aligned_table(lines)}\n\nbundle   {out / 'bundle'}\nnumbers  {out / 'results.json'}")
-    if agreed:
+    if columns:
         print(f"plot     {out / 'sizes.png'}")
     print(f"next     lingene sweep {out / 'bundle'} --data SET   k-NN with labels, or --metric cosine")

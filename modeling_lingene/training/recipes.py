@@ -32,6 +32,7 @@ from ..measuring.curves import plot_history
 from ..measuring.metrics import device_name
 from ..measuring.plots import plot_heat, plot_sizes
 from ..measuring.sweep import measure_sizes
+from ..measuring.yardsticks import Sets
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import tell
 from .asked import RUN_FILE, check_asked, keep_asked
@@ -47,7 +48,7 @@ from .steps import TrainingSettings
 from .summary import length_line, network_lines, pictures_line
 from .teacher_cache import CACHE, CachedTeacher, check_cache, open_cache
 from .teachers import load_teacher
-from .unlabelled import UnlabelledStart, feature_rows, start_without_labels
+from .unlabelled import UnlabelledStart, feature_rows, labelled_sets, start_without_labels
 from .warm_start import content_of, fit_to, new_rate, processor_of, start_of, suited_rate
 
 
@@ -99,7 +100,8 @@ def decompose(
 
     On several processes all call it alike; the main one writes. What learns without labels is measured on the pictures
     held out, by the cosine with whom it learns from: the bundle that it began as, or through identity heads a teacher
-    that is named. Channels of one that linear heads lead to may mean something else: sizes have their losses alone.
+    that is named. Channels of one that linear heads lead to may mean something else: sizes have their losses alone, or
+    what `metric` of the recipe asks for.
 
     Args:
         recipe: what to run.
@@ -117,6 +119,7 @@ def decompose(
 
     Raises:
         ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
+        ImportError: scikit-learn is missing for a probe.
     """
     out, recipe = Path(out), suited(recipe)
     accelerator = make_accelerator(recipe.training, out)
@@ -124,13 +127,20 @@ def decompose(
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
+    reference = _reference(recipe) if recipe.unlabelled else None
+    sets = labelled_sets(recipe, reference) if recipe.metric else None
     start, history, rows = _trained(recipe, out, identity, accelerator, measuring=True)
     if not accelerator.is_main_process:
         return []
     device = accelerator.device
     images = start.source.images.name
-    if not recipe.unlabelled or _reference(recipe):
-        losses, rows = rows, _measured(recipe, start, out / "bundle", threads, str(device))
+    if not recipe.unlabelled:
+        sets = Sets(("accuracy",), start.test)
+    elif sets is None and reference:
+        sets = Sets(("cosine",), start.held_out.images)
+    if sets:
+        how = {"threads": threads, "device": str(device), "reference": reference}
+        losses, rows = rows, _measured(out / "bundle", sets, start, _sizes(recipe, start), how)
         rows = [{**loss, **row} for loss, row in zip(losses, rows, strict=True)] if losses else rows
         title = title or f"One bundle on {images}: every size"
         plot_sizes(rows, out / "sizes.png", title)
@@ -340,12 +350,13 @@ def _sizes(recipe: Recipe, start: "_Start | UnlabelledStart") -> list[tuple]:
     return list(product(config.trained_depths, config.trained_width_ratios, totals))
 
 
-def _measured(recipe: Recipe, start: _Start, bundle: Path, threads: int | None, device: str) -> list[dict]:
-    """Measures those sizes into the bundle's `sizes.json`."""
-    images, metric = (start.held_out.images, "cosine") if recipe.unlabelled else (start.test, None)
-    held_out, asked = batches(images, start.source.processor, 128), {"threads": threads, "device": device}
-    asked |= {"metric": metric, "reference": _reference(recipe) if recipe.unlabelled else None}
-    rows = measure_sizes(bundle, held_out, _sizes(recipe, start), **asked)
+def _measured(
+    bundle: Path, sets: Sets, start: "_Start | UnlabelledStart", sizes: list[tuple], how: dict[str, Any]
+) -> list[dict]:
+    """Measures sizes into the bundle's `sizes.json`; `how` as `measure_sizes` takes it."""
+    how = {**how, "reference": how["reference"] if "cosine" in sets.metrics else None}
+    held_out = batches(sets.images, start.source.processor, 128)
+    rows = measure_sizes(bundle, held_out, sizes, **how, metric=",".join(sets.metrics), train=sets.train)
     write_sizes(bundle, rows)
     return rows
 

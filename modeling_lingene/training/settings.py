@@ -145,6 +145,9 @@ class Recipe:
             `validation` beside `test` gives that one; 0, and a stream, hold nothing out.
         validation_seed: draws that part. It is not the training's seed: what one run holds out, a run that starts from
             its bundle holds out as well.
+        metric: with the objective `features`, what the sizes are measured by at the end, of cosine, knn, probe,
+            comma-separated, the first deciding between sizes; the last two on the test part of a set with labels, by
+            its train part. Empty is the cosine with whom the run learns from, where the channels are the same.
         relabel: where the names of classes differ, take class i of the images for output i of `init`, whose head is
             kept, and of the teacher.
     """
@@ -165,6 +168,7 @@ class Recipe:
     epoch_images: int = 0
     validation_share: float = 0.1
     validation_seed: int = 0
+    metric: str = ""
     relabel: bool = False
 
     def __post_init__(self):
@@ -180,6 +184,8 @@ class Recipe:
             raise ValueError("`cache_teacher` needs images that can be counted; leave `streaming` out.")
         if self.unlabelled:
             self._check_unlabelled()
+        elif self.metric:
+            raise ValueError(f"`metric` {self.metric} is for `objective` features; a classifier has its accuracy.")
 
     @property
     def unlabelled(self) -> bool:
@@ -201,5 +207,6 @@ class Recipe:
         fields |= {"teacher_size": self.teacher_size}
         fields |= {"streaming": self.streaming, "epoch_images": self.epoch_images}
         fields |= {"validation_share": self.validation_share, "validation_seed": self.validation_seed}
+        fields |= {"metric": self.metric} if self.metric else {}
         fields |= {"relabel": True} if self.relabel else {}
         return json.loads(json.dumps(fields))

@@ -13,12 +13,13 @@ from transformers import AutoModel
 from ..found import TIMM
 from ..images.augmentation import Augmentation
 from ..images.batches import image_processor
-from ..images.data import split_off
+from ..images.data import HELD_OUT, split_off
 from ..images.loaders import training_images
 from ..images.pictures import load_pictures
 from ..kinds import model_class
 from ..measuring.features import no_pooler
 from ..measuring.metrics import count_macs, count_parameters, seen_size
+from ..measuring.yardsticks import JUDGES, Sets, check_sets, metric_names, open_sets
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar
 from ..readout import Readout, read_readout, write_readout
@@ -119,6 +120,35 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
             for source, name in files
         ]
     return UnlabelledStart(student, *sources, *teachers, readout)
+
+
+def labelled_sets(recipe: Recipe, reference: str | None) -> Sets | None:
+    """The labelled images that measure the sizes at the end, where what `metric` asks for needs some.
+
+    Args:
+        recipe: with a metric.
+        reference: whom the cosine compares with, if anybody.
+
+    Raises:
+        ValueError: a metric that is none; the cosine without a reference, accuracy; images without labels or without a
+            test part, for k-NN and the probe.
+        ImportError: scikit-learn is missing for a probe.
+    """
+    names = metric_names(recipe.metric)
+    if "accuracy" in names:
+        raise ValueError("`metric` accuracy needs a classifier, which `objective` features has none of; use knn.")
+    if "cosine" in names and reference is None:
+        raise ValueError(
+            f"`metric` cosine compares channel by channel, and those of `teacher` {recipe.teacher} may mean something "
+            "else: use knn, or `feature_heads` identity with a teacher that sees the same pixels."
+        )
+    if not JUDGES.keys() & set(names):
+        return None
+    sets = open_sets(recipe.data, "test", recipe.metric, False)
+    if sets.images.split == HELD_OUT:
+        raise ValueError(f"`metric` {recipe.metric} needs a test part, and `data` {recipe.data} is trained on whole.")
+    check_sets(sets, "the bundle", False)
+    return sets
 
 
 def _check_encoder(recipe: Recipe, encoder: RecomposingModel) -> None:

@@ -25,6 +25,7 @@ from modeling_lingene.images.batches import batches, image_processor
 from modeling_lingene.images.data import split_off
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.images.pictures import load_pictures
+from modeling_lingene.measuring.evaluation import evaluate_data
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop
@@ -151,6 +152,64 @@ def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, in
     rows = trained(tmp_path / "other", photos, init, teacher=str(uncropped), epochs=1, feature_heads="identity")
     assert not any("cosine" in row for row in rows)
     assert not (tmp_path / "taught" / "bundle" / "sizes.json").exists()
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures to train on and sixteen others, of two classes that a picture's brightness tells apart."""
+    folder = tmp_path_factory.mktemp("classes")
+    for part, count in (("train", 40), ("test", 16)):
+        for number, picture in enumerate(helpers.pictures(count, seed=count).images):
+            name = folder / part / ("dark", "light")[number % 2]
+            name.mkdir(parents=True, exist_ok=True)
+            picture.point(lambda value, add=96 * (number % 2): value // 2 + add).save(name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("taught", [False, True], ids=["its own", "a teacher by name"])
+def test_a_set_with_labels_measures_what_learned_without_them(tmp_path, classes, init, taught):
+    """k-NN and the probe as `lingene evaluate` finds them, on the test part; also where a cosine means nothing."""
+    asked = {"teacher": str(init), "metric": "knn,probe"} if taught else {"metric": "knn,cosine"}
+    rows = recipes.decompose(recipe(classes, init, epochs=1, widths=("1/2",), **asked), tmp_path)
+    assert {row["metric"] for row in rows} == {"knn"} and {row["split"] for row in rows} == {"test"}
+    assert all("feature_loss" in row and ("cosine" in row) == (not taught) for row in rows)
+    narrow = next(row for row in rows if (row["depth"], row["width_ratio"], row["num_components"]) == (2, "1/2", 4))
+    size = {"depth": 2, "width_ratio": "1/2", "num_components": 4}
+    found = evaluate_data(tmp_path / "bundle", size, str(classes), "test", "knn,probe", device="cpu")
+    assert narrow["knn"] == found["knn"] and narrow["images"] == 16
+    if taught:
+        assert narrow["probe"] == found["probe"]
+    kept = json.loads((tmp_path / "bundle" / "sizes.json").read_text(encoding="utf-8"))["sizes"]
+    assert [row["knn"] for row in kept] == [row["knn"] for row in rows]
+    assert "k-NN" in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "sizes.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:1 left out")
+@pytest.mark.parametrize(
+    "metric, data, taught, word",
+    [
+        ("nothing", "divided", False, "`metric` must be one or more of .*'nothing'"),
+        ("accuracy", "divided", False, "`metric` accuracy needs a classifier"),
+        ("cosine", "divided", True, "`metric` cosine compares channel by channel"),
+        ("knn", "photos", False, "`metric` knn needs labels"),
+        ("probe", "undivided", False, "`metric` probe needs a test part"),
+    ],
+)
+def test_a_metric_that_the_run_cannot_have_is_refused_before_it_begins(
+    tmp_path, monkeypatch, classes, photos, init, metric, data, taught, word
+):
+    """After hours it would be too late."""
+    monkeypatch.setattr(recipes, "start_without_labels", None)
+    folder = {"divided": classes, "undivided": classes / "train", "photos": photos}[data]
+    with pytest.raises(ValueError, match=word):
+        recipes.decompose(recipe(folder, init, metric=metric, teacher=str(init) if taught else ""), tmp_path)
+
+
+def test_a_classifier_is_measured_by_its_accuracy():
+    """Whatever else is asked for."""
+    with pytest.raises(ValueError, match="`metric` knn is for `objective` features"):
+        recipes.Recipe("digits", metric="knn")
 
 
 def test_the_bundle_begins_with_what_it_knows_and_learns_its_sizes_from_it(tmp_path, photos, init):

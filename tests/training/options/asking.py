@@ -92,6 +92,7 @@ SINGLE = {
     "validation_share": ("0.2", 0.2),
     "validation_seed": ("3", 3),
     "epoch_images": ("600", 600),
+    "metric": ("knn", "knn"),
     "relabel": (True, True),
 }
 FIELDS = [(group, name) for group, names in OTHERS.items() for name in names]

@@ -25,7 +25,7 @@ from modeling_lingene.training.recipes import Recipe
 NEEDS = {
     "kind": ("--teacher x", {"teacher": "x"}),
     **dict.fromkeys(
-        ("feature_heads", "mask_share", "teacher_size"),
+        ("feature_heads", "mask_share", "metric", "teacher_size"),
         ("--teacher x --objective features", {"teacher": "x", "objective": Objective(kind="features")}),
     ),
 }
