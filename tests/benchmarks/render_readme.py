@@ -301,8 +301,9 @@ NEW_ROWS = {  # of weights that are new: by their channels, and whether they are
         *("simultaneous, degree weight 1", "dense"),
     ),
     ("sizes_fashion", 64, False): ("one, prefixes, 4 networks",),
-    ("schedules_swin", 32, True): ("elastic, degree weight 1", "dense"),
+    ("schedules_swin", 32, True): ("elastic, degree weight 1", "incremental", "dense"),
 }
+WANT_MORE = {("schedules_swin", "incremental")}  # twice the default's rate: that follows the default schedule
 
 
 def new_rates() -> str:
