@@ -3,6 +3,7 @@
 pytest tests/test_evidence.py
 """
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -30,7 +31,7 @@ from comparing import RESULTS, Table, counted, with_range  # noqa: E402
 from decomposition import rows as schedule_rows  # noqa: E402
 from elastic import COST  # noqa: E402
 from elastic import rows as sizes_rows  # noqa: E402
-from protocol import MEASURED, NOISE, judged, lowest_good  # noqa: E402
+from protocol import MEASURED, NOISE, Protocol, judged, lowest_good  # noqa: E402
 from render_readme import NEW_ROWS, ROOT, WANT_MORE, narrow_rates  # noqa: E402
 from scales import SCALES, SEEDS, Row  # noqa: E402
 from sentences import DEFAULT_ROW, schedules, sizes, stayed  # noqa: E402
@@ -107,6 +108,26 @@ def test_a_learning_rate_is_the_lowest_that_is_as_good_as_the_best():
     row = Row(measured={"a": {}, "b": {}}, judged=("b",))
     assert judged(row, {"a": 0.1, "b": 0.9}) == 0.9
     assert judged(Row(measured={"a": {}, "b": {}}), {"a": 0.1, "b": 0.9}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("tries, epochs", [(0, 0), (2, 2), (6, 0)])
+def test_rates_are_tried_past_an_end_of_the_list_for_as_many_epochs_as_the_scale_says(tries, epochs):
+    """As many as the row trains for are all that it trains for."""
+    asked, worth = [], {5e-4: 0.5, 1e-3: 0.7, 2e-3: 0.6, 4e-3: 0.4}
+
+    class Known(Protocol):
+        def __init__(self):
+            self.scale, self.known = dataclasses.replace(SCALES["cifar"], tries=tries), {}
+            self.rows = {"row": Row(measured={"a": {}}, size=(1, "1"))}
+
+        def epochs(self, row):
+            return 6
+
+        def run(self, name, seed, rate, epochs=0):
+            asked.append((rate, epochs))
+            return {"validation": {"a": worth[rate]}}
+
+    assert Known().choose("row") == 1e-3 and asked == [(rate, epochs) for rate in (1e-3, 2e-3, 4e-3, 5e-4)]
 
 
 @pytest.mark.parametrize("name", [*TABLES, SWIN, "pruning_fashion", "tuning"])
