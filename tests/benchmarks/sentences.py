@@ -78,9 +78,9 @@ def beside_dense(table: Table, names: Iterable[str]) -> list[str]:
     return said
 
 
-def swin() -> list[str]:
+def swin(table: Table | None = None) -> list[str]:
     """A network of stages, components in the deepest."""
-    table = Table.read("schedules_swin")
+    table = table or Table.read("schedules_swin")
     elastic = best_of(table, "elastic")
     said = [*protocol(table), *beside_dense(table, (elastic,))]
     if not table.has("incremental"):
@@ -178,7 +178,7 @@ PAIRS = (
 def fourth_seed() -> list[str]:
     """Whether what three seeds say holds with one more."""
     said = []
-    for name, sentences in (("schedules_fashion", schedules), ("sizes_fashion", sizes)):
+    for name, sentences in AGAIN.items():
         table = Table.read(name)
         sentences(table)
         said.append(f"`{name}.json`: {stayed(table.verdicts)}.")
@@ -208,9 +208,9 @@ THAN = {"better": "better than", "worse": "worse than", "equal": "equal to"}
 DEFAULT = PruneSettings(target_macs=0.5).search
 
 
-def pruning() -> list[str]:
+def pruning(table: Table | None = None) -> list[str]:
     """Networks pruned by the default search, and by the published one, against all else that they could be."""
-    table, long = Table.read("pruning_fashion"), "dense, long"
+    table, long = table or Table.read("pruning_fashion"), "dense, long"
     said = [
         *protocol(table),
         "Pruned networks were trained as dense ones first: `dense` saw a third of their pictures.",
@@ -265,8 +265,8 @@ def than(table: Table, one: str, other: str) -> str:
     return f"{THAN[word]} {costing(table, other)}{by}"
 
 
-def tuning() -> list[str]:
-    table = Table.read("tuning")
+def tuning(table: Table | None = None) -> list[str]:
+    table = table or Table.read("tuning")
     tuned = {start: [name for name in table.rows if name.startswith(start)] for start in ("free", "constrained")}
 
     def beside(names: list[str], other: str) -> str:
@@ -283,6 +283,15 @@ def tuning() -> list[str]:
         f"Tuned with the constraint against scratch: {beside(tuned['constrained'], 'scratch')}.",
         f"With the constraint against without: {beside(tuned['constrained'], 'free')}.",
     ]
+
+
+AGAIN = {  # tables of which every row was run with a fourth seed
+    "schedules_fashion": schedules,
+    "sizes_fashion": sizes,
+    "schedules_swin": swin,
+    "pruning_fashion": pruning,
+    "tuning": tuning,
+}
 
 
 PLAIN = "half width, saved plain"  # what no way of loading can be below
