@@ -5,6 +5,7 @@ pytest tests/test_evidence.py
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -110,24 +111,21 @@ def test_a_learning_rate_is_the_lowest_that_is_as_good_as_the_best():
     assert judged(Row(measured={"a": {}, "b": {}}), {"a": 0.1, "b": 0.9}) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("tries, epochs", [(0, 0), (2, 2), (6, 0)])
-def test_rates_are_tried_past_an_end_of_the_list_for_as_many_epochs_as_the_scale_says(tries, epochs):
-    """As many as the row trains for are all that it trains for."""
-    asked, worth = [], {5e-4: 0.5, 1e-3: 0.7, 2e-3: 0.6, 4e-3: 0.4}
+@pytest.mark.parametrize("best, tried", [(5e-4, (1e-3, 2e-3, 5e-4, 2.5e-4)), (4e-3, (1e-3, 2e-3, 4e-3, 8e-3))])
+def test_rates_are_tried_until_the_best_has_neighbours(best, tried):
+    """Past either end of the list, by factors of two."""
+    asked = []
 
     class Known(Protocol):
         def __init__(self):
-            self.scale, self.known = dataclasses.replace(SCALES["cifar"], tries=tries), {}
-            self.rows = {"row": Row(measured={"a": {}}, size=(1, "1"))}
+            self.scale, self.known = dataclasses.replace(SCALES["cifar"], rates=(1e-3, 2e-3)), {}
+            self.rows = {"row": Row(measured={"a": {}})}
 
-        def epochs(self, row):
-            return 6
+        def run(self, name, seed, rate):
+            asked.append(rate)
+            return {"validation": {"a": 0.9 - abs(math.log2(rate / best)) / 10}}
 
-        def run(self, name, seed, rate, epochs=0):
-            asked.append((rate, epochs))
-            return {"validation": {"a": worth[rate]}}
-
-    assert Known().choose("row") == 1e-3 and asked == [(rate, epochs) for rate in (1e-3, 2e-3, 4e-3, 5e-4)]
+    assert Known().choose("row") == best and asked == list(tried)
 
 
 @pytest.mark.parametrize("name", [*TABLES, SWIN, "pruning_fashion", "tuning"])

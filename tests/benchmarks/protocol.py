@@ -3,8 +3,7 @@
 Images: `train/` of the set loses a validation part by seed (`split_off`), and keeps as many of the rest, by seed, as
 the scale says; everything is chosen on the validation part. The test part is read by the chosen runs alone.
 Learning rate: for every row the lowest of `RATES` that is within half a point of the best on the validation part, with
-the first seed; where that is an end of the list, it goes on by factors of two. The other seeds take it. Where the
-scale names `tries`, a rate is judged by a training of so many epochs, and only the chosen one trains for all.
+the first seed; where that is an end of the list, it goes on by factors of two. The other seeds take it.
 Cost: MACs of forward and backward passes (three forward passes) and of the teacher's forward passes, in those of the
 dense network's training (its teacher counted too); beside it, how many pictures were seen.
 Accuracy: of stock models through `from_pretrained`, over `SEEDS`: mean, least, most.
@@ -190,10 +189,9 @@ class Protocol:
         before = self.cost(self.rows[row.init]) if row.init else 0.0
         return before + own / (self.scale.training.epochs * self.per_picture(self.rows["dense"]))
 
-    def run(self, name: str, seed: int, rate: float, epochs: int = 0) -> dict:
-        """One training, and its validation accuracies; 0 epochs are all that the row's cost pays for."""
-        row = self.rows[name]
-        out = self.work / slug(name) / (f"{seed}-{rate:g}" + (f"-{epochs}-epochs" if epochs else ""))
+    def run(self, name: str, seed: int, rate: float) -> dict:
+        """One training, and its validation accuracies."""
+        row, out = self.rows[name], self.work / slug(name) / f"{seed}-{rate:g}"
         if (out / MEASURED).is_file():
             return json.loads((out / MEASURED).read_text())
         init = ""
@@ -201,7 +199,7 @@ class Protocol:
             chosen = self.choose(row.init)
             self.run(row.init, seed, chosen)
             init = str(self.work / slug(row.init) / f"{seed}-{chosen:g}" / "bundle")
-        recipe = self.recipe(row, epochs or self.epochs(row), seed, rate, init)
+        recipe = self.recipe(row, self.epochs(row), seed, rate, init)
         if row.size:
             torch.manual_seed(seed)
             identity = recipe.identity() | {"size": list(row.size), "start": row.start}
@@ -214,7 +212,7 @@ class Protocol:
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
         }
         write_json(out / MEASURED, run)
-        print(f"{name}, {out.name}: {judged(row, run['validation']):.4f}", flush=True)
+        print(f"{name}, seed {seed}, rate {rate:g}: {judged(row, run['validation']):.4f}", flush=True)
         return run
 
     def accuracies(self, row: Row, out: Path, part: str) -> dict[str, float]:
@@ -230,10 +228,9 @@ class Protocol:
     def tried(self, name: str) -> dict[float, float]:
         """Learning rates, ascending, and the mean validation accuracy of each; the chosen one has neighbours."""
         row = self.rows[name]
-        epochs = self.scale.tries if self.scale.tries < self.epochs(row) else 0
 
         def found(rate: float) -> float:
-            return judged(row, self.run(name, self.scale.seeds[0], rate, epochs)["validation"])
+            return judged(row, self.run(name, self.scale.seeds[0], rate)["validation"])
 
         rates = {rate: found(rate) for rate in self.scale.rates}
         while len(rates) > 1 and (rate := lowest_good(rates)) in (min(rates), max(rates)):
@@ -324,7 +321,6 @@ class Protocol:
         said = {"scale": self.name, "seeds": self.scale.seeds, "rates": self.scale.rates, "noise": NOISE}
         said |= {"images": json.loads((Path(self.data) / "parts.json").read_text(encoding="utf-8"))}
         said |= {"epochs of the dense network": self.scale.training.epochs, "teacher": self.scale.teacher}
-        said |= {"tries": self.scale.tries} if self.scale.tries else {}
         return json.loads(json.dumps(said))
 
     @property

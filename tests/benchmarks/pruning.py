@@ -109,10 +109,10 @@ class PruningProtocol(Protocol):
     def _prunes(row: Row) -> bool:
         return "search" in (row.settings or {})
 
-    def run(self, name: str, seed: int, rate: float, epochs: int = 0) -> dict:
+    def run(self, name: str, seed: int, rate: float) -> dict:
         row, out = self.rows[name], self.work / slug(name) / f"{seed}-{rate:g}"
         if not self._prunes(row):
-            return super().run(name, seed, rate, epochs)
+            return super().run(name, seed, rate)
         if (out / MEASURED).is_file():
             return json.loads((out / MEASURED).read_text())
         start = self.choose("dense")

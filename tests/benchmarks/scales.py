@@ -21,7 +21,6 @@ class Scale:
         totals, depths, widths: numbers of components, layers, shares of the width that are measured; the last is all.
         teacher: of a residual network; empty: labels alone.
         rates: the list begins with; one alone is taken as it is, from another table.
-        tries: epochs after which a rate is judged; 0: all that the row trains for.
         seeds: of a row; differences under 2 points need three.
     """
 
@@ -36,7 +35,6 @@ class Scale:
     teacher: dict
     teacher_epochs: int = 0
     rates: tuple[float, ...] = RATES
-    tries: int = 0
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -76,8 +74,7 @@ SCALES = {
         widths=("1/2", "3/4", "1"),
         teacher={"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
         teacher_epochs=12,
-        rates=(1e-3, 2e-3, 4e-3),
-        tries=4,
+        rates=(1e-3, 2e-3),
         seeds=(0,),
     ),
     "swin": Scale(  # CPU; the second of three stages, of 8 x 8 patches in shifted windows of 4 x 4, has components

@@ -31,8 +31,6 @@ def protocol(table: Table) -> list[str]:
         )
     if len(shown["rates"]) == 1:
         said += f" No learning rate was chosen: every row has {shown['rates'][0]:g}."
-    if "tries" in shown:
-        said += f" Learning rates were chosen after {shown['tries']} epochs, whatever a row then trains for."
     return [said]
 
 
