@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,19 @@ def check_empty(out: str | os.PathLike) -> None:
     check_writable(out)
 
 
+def held_in(folder: Path, names: Iterable[str]) -> set[str]:
+    """The names of what a folder of results holds, but for what a writer that was killed left there on its way to one
+    of these names, or to the folder: the next writer of the same removes that.
+
+    Args:
+        folder: that is there.
+        names: of what is written into it.
+    """
+    ways = "|".join(re.escape(name) for name in (*names, Path(os.path.abspath(folder)).name))
+    unfinished = re.compile(rf"\.+(?:{ways})\..+\.(?:partial|tmp)")  # tmp: of pictures, once
+    return {path.name for path in folder.iterdir() if not unfinished.fullmatch(path.name)}
+
+
 def check_writable(out: str | os.PathLike) -> None:
     """Refuse a folder for results, there or still to be made, in which no file can be written; leaves nothing.
 
@@ -335,7 +349,7 @@ def check_writable(out: str | os.PathLike) -> None:
         ValueError: names `out`, what the system says, and the way out.
     """
     out = Path(out)
-    probe = _nearest(out) / f".writable.{os.getpid()}"
+    probe = _nearest(out) / partial_name(out)
     try:
         probe.write_bytes(b"\0")
     except OSError as error:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ import helpers
 from modeling_lingene import folders, writing_lingene
 from modeling_lingene import saving_lingene as saving
 from modeling_lingene.cli import main
+from modeling_lingene.measuring.drawing import save_figure
 from modeling_lingene.writing_lingene import clear_abandoned, partial_name, writing
 
 
@@ -59,7 +61,15 @@ def save_file(place: Path, pause: Callable[[], None]) -> None:
         folders.write_text(place, "{}")
 
 
-SAVERS = [save_bundle, save_folder, save_bundle_in_a_folder, save_file]
+def save_picture(place: Path, pause: Callable[[], None]) -> None:
+    def savefig(path: Path, format: str) -> None:
+        path.write_bytes(b"")
+        pause()
+
+    save_figure(SimpleNamespace(savefig=savefig), place)
+
+
+SAVERS = [save_bundle, save_folder, save_bundle_in_a_folder, save_file, save_picture]
 CASES = [(save, False) for save in SAVERS] + [(save, True) for save in SAVERS]
 IDS = [f"{save.__name__}{' over' * over}" for save, over in CASES]
 
@@ -92,7 +102,7 @@ def partials(folder: Path) -> set[str]:
 
 def prepared(save: Callable, over: bool, place: Path) -> None:
     """Something at the place to save over, as the saver takes it."""
-    if over and save in (save_bundle, save_file):
+    if over and save in (save_bundle, save_file, save_picture):
         save(place, lambda: None)
     elif over:
         place.mkdir()
@@ -190,6 +200,20 @@ def test_a_place_that_a_killed_save_touched_is_still_an_empty_one(tmp_path):
     assert partials(tmp_path / "out")
     folders.check_empty(tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_place_that_was_asked_whether_it_can_be_written_to_is_still_an_empty_one(tmp_path):
+    """Also where the process was killed between the question and the answer."""
+
+    def asked_and_killed() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "unlink", lambda *_, **__: kill_myself())
+            folders.check_writable(tmp_path)
+
+    os.waitpid(forked(asked_and_killed), 0)
+    assert list(tmp_path.iterdir())
+    folders.check_empty(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # -- what keeps a write from succeeding

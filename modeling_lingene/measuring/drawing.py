@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..writing_lingene import clear_abandoned, partial_name
+
 
 MARKERS = "osD^vPX*"
 INK = "#222222"
@@ -47,9 +49,10 @@ def shades(depths: Sequence[int]) -> dict[int, Any]:
 def save_figure(figure: Any, path: Path) -> None:
     """Writes a picture beside its place and renames it, so that no half-written one is ever seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    clear_abandoned(path)
+    partial = path.with_name(partial_name(path))
     try:
-        figure.savefig(temporary, format=path.suffix[1:])
-        os.replace(temporary, path)
+        figure.savefig(partial, format=path.suffix[1:])
+        os.replace(partial, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

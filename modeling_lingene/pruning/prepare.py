@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
-from ..folders import check_empty, publish_model
+from ..folders import check_empty, check_writable, held_in, publish_model
 from ..found import check_holds_model
 from ..images.augmentation import Augmentation
 from ..images.classes import as_the_model_has_them, names_of
@@ -63,8 +63,11 @@ class Run:
 def finished_results(out: Path, identity: dict, resume: bool) -> dict | None:
     """The results of a finished run; None where it is yet to run or to go on. Refuses the place of something else."""
     if not (out / RUN_FILE).is_file():
-        dense = out / "dense"  # all that an interrupted run may have left before its RUN_FILE
-        if not (resume and dense.is_dir() and set(out.iterdir()) == {dense}):
+        # All that an interrupted run may have left before its RUN_FILE is `dense`, whole or on its way.
+        begun = resume and out.is_dir() and held_in(out, ("dense", RUN_FILE)) <= {"dense"}
+        if begun and not (out / "dense").is_file():
+            check_writable(out)
+        else:
             check_empty(out)
         return None
     if not resume:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..folders import SIZE_PICTURES, read_processor, write_json, write_sizes, write_training
+from ..folders import SIZE_PICTURES, held_in, read_processor, write_json, write_sizes, write_training
 from ..found import TIMM
 from ..hub import write_card
 from ..images.augmentation import Augmentation
@@ -52,6 +52,7 @@ from .unlabelled import UnlabelledStart, feature_rows, labelled_sets, start_with
 from .warm_start import content_of, fit_to, new_rate, processor_of, start_of, suited_rate
 
 
+RESULTS_FILE = "results.json"
 OURS = {"checkpoints", "bundle", "best", "log", "history.json", "history.png", "sizes.png", RUN_FILE, STAGING, CACHE}
 
 SETTINGS = (Recipe, ModelSettings, TrainingSettings, DecompositionSettings, Augmentation, Objective)  # by their flags
@@ -150,7 +151,7 @@ def decompose(
     plot_history(history, out / "history.png", f"Training on {images}")
     run = {"hardware": device_name(device), "torch": torch.__version__, "processes": accelerator.num_processes}
     run["seconds"] = round(sum(row["seconds"] for row in history), 1)
-    write_json(out / "results.json", {"identity": identity, "run": run, "sizes": rows})
+    write_json(out / RESULTS_FILE, {"identity": identity, "run": run, "sizes": rows})
     shutil.rmtree(out / CACHE, ignore_errors=True)  # not before: a run that is stopped while it measures reads it
     return rows
 
@@ -392,12 +393,12 @@ def _finished(out: Path, identity: dict, resume: bool) -> list[dict] | None:
         return None
     if not out.is_dir():
         raise ValueError(f"`out` must be a folder, and {out} is a file.")
-    found = {path.name for path in out.iterdir()}
+    found = held_in(out, (*OURS, RESULTS_FILE))
     if found - {RUN_FILE} and not resume:  # which is written before anything else of a run
         raise ValueError(f"`out` {out} is not empty; `resume` goes on with the run in it, or choose another folder.")
     if resume:
         check_asked(out, identity, "lingene decompose", SETTINGS)
-    results = out / "results.json"
+    results = out / RESULTS_FILE
     if results.is_file():
         try:
             stored = json.loads(results.read_text(encoding="utf-8"))

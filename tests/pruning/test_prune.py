@@ -44,6 +44,7 @@ from modeling_lingene.pruning.record import pruning_facts
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.steps import TrainingSettings
+from modeling_lingene.writing_lingene import partial_name
 from test_hub_server import in_new_process
 
 
@@ -163,6 +164,24 @@ def test_a_run_that_is_stopped_in_training_goes_on_bit_by_bit(tmp_path, monkeypa
         prune(vit, tmp_path / "run", settings, training)
     assert list((tmp_path / "run").glob("*/checkpoints/*"))
     same(prune(vit, tmp_path / "run", settings, training, resume=True), done["published"][1])
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_dense_network_begins_again(tmp_path, monkeypatch, vit):
+    """Or what it was asked for, behind that: nothing else is there yet."""
+    (tmp_path / partial_name(tmp_path / "dense")).mkdir()
+    (tmp_path / partial_name(tmp_path / "run.json")).write_text("cut sh")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "prepared", stop)
+    for _ in ("without one", "with one"):
+        with pytest.raises(KeyboardInterrupt):
+            prune(vit, tmp_path, SETTINGS, TRAINING, resume=True)
+        (tmp_path / "dense").mkdir(exist_ok=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="`out` .* must be a new or empty folder"):
+        prune(vit, tmp_path, SETTINGS, TRAINING, resume=True)
 
 
 def test_whoever_teaches_is_heard_in_search_and_tuning(tmp_path, monkeypatch, vit):

@@ -24,6 +24,7 @@ from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.named import RECIPES
 from modeling_lingene.training.recipes import quickstart
+from modeling_lingene.writing_lingene import partial_name
 
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
@@ -158,6 +159,21 @@ def test_a_run_stopped_while_measuring_goes_on_without_a_step(run, unfinished, u
     assert read(unfinished / "results.json") == read(run.out / "results.json")
 
 
+def test_a_run_that_was_killed_while_it_wrote_goes_on(run, unfinished, unmeasured, monkeypatch):
+    """What it was writing stays, under a hidden name: a bundle, a file, the question whether one can be written, a
+    picture as an earlier version drew it. Nobody but the run's own writers has use for it."""
+    for name in ("bundle", "best"):
+        left = unfinished / partial_name(unfinished / name)
+        left.mkdir()
+        (left / "config.json").write_text("cut sh")
+    for name in ("results.json", "history.json", "sizes.png", "."):
+        (unfinished / partial_name(unfinished / name)).write_text("cut sh")
+    (unfinished / ".sizes.png.1.tmp").write_text("cut sh")
+    forbid(monkeypatch, "_run_epoch")
+    assert quickstart(unfinished, epochs=1) == run.rows
+    assert bundle_weights_id(unfinished / "bundle") == bundle_weights_id(run.bundle)
+
+
 @pytest.mark.parametrize("written", [pytest.param([], marks=pytest.mark.slow), ["model.safetensors"]])
 def test_a_run_stopped_in_its_first_save_goes_on(run, unmeasured, tmp_path, monkeypatch, written):
     """The folder then holds a part of a checkpoint and nothing else; it must not pass for somebody else's."""
@@ -190,6 +206,7 @@ def test_other_settings_are_refused_in_a_folder_that_is_finished_or_begun(run, u
     "name, content",
     [
         ("notes.txt", "mine"),
+        (".notes.txt.0123abcd.1.0123abcd.partial", "mine"),
         ("results.json", "{}"),
         ("results.json", "[]"),
         ("results.json", "cut sh"),
