@@ -4,7 +4,7 @@ Notation: b batch, t tokens, p patches, d hidden size, n pictures.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..progress import quiet_loading
 from ..readout import Readout, brought_back
 
 
+Tokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # (b, C, h, w) -> (b, d), (b, p, d)
 POOLER = "pooler."  # tensors that no measure reads, of families that have them
 KEPT_BYTES = 1 << 31  # of pixels, and of a reference's tokens with them
 
@@ -140,29 +141,30 @@ class Reference:
     """Batches of images together with what another encoder says of them.
 
     Args:
-        model: that encoder; moved to the device.
+        ask: (pixel_values) -> that encoder's class tokens (b, d) and patch tokens (b, p, d).
         batches: dicts with pixel_values (b, 3, h, w) and labels (b,).
         seen: the same images as the other encoder wants them; default the same pixels.
         name: of the encoder, for rows, tables and messages.
         readout: of it, if its channels were turned and it is compared with what has other ones.
+        model: the encoder, where it was loaded for this.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        ask: Tokens,
         batches: Iterable[dict],
         seen: Iterable[dict] | None,
-        device: str,
         name: str,
         readout: Readout | None = None,
+        model: nn.Module | None = None,
     ):
-        self.model, self.batches, self.seen, self.name = model.to(device), batches, seen, name
-        self.readout = readout
+        self.ask, self.batches, self.seen, self.name = ask, batches, seen, name
+        self.readout, self.model = readout, model
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches with `expected_class` (b, d) and `expected_patches` (b, p, d) on the CPU."""
         pairs = ((b, b) for b in self.batches) if self.seen is None else zip(self.batches, self.seen, strict=True)
         for batch, seen in pairs:
             with torch.inference_mode():
-                tokens, patches = brought_back(class_and_patches(self.model, seen["pixel_values"]), self.readout)
+                tokens, patches = brought_back(self.ask(seen["pixel_values"]), self.readout)
             yield {**batch, "expected_class": tokens.cpu(), "expected_patches": patches.cpu()}

@@ -32,6 +32,7 @@ from ..images.batches import Batches, batches
 from ..images.data import HELD_OUT, WHOLE, LabelledImages
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
+from .features import Tokens
 from .grids import check_trained, grid_sizes
 from .metrics import (
     Timings,
@@ -182,6 +183,7 @@ class _Way:
         batch_size: int,
         reference: str | None,
         device: str,
+        teacher: Tokens | None = None,
     ):
         self.bundle, self.head, self.sets, self.device, self.stick = bundle, head, sets, device, None
         config = read_config(bundle)
@@ -192,7 +194,8 @@ class _Way:
                 raise ValueError("`reference` is whom the cosine compares with; `metric` is accuracy.")
             self.batches = batches(sets.images, processor, batch_size)
         else:
-            self.stick = yardstick(bundle, config.hidden_size, sets, processor, batch_size, reference, device, config)
+            asking = (sets, processor, batch_size, reference, device, config, teacher)
+            self.stick = yardstick(bundle, config.hidden_size, *asking)
 
     def measured(self, sizes: Sequence[Size], **options) -> dict[str, dict]:
         """What is found of every size, by its name."""
@@ -234,6 +237,7 @@ def measure_sizes(
     metric: str | None = None,
     train: LabelledImages | None = None,
     reference: str | None = None,
+    teacher: Tokens | None = None,
 ) -> list[dict]:
     """Materialise sizes of a bundle as a user would, through `from_pretrained`, and measure each.
 
@@ -244,6 +248,7 @@ def measure_sizes(
         threads: for the latency on a CPU.
         device: default the CPU.
         metric, train, reference: as for `evaluate_model`.
+        teacher: as for `yardstick`.
 
     Returns:
         Rows of `sizes.json`, with latency.
@@ -252,7 +257,7 @@ def measure_sizes(
     sizes, head = [config.size(*size) for size in sizes], Bundle(bundle, config).has_head
     sets = Sets(default_metrics(metric, head, train), held.images, train)
     check_sets(sets, bundle, head)
-    way = _Way(bundle, head, sets, held.processor, held.batch_size, reference, device or "cpu")
+    way = _Way(bundle, head, sets, held.processor, held.batch_size, reference, device or "cpu", teacher)
     found = way.measured(sizes, threads=threads, progress=progress)
     return _rows(config, sizes, found, held.images, head, way.image_size)
 

@@ -4,6 +4,7 @@ With a classifier that is accuracy. Without one: k-NN and a linear probe, on lab
 agreement with a reference, on any pictures.
 """
 
+import functools
 import hashlib
 import os
 import warnings
@@ -28,7 +29,7 @@ from ..images.classes import as_the_model_has_them
 from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
 from ..readout import Readout, brought_back, read_readout
-from .features import Kept, Reference, class_and_patches, load_encoder
+from .features import Kept, Reference, Tokens, class_and_patches, load_encoder
 from .judging import agreement, check_patches_compare, cosines, knn_accuracy, mean_error, probe_accuracy, probe_needs
 from .metrics import accuracy, check_pictures, patch_count, share_error
 
@@ -250,6 +251,7 @@ def yardstick(
     reference: str | None = None,
     device: str = "cpu",
     config: PretrainedConfig | None = None,
+    teacher: Tokens | None = None,
 ) -> Yardstick:
     """The yardstick for the sizes of a bundle, or for a plain model.
 
@@ -260,6 +262,8 @@ def yardstick(
         processor: its own.
         reference: a transformers encoder by folder or name, with its own preprocessing where it has some.
         config: of `name`; without one, as of an exported file, patches are counted at the first batch alone.
+        teacher: the reference in memory, of as many channels and patches, which is to see the very pixels that the
+            sizes see: with its own preprocessing it would say something else than what they learned from it.
 
     Raises:
         ValueError: no reference for the cosine, or one without its use; one that cannot be read, has another width or,
@@ -271,6 +275,10 @@ def yardstick(
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
     chosen = name if reference is None else reference
+    if teacher is not None:
+        readouts = [read_readout(one) for one in (chosen, name)]
+        asked = Reference(teacher, images, None, public_name(chosen), readouts[0])
+        return Yardstick(sets.metrics, images, train, asked, readouts[1])
     known, seen, told = _reference_config(name, reference), None, OWN
     readouts = [read_readout(one) for one in (chosen, name)]
     if reference is not None:
@@ -291,10 +299,9 @@ def yardstick(
             "reference of that width, or --metric knn."
         )
     whole = {"allow_untrained": True} if known.model_type in BUNDLE_TYPES else {}
-    model = load_encoder(chosen, known, dtype=torch.float32, **whole)
-    return Yardstick(
-        sets.metrics, images, train, Reference(model, images, seen, device, told, readouts[0]), readouts[1]
-    )
+    model = load_encoder(chosen, known, dtype=torch.float32, **whole).to(device)
+    ask = functools.partial(class_and_patches, model)
+    return Yardstick(sets.metrics, images, train, Reference(ask, images, seen, told, readouts[0], model), readouts[1])
 
 
 def _reference_config(name: str | os.PathLike, reference: str | None) -> PretrainedConfig:

@@ -141,6 +141,7 @@ def decompose(
         sets = Sets(("cosine",), start.held_out.images)
     if sets:
         how = {"threads": threads, "device": str(device), "reference": reference}
+        how["teacher"] = start.taught if recipe.unlabelled else None
         losses, rows = rows, _measured(out / "bundle", sets, start, _sizes(recipe, start), how)
         rows = [{**loss, **row} for loss, row in zip(losses, rows, strict=True)] if losses else rows
         title = title or f"One bundle on {images}: every size"
@@ -365,6 +366,7 @@ def _measured(
 def _reference(recipe: Recipe) -> str | None:
     """Whom sizes that learned without labels are compared with; None where their channels are nobody's that can be.
 
+    It sees the pixels that training showed it, which its own preprocessing may have cropped.
     A teacher of timm, or one that sees pictures of another size or shape than its own preprocessing makes, is none.
     """
     if not recipe.teacher:

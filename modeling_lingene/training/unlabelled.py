@@ -39,13 +39,15 @@ class UnlabelledStart:
     Args:
         trained: the encoder with its heads.
         source, held_out: of batches, for training and for choosing the best state.
-        teacher, held_out_teacher: batch -> tokens (b, t, D) of the one and of the other.
+        encoder: whom it learns from.
+        teacher, held_out_teacher: batch -> its tokens (b, t, D) of the one and of the other, perhaps kept.
         readout: of the bundle that it starts from, kept: training goes on in its channels.
     """
 
     trained: FeatureStudent
     source: Any
     held_out: Any
+    encoder: Encoder
     teacher: Callable[[dict], torch.Tensor]
     held_out_teacher: Callable[[dict], torch.Tensor]
     readout: Readout | None
@@ -63,6 +65,12 @@ class UnlabelledStart:
         """Of a `TrainingLoop`."""
         metric = feature_metric(self.held_out_teacher)
         return {"held_out": self.held_out, "teacher": self.teacher, "metric": metric}
+
+    def taught(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What it is to learn of some pictures, as the student sees them, (b, C, h, w): class tokens (b, D) and patch
+        tokens (b, p, D)."""
+        tokens = self.encoder({"pixel_values": pixel_values.to(self.source.device)})
+        return tokens[:, 0], tokens[:, 1:]
 
     def save(self, folder: Path, state: dict) -> None:
         """A bundle with this state, without the heads, and its preprocessing."""
@@ -119,7 +127,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
             CachedTeacher(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)
             for source, name in files
         ]
-    return UnlabelledStart(student, *sources, *teachers, readout)
+    return UnlabelledStart(student, *sources, teacher, *teachers, readout)
 
 
 def labelled_sets(recipe: Recipe, reference: str | None) -> Sets | None:
