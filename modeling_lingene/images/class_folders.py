@@ -1,4 +1,5 @@
 """Folders of images: which files belong to which split, and to which class, a folder each; what is left out is named.
+Of parquet files the names say which split they belong to.
 
 FOLDER/cat/1.png                    undivided: every split is the whole
 FOLDER/train/cat/a/1.png            divided; images may lie deeper than their class
@@ -6,6 +7,7 @@ FOLDER/holdout/cat/1.png
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,6 +65,27 @@ def split_folders(folder: Path) -> dict[str, Path]:
     strangers = [f"{path.name}/" for path in subfolders if path not in inside]
     _warn_of(folder, strangers, f"is no split: splits are called {', '.join(SPLIT_ALIASES)}")
     return {split: paths[0] for split, paths in named.items()}
+
+
+def split_files(data: str, files: Sequence[str]) -> dict[str, list[str]]:
+    """{split: files}, by how their names start, or {`whole`: files} where none starts with a split's.
+
+    Args:
+        data: that names the files, for the message.
+
+    Raises:
+        ValueError: some do and others do not.
+    """
+    parts: dict[str, list[str]] = {}
+    for file in files:
+        match = re.match(rf"({'|'.join(SPLIT_ALIASES)})[-_.]", Path(file).name, re.IGNORECASE)
+        parts.setdefault(SPLIT_ALIASES[match[1].lower()] if match else WHOLE, []).append(file)
+    if WHOLE in parts and len(parts) > 1:
+        raise ValueError(
+            f"`data` must be files that all start with a split's name (train-, test-, validation-) or none that does; "
+            f"in {data!r} {Path(parts[WHOLE][0]).name} does not and others do. Rename it or leave it out."
+        )
+    return parts
 
 
 def class_files(folder: Path, extensions: set[str]) -> dict[str, list[str]]:

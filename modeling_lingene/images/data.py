@@ -25,7 +25,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..extras import require
 from ..found import out_of_reach, wrong_kind
-from .class_folders import SPLIT_ALIASES, WHOLE, ImageFiles, class_files, split_folders
+from .class_folders import SPLIT_ALIASES, WHOLE, ImageFiles, class_files, split_files, split_folders
 from .decoding import upright_rgb
 
 
@@ -216,14 +216,11 @@ def load_images(data: str, split: str = "test", labelled: bool = True) -> Labell
     if data == "digits":
         return _digits(split)
     path = Path(data).expanduser()
-    if os.path.isdir(path):  # not path.is_dir(), which raises where a long list of files is no legal name
-        files = sorted(str(file) for file in path.glob("*.parquet"))
-        if files:
-            return _parquet(data, files, path.resolve().name, split, labelled)
+    files = parquet_files(data)
+    if files:
+        return _parquet(data, files, split, labelled)
+    if os.path.isdir(path):
         return _image_folder(data, path, split)
-    if os.path.isfile(path) or data.endswith(".parquet") or any(character in data for character in ",*?["):
-        files = _parquet_files(data)
-        return _parquet(data, files, Path(files[0]).resolve().parent.name, split, labelled)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) or data.startswith("."):
         raise ValueError(f"{EXPECTED}; there is no file or folder {data!r} here.")
     return _from_hub(data, split, labelled)
@@ -320,8 +317,18 @@ def _image_folder(data: str, folder: Path, split: str) -> LabelledImages:
     return LabelledImages(ImageFiles(paths), labels, names, folder.resolve().name, chosen)
 
 
-def _parquet_files(data: str) -> list[str]:
-    """The files that a comma-separated list of paths and globs names."""
+def parquet_files(data: str) -> list[str]:
+    """The parquet files in a folder, or those that a comma-separated list of paths and globs names; none where `data`
+    is a folder of something else, or the name of a set.
+
+    Raises:
+        ValueError: a part of the list is nobody's path, or other files than parquet.
+    """
+    path = Path(data).expanduser()
+    if os.path.isdir(path):  # not path.is_dir(), which raises where a long list of files is no legal name
+        return sorted(str(file) for file in path.glob("*.parquet"))
+    if not (os.path.isfile(path) or data.endswith(".parquet") or any(character in data for character in ",*?[")):
+        return []
     files: list[str] = []
     for part in (part.strip() for part in data.split(",")):
         path = str(Path(part).expanduser())
@@ -335,17 +342,14 @@ def _parquet_files(data: str) -> list[str]:
     return files
 
 
-def _parquet(data: str, files: list[str], name: str, split: str, labelled: bool) -> LabelledImages:
-    datasets = require("datasets")
-    parts: dict[str, list[str]] = {}
-    for file in files:
-        match = re.match(rf"({'|'.join(SPLIT_ALIASES)})[-_.]", Path(file).name)
-        parts.setdefault(SPLIT_ALIASES[match[1]] if match else WHOLE, []).append(file)
-    if WHOLE in parts and len(parts) > 1:
-        raise ValueError(
-            f"`data` must be files that all start with a split's name (train-, test-, validation-) or none that does; "
-            f"in {data!r} {Path(parts[WHOLE][0]).name} does not and others do. Rename it or leave it out."
-        )
+def files_name(data: str, files: list[str]) -> str:
+    """What a set of parquet files is called: the folder that was named, or else that of the first file."""
+    folder = Path(data).expanduser()
+    return (folder.resolve() if os.path.isdir(folder) else Path(files[0]).resolve().parent).name
+
+
+def _parquet(data: str, files: list[str], split: str, labelled: bool) -> LabelledImages:
+    datasets, parts = require("datasets"), split_files(data, files)
     chosen = choose_split(data, split, list(parts))
     try:
         dataset = datasets.load_dataset("parquet", data_files={chosen: parts[chosen]}, split=chosen)
@@ -353,7 +357,7 @@ def _parquet(data: str, files: list[str], name: str, split: str, labelled: bool)
         raise ValueError(
             f"`data` must be readable parquet files; got {data!r}: {error.__cause__ or error} Write them again."
         ) from error
-    return _from_dataset(data, dataset, name, chosen, labelled)
+    return _from_dataset(data, dataset, files_name(data, files), chosen, labelled)
 
 
 def _from_hub(data: str, split: str, labelled: bool) -> LabelledImages:

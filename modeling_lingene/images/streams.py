@@ -5,8 +5,8 @@
 By `datasets`: each process reads its own shards (or, where they do not divide, its own images), shuffled in a buffer.
 """
 
-import glob
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..extras import require
 from ..found import is_path
 from .augmentation import Augmentation
-from .data import IMAGE_COLUMNS, LABEL_COLUMNS, EncodedImages, LabelledImages, check_set_within_reach
+from .class_folders import split_files
+from .data import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    EncodedImages,
+    LabelledImages,
+    check_set_within_reach,
+    choose_split,
+    files_name,
+    parquet_files,
+)
 from .loaders import Layout, PictureImages, PictureMaker, collate, derived_seed
 
 
@@ -129,7 +139,7 @@ def open_stream(
     """The training split of a set on the Hub, or of parquet files, as a stream.
 
     Args:
-        data: a name on the Hub, a folder or glob of parquet files.
+        data: a name on the Hub, or parquet files as `load_images` takes them, of which those for training are read.
         processor_of: (image height in pixels) -> image processor.
         epoch_images: images of an epoch; 0 asks the set.
 
@@ -137,13 +147,15 @@ def open_stream(
         ValueError: it cannot be found, lacks a column, class names or a length.
     """
     datasets = require("datasets")
-    path = Path(data).expanduser()
-    files = sorted(glob.glob(str(path / "train*.parquet") if path.is_dir() else data))
-    if not (files or is_path(data) or path.exists()):
+    files, name, split = parquet_files(data), Path(data).expanduser().name, "train"
+    if files:
+        parts, name = split_files(data, files), files_name(data, files)
+        split = choose_split(data, split, list(parts))
+    elif not (is_path(data) or os.path.exists(Path(data).expanduser())):
         check_set_within_reach(data, datasets)
     try:
         if files:
-            stream = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
+            stream = datasets.load_dataset("parquet", data_files={split: parts[split]}, split=split, streaming=True)
         else:
             stream = datasets.load_dataset(data, split="train", streaming=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -157,7 +169,7 @@ def open_stream(
     if not count:
         raise ValueError(f"`epoch_images` is needed: {data} does not say how many images it has.")
     first = next(iter(stream))
-    labelled = LabelledImages([first[columns[0]]], [first[columns[1]]], names, path.name, "train")
+    labelled = LabelledImages([first[columns[0]]], [first[columns[1]]], names, name, split)
     encoded = stream.select_columns(list(columns)).cast_column(columns[0], datasets.Image(decode=False))
     processor = processor_of(first[columns[0]].size[1])
     return StreamedImages(encoded, columns, labelled, count, processor, augmentation, device, workers)

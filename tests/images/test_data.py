@@ -185,6 +185,15 @@ def test_parquet_files_belong_to_the_split_they_are_named_after(tmp_path, no_cac
         load_images(f"{first},{second}", "test")
 
 
+def test_the_name_of_a_parquet_file_says_its_split_in_any_case(tmp_path, no_cache):
+    """As a folder's does: what was written as a test part would be trained on, and measured on."""
+    for name, value in (("Train-0", 1), ("Test-0", 2), ("VAL.0", 3)):
+        parquet(tmp_path / f"{name}.parquet", [value], [0], ["a", "b"])
+    for split, value in (("train", 1), ("test", 2), ("validation", 3)):
+        images = load_images(str(tmp_path), split)
+        assert images.split == split and [one.getpixel((0, 0))[0] for one in images.images] == [value]
+
+
 @pytest.mark.parametrize("columns", [("img", "label"), ("image", "labels"), ("img", "fine_label")])
 def test_plain_columns_are_found_under_their_usual_names(tmp_path, no_cache, columns):
     """Many sets on the Hub call them `img` or `fine_label`, and have integers without names."""

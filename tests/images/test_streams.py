@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import helpers
 from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.data import load_images
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.images.streams import open_stream
 
@@ -85,6 +87,42 @@ def test_processes_read_different_images_that_together_are_all(folder):
     assert len(found) == COUNT and max(counts.values()) <= 2  # uneven shards begin again
     if len(list(folder.glob("*.parquet"))) == 1:
         assert max(counts.values()) == 1
+
+
+@pytest.mark.parametrize("way", ["folder", "glob", "list", "list with a glob"])
+@pytest.mark.parametrize("case", [str.lower, str.title])
+def test_only_the_files_of_the_training_part_are_read(tmp_path, way, case):
+    """However they are named: every other picture would be trained on and then measured. Training pictures are dark,
+    those for the test bright, those for validation white."""
+    (tmp_path / "set").mkdir()
+    files = []
+    for name, grey in (("train-0", 10), ("test-0", 250), ("train-1", 10), ("val-0", 255)):
+        rows = {"image": [Image.new("RGB", (16, 16), (grey,) * 3)] * 4, "label": [0, 1, 2, 3]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=7)})
+        files.append(tmp_path / "set" / f"{case(name)}.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(files[-1])
+    data = {
+        "folder": tmp_path / "set",
+        "glob": tmp_path / "set" / "*.parquet",
+        "list": ",".join(map(str, files)),
+        "list with a glob": f"{files[0]}, {tmp_path}/set/*-[1].parquet, {files[1]}",
+    }[way]
+    source = stream(data, epoch_images=8)
+    values = torch.cat(passed(source, Layout(4)))
+    assert (values - (2 * 10 / 255 - 1)).abs().max() < 1e-3
+    assert (source.images.name, source.images.split) == ("set", "train")
+    whole = load_images(str(data), "train")
+    assert (whole.name, whole.split, len(whole)) == ("set", "train", 8)
+
+
+def test_files_that_are_of_no_split_or_not_there_are_refused(tmp_path):
+    """As `load_images` refuses them."""
+    write(tmp_path, 2)
+    (tmp_path / "train-00001-of-00002.parquet").rename(tmp_path / "more.parquet")
+    with pytest.raises(ValueError, match="`data` must be files that all start with a split's name"):
+        stream(tmp_path / "*.parquet")
+    with pytest.raises(ValueError, match=r"no file matches '.*nothing\*.parquet'"):
+        stream(tmp_path / "nothing*.parquet")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
