@@ -26,6 +26,7 @@ from transformers.utils import logging
 from ..budget_lingene import AGREEMENT, METRICS, TIMING, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
+from ..extras import require
 from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
 from ..found import public_name
 from ..images.batches import Batches, batches
@@ -93,7 +94,9 @@ def sweep(
     Raises:
         ValueError: sizes that are not legal or not trained, all of them; weights that `sizes.json` does not belong to;
             images of other classes; a metric that the bundle or the images do not have.
+        ImportError: matplotlib is missing, or scikit-learn for a probe; the message says what to install.
     """
+    require("matplotlib")  # not when all sizes are measured
     state = PartialState(cpu=device == "cpu") if "WORLD_SIZE" in os.environ else None
     device = check_device(device) if state is None else str(state.device)
     alone = state is None or state.num_processes == 1

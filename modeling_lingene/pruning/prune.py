@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from ..extras import require
 from ..folders import read_config, write_json
 from ..images.augmentation import Augmentation
 from ..images.loaders import Layout, training_images
@@ -76,6 +77,7 @@ def prune(
 
     Raises:
         ValueError: whatever of it cannot be met; the folder holds another run or something else.
+        ImportError: matplotlib is missing; the message says what to install.
     """
     out, training = Path(out), training or TRAINING
     objective, augmentation = objective or Objective(), augmentation or Augmentation()
@@ -87,6 +89,7 @@ def prune(
     finished = decided_on_main(accelerator, lambda: finished_results(out, identity, resume))
     if finished is not None:
         return finished
+    require("matplotlib")  # not at the end of hours
     of_run = {"training": training, "objective": objective, "augmentation": augmentation, "identity": identity}
     with traceless(out, accelerator.is_main_process):
         dense = decided_on_main(accelerator, lambda: dense_folder(model, size or {}, out))

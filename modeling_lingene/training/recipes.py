@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..extras import require
 from ..folders import SIZE_PICTURES, held_in, read_processor, write_json, write_sizes, write_training
 from ..found import TIMM
 from ..hub import write_card
@@ -120,7 +121,7 @@ def decompose(
 
     Raises:
         ValueError: the folder holds another run or something else; whatever of the recipe cannot be met.
-        ImportError: scikit-learn is missing for a probe.
+        ImportError: matplotlib is missing, or scikit-learn for a probe; the message says what to install.
     """
     out, recipe = Path(out), suited(recipe)
     accelerator = make_accelerator(recipe.training, out)
@@ -128,6 +129,7 @@ def decompose(
     finished = decided_on_main(accelerator, lambda: _finished(out, identity, resume))
     if finished is not None:
         return finished if accelerator.is_main_process else []
+    require("matplotlib")  # not at the end of hours
     reference = _reference(recipe) if recipe.unlabelled else None
     sets = labelled_sets(recipe, reference) if recipe.metric else None
     start, history, rows = _trained(recipe, out, identity, accelerator, measuring=True)

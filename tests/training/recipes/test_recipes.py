@@ -7,6 +7,7 @@ Pictures of noise in two folders; a model of three layers.
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ import helpers
 from modeling_lingene.folders import check_folder
 from modeling_lingene.images import data
 from modeling_lingene.images.data import load_images, open_parts
+from modeling_lingene.measuring import sweep
 from modeling_lingene.measuring.sweep import sweep_data
+from modeling_lingene.pruning.prune import prune
+from modeling_lingene.pruning.settings import PruneSettings
 from modeling_lingene.training import recipes
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.named import RECIPES
@@ -177,6 +181,28 @@ def test_fewer_images_than_a_step_takes_are_refused_before_one_is_decoded(folder
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=999))
     with pytest.raises(ValueError, match="`batch_size` 999 makes 999 images a step, and there are .* use a smaller"):
         recipes.decompose(recipe, tmp_path / "out")
+
+
+def test_what_draws_at_its_end_asks_for_matplotlib_before_it_begins(folders, tmp_path, monkeypatch, run):
+    """`pip install "modeling_lingene[train]"` does not bring it, and a run of hours would end without its results."""
+    forbid(monkeypatch, "fit")
+    monkeypatch.setattr(sweep, "measured", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    recipe = tiny_recipe(folders)
+    commands = {
+        "decompose": lambda: recipes.decompose(recipe, tmp_path / "out"),
+        "quickstart": lambda: recipes.quickstart(tmp_path / "out"),
+        "sweep": lambda: sweep.sweep_data(run.bundle, "digits", "test", out=tmp_path / "out"),
+        "prune": lambda: prune(run.bundle, tmp_path / "out", PruneSettings(data="digits", target_macs=0.5)),
+    }
+    for command in commands.values():
+        with pytest.raises(
+            ImportError, match=r'matplotlib is needed here: pip install "modeling_lingene\[analysis\]"'
+        ):
+            command()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(AssertionError, match="fit was called"):
+        recipes.train(recipe, tmp_path / "out")  # which draws nothing
 
 
 def test_every_recipe_describes_a_model_and_a_schedule_that_fit_together():
