@@ -46,6 +46,20 @@ def normalisation(said: dict[str, Any], channels: int = 3) -> tuple[list[float],
     return tuple([value / scale for value in one] for one in listed)
 
 
+def first_height(images: LabelledImages) -> int:
+    """Of the first picture that decodes, upright, pixels.
+
+    Raises:
+        ValueError: none does.
+    """
+    problem = ""
+    for place in range(len(images)):
+        picture, problem = images.decoded(place)
+        if picture is not None:
+            return picture.height
+    raise ValueError(f"`data` must be images that decode; of the {len(images)} of {images.name} none does: {problem}.")
+
+
 def check_patches(said: dict, patch: tuple[int, int], whose: str) -> None:
     """Refuse preprocessing whose pictures no patch fits into.
 

@@ -32,6 +32,7 @@ from .loaders import Layout, PictureImages, PictureMaker, collate, derived_seed
 
 
 BUFFER = 10_000  # images among which the next one is drawn
+HEAD = 100  # images among which one must decode
 
 
 class StreamedImages(PictureImages):
@@ -117,12 +118,12 @@ class _Stream(IterableDataset):
                 raise ValueError("`data` has fewer images than processes that read it.")
 
     def _picture(self, row: dict, index: int, place: tuple[int, int]) -> tuple:
-        picture, label = self.columns
+        label = self.columns[1]
         if row[label] is None or not 0 <= row[label] < self.num_labels:
             raise ValueError(
                 f"`data` must have labels from 0 to {self.num_labels - 1}; a picture of the stream has {row[label]}."
             )
-        one = LabelledImages(EncodedImages([{picture: row[picture]}], picture), [row[label]], [], "", "")
+        one = _labelled(row, self.columns, [], "", "")
         seed = derived_seed(self.seed, "picture", *place, index)
         pixels, problem = self.make(one, 0, seed)
         return pixels, row[label], seed, problem
@@ -140,11 +141,12 @@ def open_stream(
 
     Args:
         data: a name on the Hub, or parquet files as `load_images` takes them, of which those for training are read.
-        processor_of: (image height in pixels) -> image processor.
+        processor_of: (one of its pictures, labelled) -> image processor.
         epoch_images: images of an epoch; 0 asks the set.
 
     Raises:
-        ValueError: it cannot be found, lacks a column, class names or a length.
+        ValueError: it cannot be found, lacks a column, class names or a length, or begins with pictures that do not
+            decode.
     """
     datasets = require("datasets")
     files, name, split = parquet_files(data), Path(data).expanduser().name, "train"
@@ -168,11 +170,18 @@ def open_stream(
     count = epoch_images or getattr(known, "num_examples", 0) or 0
     if not count:
         raise ValueError(f"`epoch_images` is needed: {data} does not say how many images it has.")
-    first = next(iter(stream))
-    labelled = LabelledImages([first[columns[0]]], [first[columns[1]]], names, name, split)
     encoded = stream.select_columns(list(columns)).cast_column(columns[0], datasets.Image(decode=False))
-    processor = processor_of(first[columns[0]].size[1])
-    return StreamedImages(encoded, columns, labelled, count, processor, augmentation, device, workers)
+    heads = (_labelled(row, columns, names, name, split) for row in itertools.islice(encoded, HEAD))
+    first = next((one for one in heads if one.decoded(0)[0] is not None), None)
+    if first is None:
+        raise ValueError(f"`data` must be images that decode; none of the first {HEAD} of {data} does.")
+    return StreamedImages(encoded, columns, first, count, processor_of(first), augmentation, device, workers)
+
+
+def _labelled(row: dict, columns: tuple[str, str], names: list[str], name: str, split: str) -> LabelledImages:
+    """One row, its picture not decoded; arguments as of `StreamedImages` and `LabelledImages`."""
+    picture, label = columns
+    return LabelledImages(EncodedImages([{picture: row[picture]}], picture), [row[label]], names, name, split)
 
 
 def _column(stream: Any, names: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from ..folders import SIZE_PICTURES, held_in, read_processor, write_json, write_
 from ..found import TIMM
 from ..hub import write_card
 from ..images.augmentation import Augmentation
-from ..images.batches import batches, image_processor, size_field
+from ..images.batches import batches, first_height, image_processor, size_field
 from ..images.classes import as_the_model_has_them
 from ..images.data import WHOLE, LabelledImages, check_labels, load_images, open_parts
 from ..images.loaders import training_images
@@ -306,10 +306,10 @@ def _sources(recipe: Recipe, accelerator: Accelerator, begun: RecomposingModel |
     """The training images as a source of batches, those for validation (or None) and those for the end."""
     device = accelerator.device
 
-    def processor(height: int) -> Any:
-        return (
-            image_processor(recipe.model.image_size or height) if begun is None else processor_of(recipe.init, begun)
-        )
+    def processor(images: LabelledImages) -> Any:
+        if begun is not None:
+            return processor_of(recipe.init, begun)
+        return image_processor(recipe.model.image_size or first_height(images))
 
     if recipe.streaming:
         test, validation = load_images(recipe.data, "test"), load_images(recipe.data, "validation")
@@ -318,8 +318,7 @@ def _sources(recipe: Recipe, accelerator: Accelerator, begun: RecomposingModel |
         return opened, validation, test
     train, validation, test = open_parts(recipe.data, recipe.validation_share, recipe.validation_seed)
     layout(accelerator, recipe.training).steps(len(train))
-    made = processor(train.images[0].size[1])
-    return training_images(train, made, recipe.augmentation, device, recipe.workers), validation, test
+    return training_images(train, processor(train), recipe.augmentation, device, recipe.workers), validation, test
 
 
 def _parts(recipe: Recipe, start: _Start, run: tuple[Path, dict, Accelerator]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ..configuration_base_lingene import BundleConfig
 from ..configuration_lingene import LinGeneConfig
 from ..configuration_swin_lingene import LinGeneSwinConfig
 from ..images.augmentation import Augmentation
+from ..images.batches import first_height
 from ..images.data import LabelledImages
 from ..measuring.grids import trained_depths
 from .decomposition import DecompositionSettings
@@ -27,7 +28,7 @@ class ModelSettings:
         hidden_size: channels; of a network of stages those of the first one, and they double from stage to stage.
         num_attention_heads: of each layer; of a network of stages as its channels.
         intermediate_size: MLP units; 0 is four times the channels.
-        image_size: pixels; 0 is the height of the first training image.
+        image_size: pixels; 0 is the height of the first training image that decodes.
         patch_size: pixels.
         depth: number of layers; of a network of stages `stages` says it.
         stages: layers of each stage of a Swin Transformer, whose deepest stage is made of components; empty is a ViT.
@@ -77,7 +78,7 @@ class ModelSettings:
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
         config = self.network(
             **self.shape(decomposition),
-            image_size=self.image_size or images.images[0].size[1],
+            image_size=self.image_size or first_height(images),
             patch_size=self.patch_size,
             hidden_dropout_prob=self.dropout,
             trained_width_ratios=decomposition.trained_widths(self.num_attention_heads),

@@ -12,7 +12,7 @@ from PIL import Image
 
 import helpers
 from modeling_lingene.images.augmentation import Augmentation
-from modeling_lingene.images.batches import image_processor
+from modeling_lingene.images.batches import first_height, image_processor
 from modeling_lingene.images.data import load_images
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.images.streams import open_stream
@@ -49,7 +49,7 @@ def folder(request, tmp_path_factory) -> Path:
 
 def stream(folder: Path, augmentation: Augmentation | None = None, **options):
     options = {"epoch_images": COUNT, **options}
-    return open_stream(str(folder), image_processor, augmentation or Augmentation(), **options)
+    return open_stream(str(folder), lambda images: image_processor(16), augmentation or Augmentation(), **options)
 
 
 def passed(source, layout: Layout, seed: str = "0 0 0", first: int = 0) -> list[torch.Tensor]:
@@ -158,6 +158,27 @@ def test_pictures_that_do_not_decode_are_counted_and_refused_above_a_share(tmp_p
     source = stream(tmp_path, epoch_images=8)
     with pytest.raises(ValueError, match="`data` must be images that decode"):
         passed(source, Layout(8))
+
+
+def rows_of(*contents: bytes) -> "datasets.Dataset":
+    """Pictures by their encoded bytes, all of the first class of two."""
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(2)})
+    rows = {"image": [{"bytes": content, "path": None} for content in contents], "label": [0] * len(contents)}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_the_first_pictures_need_not_decode(tmp_path):
+    """One that does says how large they are; where none of the first hundred does, it is no set of pictures."""
+    helpers.pictures(1, size=24).images[0].save(tmp_path / "good.png")
+    good, bad = (tmp_path / "good.png").read_bytes(), b"no picture"
+    for name, contents in (("begins", [bad] * 3 + [good] * 5), ("never", [bad] * 120)):
+        (tmp_path / name).mkdir()
+        rows_of(*contents).to_parquet(tmp_path / name / "train-0.parquet")
+    made = []
+    open_stream(str(tmp_path / "begins"), lambda images: made.append(images) or image_processor(16), Augmentation(), 8)
+    assert first_height(made[0]) == 24
+    with pytest.raises(ValueError, match="`data` must be images that decode; none of the first 100 of .*never does"):
+        stream(tmp_path / "never")
 
 
 @pytest.mark.parametrize("workers, label", [(0, -1), (0, None), (1, None)])  # a worker's end takes five seconds

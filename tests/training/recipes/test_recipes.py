@@ -15,7 +15,7 @@ from recipe_runs import forbid, read, tiny_recipe
 from transformers import AutoModelForImageClassification
 
 import helpers
-from modeling_lingene.folders import check_folder
+from modeling_lingene.folders import check_folder, read_processor
 from modeling_lingene.images import data
 from modeling_lingene.images.data import load_images, open_parts
 from modeling_lingene.measuring import sweep
@@ -203,6 +203,47 @@ def test_what_draws_at_its_end_asks_for_matplotlib_before_it_begins(folders, tmp
     assert not (tmp_path / "out").exists()
     with pytest.raises(AssertionError, match="fit was called"):
         recipes.train(recipe, tmp_path / "out")  # which draws nothing
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory) -> Path:
+    """A hundred pictures and four to train on, of which the first is none, and seven for the test."""
+    pytest.importorskip("datasets")
+    folder = tmp_path_factory.mktemp("cut")
+    for split, count in (("train", 104), ("test", 7)):
+        made = helpers.pictures(count)
+        for index, (picture, label) in enumerate(zip(made.images, made.labels)):
+            path = folder / split / made.class_names[label] / f"{index:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    (folder / "train" / "class 0" / "000.png").write_bytes(b"cut short")
+    return folder
+
+
+@pytest.mark.parametrize("told_by", ["the pictures", "image_size", "init"])
+def test_an_unreadable_picture_may_be_the_first(cut, tmp_path, told_by):
+    """Up to one in a hundred is left out, whichever it is; a size that is told needs no picture."""
+    model, asked = tiny_recipe(cut).model, {"validation_share": 0.0}
+    if told_by == "image_size":
+        asked["model"] = dataclasses.replace(model, image_size=24)
+    if told_by == "init":
+        config = helpers.tiny_config(image_size=8, id2label={index: f"class {index}" for index in range(7)})
+        asked["init"] = str(helpers.bundle(tmp_path / "init", config))
+    with pytest.warns(UserWarning, match="1 of the 104 images of cut. .train. do not decode"):
+        recipes.train(tiny_recipe(cut, **asked), tmp_path / "out")
+    size = {"the pictures": 16, "image_size": 24, "init": 8}[told_by]
+    assert check_folder(tmp_path / "out" / "bundle").image_size == size
+    assert dict(read_processor(tmp_path / "out" / "bundle").size) == {"height": size, "width": size}
+
+
+def test_without_a_size_some_picture_has_to_decode(tmp_path):
+    """Told with one that does not, before anything is made of them."""
+    for index in range(16):
+        (tmp_path / "data" / str(index % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / str(index % 2) / f"{index}.png").write_bytes(b"cut short")
+    said = "`data` must be images that decode; of the 12 of data none does: .*png"
+    with pytest.warns(UserWarning, match="no test part"), pytest.raises(ValueError, match=said):
+        recipes.train(tiny_recipe(tmp_path / "data"), tmp_path / "out")
 
 
 def test_every_recipe_describes_a_model_and_a_schedule_that_fit_together():
