@@ -73,6 +73,17 @@ class Augmentation:
         return pixels
 
 
+def check_augmentation(augmentation: Augmentation) -> None:
+    """Refuse what timm does not know, before any work.
+
+    Raises:
+        ValueError: a `rand_augment` that is none of its specifications.
+        ImportError: timm is missing for a part that is on; the message says what to install.
+    """
+    if augmentation.one_by_one:
+        picture_transform(augmentation, (8, 8))
+
+
 BILINEAR = 2  # as image processors of ViTs resize
 AUGMENTATIONS = {
     "none": {},
@@ -137,21 +148,30 @@ def picture_transform(
     time, by timm.
 
     Draws from the global random states of Python, numpy and torch.
+
+    Raises:
+        ValueError: a `rand_augment` that timm does not know.
     """
     height, width = size
-    vary = require("timm.data.transforms_factory", "timm").transforms_imagenet_train(
-        size,
-        scale=(0.08, 1.0) if augmentation.resized_crop else (1.0, 1.0),
-        ratio=(3 / 4, 4 / 3) if augmentation.resized_crop else (width / height, width / height),
-        hflip=0.0,  # on the batch, like crop by padding and erasing
-        color_jitter=augmentation.color_jitter or None,
-        force_color_jitter=True,  # beside RandAugment too
-        auto_augment=augmentation.rand_augment or None,
-        interpolation="bicubic",
-        re_prob=0.0,
-        normalize=False,
-    )
-
+    make = require("timm.data.transforms_factory", "timm").transforms_imagenet_train
+    try:
+        vary = make(
+            size,
+            scale=(0.08, 1.0) if augmentation.resized_crop else (1.0, 1.0),
+            ratio=(3 / 4, 4 / 3) if augmentation.resized_crop else (width / height, width / height),
+            hflip=0.0,  # on the batch, like crop by padding and erasing
+            color_jitter=augmentation.color_jitter or None,
+            force_color_jitter=True,  # beside RandAugment too
+            auto_augment=augmentation.rand_augment or None,
+            interpolation="bicubic",
+            re_prob=0.0,
+            normalize=False,
+        )
+    except (AssertionError, KeyError, ValueError) as error:  # of its reading of a specification
+        raise ValueError(
+            f"`rand_augment` must be a specification of timm, such as rand-m9-mstd0.5-inc1; got "
+            f"{augmentation.rand_augment!r}: {error}."
+        ) from None
     return _PictureTransform(vary, None if augmentation.resized_crop else (width, height), grey)
 
 

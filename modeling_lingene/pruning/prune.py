@@ -24,7 +24,7 @@ from accelerate import Accelerator
 
 from ..extras import require
 from ..folders import read_config, write_json
-from ..images.augmentation import Augmentation
+from ..images.augmentation import Augmentation, check_augmentation
 from ..images.loaders import Layout, training_images
 from ..kinds import model_class
 from ..lingene_pruned import PrunedClassifier
@@ -90,6 +90,7 @@ def prune(
     if finished is not None:
         return finished
     require("matplotlib")  # not at the end of hours
+    check_augmentation(augmentation)
     of_run = {"training": training, "objective": objective, "augmentation": augmentation, "identity": identity}
     with traceless(out, accelerator.is_main_process):
         dense = decided_on_main(accelerator, lambda: dense_folder(model, size or {}, out))

@@ -22,7 +22,7 @@ from ..extras import require
 from ..folders import SIZE_PICTURES, held_in, read_processor, write_json, write_sizes, write_training
 from ..found import TIMM
 from ..hub import write_card
-from ..images.augmentation import Augmentation
+from ..images.augmentation import Augmentation, check_augmentation
 from ..images.batches import batches, first_height, image_processor, size_field
 from ..images.classes import as_the_model_has_them
 from ..images.data import WHOLE, LabelledImages, check_labels, load_images, open_parts
@@ -206,6 +206,7 @@ def _trained(
     recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator, measuring: bool = False
 ) -> tuple["_Start | UnlabelledStart", list[dict], list[dict]]:
     """What was trained, saved by the main process; its history; measuring without labels, the rows of its sizes."""
+    check_augmentation(recipe.augmentation)
     begin = start_without_labels if recipe.unlabelled else _start
     start = begin(recipe, out, identity, accelerator)
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))

@@ -153,3 +153,22 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, line):
     assert cli.main(["decompose", "--out", "out", "--data", "faces", *line.split()]) == 130
     told = capsys.readouterr().err.strip()
     assert told == "lingene decompose: interrupted. lingene decompose --resume out goes on."
+
+
+@pytest.mark.parametrize("command", ["decompose", "prune"])
+@pytest.mark.parametrize("wrong", ["bogus", "rand-m9-x1", "augmix-foo3"])
+def test_an_augmentation_that_timm_does_not_know_is_refused_before_any_work(tmp_path, capsys, command, wrong):
+    """By timm's own reading of it, an assertion there; nothing is read or written."""
+    for package in ("timm", "matplotlib", "sklearn"):
+        pytest.importorskip(package)
+    line = [command, "--data", "digits", "--out", str(tmp_path / "out"), "--rand-augment", wrong, "--device", "cpu"]
+    line += ["--target-macs", "0.5", str(tmp_path / "vit")] if command == "prune" else []
+    if command == "prune":
+        (tmp_path / "vit").mkdir()
+        (tmp_path / "vit" / "config.json").write_text("{}")
+    assert cli.main(line) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"lingene {command}: `--rand-augment` must be .*rand-m9-mstd0.5-inc1; got '{wrong}': .*\n", said
+    )
+    assert not (tmp_path / "out").exists()
