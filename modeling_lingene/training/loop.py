@@ -10,7 +10,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..images.loaders import MemoryImages, PictureImages, derived_seed
+from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
 from ..progress import Bar, duration, progress_bar, redraws, tell
 from .checkpoints import Checkpoints
 from .losses import TEACHER
@@ -358,12 +358,29 @@ class TrainingLoop:
         counted = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         shown = {"unit": "image", "desc": "evaluating", "shown": self.is_main, "leave": False, "delay": SHOWN_SECONDS}
         with torch.no_grad(), progress_bar(total=len(self.held_out), **shown) as bar:
-            for batch in self.held_out.in_order(self.layout):
+            for batch, counts in self._held_out_batches():
                 with self.accelerator.autocast():
-                    counted += self.metric.count(model, batch, size)
-                bar.update(len(batch["pixel_values"]) * self.accelerator.num_processes)
+                    found = self.metric.count(model, batch, size)
+                if counts:
+                    counted += found
+                    bar.update(len(batch["pixel_values"]) * self.accelerator.num_processes)
         total, images = self.accelerator.reduce(counted, reduction="sum").tolist()
         return total / images
+
+    def _held_out_batches(self) -> Iterator[tuple[dict, bool]]:
+        """This process's held-out batches, and whether each counts. Every forward pass is one of all processes where
+        weights are sharded or buffers sent round: who has fewer batches goes on with one that does not count."""
+        largest_share = math.ceil(len(self.held_out) / self.layout.processes)
+        lacking, batch = math.ceil(largest_share / self.layout.batch_size), None
+        for batch in self.held_out.in_order(self.layout):
+            lacking -= 1
+            yield batch, True
+        if lacking == 0 or self.layout.processes == 1:
+            return
+        if batch is None:  # nothing of its own that decodes
+            batch = next(self.held_out.in_order(Layout(1)))
+        for _ in range(lacking):
+            yield batch, False
 
     def _save(self, run: "_Run") -> None:
         def write(folder: Path) -> None:

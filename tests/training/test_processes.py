@@ -90,6 +90,7 @@ def learned(tmp_path_factory) -> dict[str, SimpleNamespace]:
         "accumulated": {**half, "accumulation": 2},
         "dinov2": {**whole, "family": "dinov2"},
         "features": {"features": True},
+        "uneven": {**whole, "held_out": 9},
     }
     two = {
         "mixed": half,
@@ -116,6 +117,7 @@ def two(learned) -> SimpleNamespace:
 def sharded(tmp_path_factory) -> SimpleNamespace:
     half = {"batch_size": 4, "mixup": 0.8, "fsdp": True}
     runs = {"sharded": half, "parted": {**half, "stop_at": 9}, "parted again": half}
+    runs["uneven"] = {**half, "held_out": 9}
     return launch(tmp_path_factory.mktemp("sharded"), sharded=(2, runs))["sharded"]
 
 
@@ -164,6 +166,15 @@ def test_sharded_at_the_root_two_processes_learn_the_same_and_go_on_bit_by_bit(o
     stops = [steps for end, name, steps in sharded.said if (end, name) == ("stopped", "parted")]
     assert len(stops) == 2 and max(stops) < ALL_STEPS
     assert alike(sharded.folder / "sharded", sharded.folder / "parted")
+
+
+@pytest.mark.slow
+def test_sharded_processes_with_unequal_numbers_of_held_out_batches_end_together(one, sharded):
+    """Nine held out, in batches of four: two for one process and one for the other, and every forward pass gathers the
+    weights from both. Every picture counts once."""
+    rows, twins = (json.loads((run / "uneven" / "history.json").read_text()) for run in (one, sharded.folder))
+    assert [row["accuracy"] for row in rows] == [row["accuracy"] for row in twins]
+    assert all(9 * row["accuracy"] == pytest.approx(round(9 * row["accuracy"])) for row in rows)
 
 
 @pytest.fixture

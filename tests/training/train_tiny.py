@@ -1,9 +1,9 @@
 """A few steps of a tiny bundle, for tests of several processes: `train_tiny.py '[{"processes": 2, ...}, ...]'`.
 
 Takes groups, as {processes, out, cases} in JSON; a case is a run, {out, schedule, batch_size, accumulation, mixup,
-stop_at, fsdp, features, family}. An import takes longer than all runs: it is done once, and the processes of a group
-are forks that find themselves where torchrun would have started them. Every process says how each run ended, and after
-how many steps; the main one writes OUT/weights.safetensors.
+stop_at, fsdp, features, family, held_out}. An import takes longer than all runs: it is done once, and the
+processes of a group are forks that find themselves where torchrun would have started them. Every process says how each
+run ended, and after how many steps; the main one writes OUT/weights.safetensors.
 """
 
 import gc
@@ -58,6 +58,7 @@ def main(
     fsdp: bool = False,
     features: bool = False,
     family: str = "vit",
+    held_out: int = 10,
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -82,7 +83,7 @@ def main(
         helpers.source(26, varied),
         settings,
         Path(out),
-        held_out=helpers.source(10, seed=1),
+        held_out=helpers.source(held_out, seed=1),
         on_best=lambda state: (Path(out) / "best.txt").write_text(f"{os.environ.get('RANK', 0)} {len(state)}"),
         accelerator=accelerator,
         **parts,
