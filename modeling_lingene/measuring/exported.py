@@ -20,7 +20,7 @@ from ..images.data import LabelledImages
 from ..progress import progress_bar
 from ..reading_lingene import OBJECT, TEXT, check_fields, integer, map_of, number, one_of, read_json
 from .metrics import accuracy_fields, count_right, latency_ms, timing, timing_run
-from .yardsticks import Sets, check_sets, default_metrics, yardstick
+from .yardsticks import Sets, check_reference, check_sets, default_metrics, yardstick
 
 
 AGAIN = "export it again"
@@ -119,6 +119,13 @@ def evaluate_exported(
     head = told["output"] == "logits"
     sets = Sets(default_metrics(metric, head, train), images, train)
     check_sets(sets, folder, head)
+    needing_tokens = [name for name in sets.metrics if name != "accuracy"]
+    if head and needing_tokens:
+        raise ValueError(
+            f"`metric` {needing_tokens[0]} compares tokens, and {folder} is an exported classifier, which gives "
+            "logits alone: use accuracy, or measure the bundle that it was exported from."
+        )
+    check_reference(reference, sets.metrics)
     if "accuracy" in sets.metrics:
         sets = sets.labelled_for(told["id2label"], f"`model` {folder}", relabel)
     try:
@@ -145,7 +152,7 @@ def evaluate_exported(
 def _measures(
     folder: Path, model: OnnxModel, sets: Sets, processor: Any, batch_size: int, reference: str | None
 ) -> dict:
-    if sets.metrics == ("accuracy",) and reference is None:
+    if sets.metrics == ("accuracy",):
         right, images = count_right(model, batches(sets.images, processor, batch_size), progress=True).tolist()
         return accuracy_fields(right / images, images)
     width = model.session.get_outputs()[0].shape[-1]

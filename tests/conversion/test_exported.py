@@ -4,8 +4,10 @@ what they are worth on pictures.
 pytest tests/conversion/test_exported.py
 """
 
+import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +162,24 @@ def test_what_cannot_be_measured_is_refused(written, tmp_path, monkeypatch, aske
     monkeypatch.setattr(exported, "count_right", None)
     with pytest.raises(ValueError, match=said):
         evaluate_data(tmp_path, asked, "trees", "test")
+
+
+@pytest.mark.parametrize("metric", ["knn", "probe", "accuracy,knn", "cosine", "cosine,accuracy"])
+def test_an_exported_classifier_has_no_tokens_to_measure(written, monkeypatch, capsys, metric):
+    """Its file gives logits alone: one line and the way out, before it is run."""
+    pytest.importorskip("sklearn")
+    train = dataclasses.replace(TREES, split="train")
+    monkeypatch.setattr(evaluation, "open_sets", lambda *_: evaluation.Sets(tuple(metric.split(",")), TREES, train))
+    monkeypatch.setattr(exported, "OnnxModel", None)
+    assert cli.main(["evaluate", str(written("onnx")), "--data", "trees", "--metric", metric]) == 2
+    named = metric.replace("accuracy", "").strip(",")
+    told = rf"lingene evaluate: `--metric` {named} compares tokens, and .* gives logits alone: use accuracy, or .*\n"
+    assert re.fullmatch(told, capsys.readouterr().err)
+
+
+def test_an_exported_classifier_is_compared_with_nobody(written, monkeypatch):
+    """As any other."""
+    monkeypatch.setattr(evaluation, "open_sets", lambda *_: evaluation.Sets(("accuracy",), TREES))
+    monkeypatch.setattr(exported, "OnnxModel", None)
+    with pytest.raises(ValueError, match="`reference` is whom the cosine compares with; `metric` is accuracy"):
+        evaluate_data(written("onnx"), {}, "trees", "test", reference="somebody")
