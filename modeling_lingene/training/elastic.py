@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import torch
 
-from .losses import Objective, divergence
+from .losses import FIRST, Objective, divergence
 
 
 SAMPLINGS = ("one", "sandwich", "scala")
@@ -112,7 +112,9 @@ def network_loss(
 
 
 def on_its_part(loss: Callable) -> Callable:
-    """The loss of a step, or a network's share of it: of every so many images one, where it names its `part`."""
+    """The loss of a step, or a network's share of it: of every so many images one, where it names its `part`. They are
+    counted through the whole step, however its images are divided.
+    """
 
     def of_part(
         model: Callable, batch: dict, generator: torch.Generator, part: tuple[int, int] | None = None, **size
@@ -120,8 +122,11 @@ def on_its_part(loss: Callable) -> Callable:
         if part is None:
             return loss(model, batch, generator, **size)
         place, networks = part
-        own = {key: values[place::networks] for key, values in batch.items()}
+        images = {key: values for key, values in batch.items() if key != FIRST}
+        own = {key: values[(place - batch.get(FIRST, 0)) % networks :: networks] for key, values in images.items()}
         share = len(own["pixel_values"]) / len(batch["pixel_values"])
+        if share == 0:  # some of a batch do not decode; other processes wait for its gradients, and no mean is of none
+            own = {key: values[:1] for key, values in images.items()}
         return share * loss(model, own, generator, **size)
 
     return of_part

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..images.loaders import Layout, MemoryImages, PictureImages, derived_seed
 from ..progress import Bar, duration, progress_bar, redraws, tell
 from .checkpoints import Checkpoints
-from .losses import TEACHER
+from .losses import FIRST, TEACHER
 from .processes import decided_on_main, layout, make_accelerator, shard_at_root, stop_requests
 from .steps import TrainingSettings, decayed_groups, warmup_cosine
 from .validation import ACCURACY, Metric
@@ -45,8 +45,8 @@ class Phase:
         name: for the progress bar and the history.
         trainable: chooses the parameters that train, by name; all others are frozen.
         forward: (model, batch, generator, **network) -> loss; draws sizes from the generator, the same on every
-            process. The batch has pixel_values (b, c, h, w), labels, index and, with a teacher, its answer as
-            `teacher`: logits (b, classes), or tokens (b, t, d).
+            process. The batch has pixel_values (b, c, h, w), labels, index, `first`, the place of its first image in
+            the whole step, and, with a teacher, its answer as `teacher`: logits (b, classes), or tokens (b, t, d).
         draw: (generator, done) -> the networks of a step, each as keywords for `forward`; `done` is the share of the
             phase that is over. They go forward and backward one after the other, so that memory is that of the
             largest, and their gradients add up to one optimiser step. Default: one network, without keywords.
@@ -251,7 +251,8 @@ class TrainingLoop:
             group["lr"] = peak * warmup_cosine(step, steps, settings.warmup)
         run.model.train()
         total = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(parts):
+        for number, (batch, share) in enumerate(zip(parts, self.layout.parts(), strict=True)):
+            batch[FIRST] = share.start
             with accelerator.accumulate(run.model):
                 draws = torch.Generator().manual_seed(derived_seed(settings.seed, "draws", run.index, step))
                 if self.teacher is not None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 
 TEACHER = "teacher"  # in a batch of the loop: what the teacher says of it
+FIRST = "first"  # place of a batch's first image in the whole step, in the batch
 CHOICES = {"kind": ("labels", "features"), "distillation": ("soft", "hard"), "feature_heads": ("linear", "identity")}
 
 

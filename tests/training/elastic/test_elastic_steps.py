@@ -7,6 +7,7 @@ Losses, clipping and AdamW written out in float64. As a script this file is one 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from modeling_lingene.images.loaders import Layout
 from modeling_lingene.measuring import metrics
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.decomposition import phases as phases_of
-from modeling_lingene.training.elastic import SAMPLINGS
+from modeling_lingene.training.elastic import SAMPLINGS, network_loss, on_its_part
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.steps import TrainingSettings
@@ -245,6 +246,35 @@ def test_a_step_adds_up_the_gradients_of_its_networks_clips_them_and_takes_one_s
         assert apart(step.clipped, optimizer.step(gradients, factor * 1e-2)) < 1e-2
         assert apart(changes(step.weights, start), changes(optimizer.values, start)) < 2e-2
     assert run.history[0]["loss"] == pytest.approx(sum(step.loss for step in run.steps) / 3)
+
+
+@pytest.mark.parametrize("batch_size, accumulation, processes", [(6, 2, 1), (6, 1, 2), (4, 1, 3), (5, 2, 1)])
+def test_networks_share_the_images_of_a_step_however_these_are_divided(batch_size, accumulation, processes):
+    """Also where a part is no multiple of the networks: counted anew in each, the second network of two parts of six
+    had other images than of one of twelve."""
+    config = helpers.tiny_config(trained_width_ratios=[*QUARTERS, "1"])
+    settings = elastic(sampling="one", widths=QUARTERS, depths=DEPTHS, full_share=0.2, networks=4)
+
+    def gradients(layout: Layout) -> dict[str, torch.Tensor]:
+        asked = {"batch_size": layout.batch_size, "accumulation": layout.accumulation}
+        (step, *_) = run_loop(helpers.tiny_model(config), settings, layout=layout, **asked).steps
+        return step.gradients
+
+    parts = [Layout(batch_size, accumulation, processes, process) for process in range(processes)]
+    found = [gradients(layout) for layout in parts]
+    mean = {name: sum(one[name] for one in found) / processes for name in found[0]}
+    assert apart(mean, gradients(Layout(batch_size * accumulation * processes))) < 1e-3
+
+
+def test_a_network_without_an_image_of_a_batch_adds_nothing():
+    """Where pictures of a batch do not decode, there may be fewer than networks: a mean of none is no number."""
+    model, images = helpers.tiny_model(), helpers.images(2)
+    batch = {"pixel_values": images, "labels": torch.tensor([0, 1])}
+    loss = on_its_part(functools.partial(network_loss, Objective()))
+    losses = [loss(model, batch, torch.Generator(), part=(place, 3)) for place in range(3)]
+    assert losses[2] == 0 and losses[2].requires_grad
+    each = [cross_entropy(model(images[place, None]).logits, batch["labels"][place, None]) for place in (0, 1)]
+    torch.testing.assert_close(torch.stack(losses[:2]), torch.stack(each) / 2)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
