@@ -18,8 +18,6 @@ from ..configuration_base_lingene import BundleConfig, check_count
 from ..extras import require
 from ..families_lingene import image_token_name
 from ..folders import (
-    CONVERSION_FILE,
-    CONVERSION_PICTURE,
     check_empty,
     complete_or_absent,
     write_json,
@@ -32,6 +30,7 @@ from ..measuring.curves import plot_conversion
 from ..measuring.metrics import check_device
 from ..progress import progress_bar
 from ..readout import chained, read_readout, write_readout
+from ..saving_lingene import CONVERSION_FILE, CONVERSION_PICTURE
 from .calibrated import Calibration
 from .calibration import calibration_images
 from .closed_form import check_condition, closed_form, condition

@@ -15,12 +15,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from .budget_lingene import METRICS, metric_of, standard_error
 from .configuration_base_lingene import BundleConfig
-from .folders import CONVERSION_PICTURE, SIZE_PICTURES
+from .folders import SIZE_PICTURES
 from .kept import kept
 from .markdown import text
 from .measuring.tables import bytes_shown, readable
 from .progress import duration
 from .readme import CARD_FILE
+from .saving_lingene import CONVERSION_PICTURE
 
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")  # as the Hub names them

@@ -38,13 +38,12 @@ from .reading_lingene import (
     shown,
 )
 from .readout import read_readout, write_readout
-from .saving_lingene import TRAINING_FILE, indexed_files
+from .saving_lingene import CONVERSION_FILE, TRAINING_FILE, indexed_files
 from .writing_lingene import CLOSED, FULL, clear_abandoned, partial_name, writing
 
 
 BUNDLE = "a bundle of shared components"
 PLAIN = (*FAMILIES, *PRUNED_TYPES)
-CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"
 PREDICTIONS_FILE = "predictions.json"  # of a released bundle: pictures, and what two of its sizes say of them
 SIZE_PICTURES = ("sizes.png", "sizes_heat.png")
 # Whichever of these a kind of network has.

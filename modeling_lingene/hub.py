@@ -47,8 +47,6 @@ from .citations import bibtex
 from .configuration_base_lingene import BundleConfig, Size
 from .families_lingene import image_token_name
 from .folders import (
-    CONVERSION_FILE,
-    CONVERSION_PICTURE,
     PREDICTIONS_FILE,
     SIZE_PICTURES,
     check_folder,
@@ -60,7 +58,7 @@ from .kept import fitted, is_model, kept
 from .markdown import code, loading, text
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
 from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
-from .saving_lingene import ensure_repo, push_bundle
+from .saving_lingene import CONVERSION_FILE, CONVERSION_PICTURE, ensure_repo, push_bundle
 
 
 logger = logging.get_logger(__name__)

@@ -195,6 +195,31 @@ def test_saving_over_a_bundle_keeps_other_files_and_removes_the_stale_ones(tmp_p
     assert folders.bundle_weights_id(folder) == index_of(folder)["metadata"]["weights_id"]
 
 
+def test_what_is_true_of_other_weights_alone_is_removed(tmp_path):
+    """A bundle's channels that were turned are no other bundle's, and it was not converted from that one's source;
+    saved again as it is, both are still true.
+    """
+    folder = tmp_path / "bundle"
+    turned = helpers.tiny_model(model_class=LinGeneModel)
+    turned.save_pretrained(folder)
+    about = {"readout.safetensors": b"turned", "conversion.json": b"{}", "conversion.png": b"picture"}
+    for name, content in about.items():
+        (folder / name).write_bytes(content)
+    turned.save_pretrained(folder)
+    assert {name: (folder / name).read_bytes() for name in about} == about
+    loaded = LinGeneModel.from_pretrained(folder, constrained=True)
+    changed(loaded).save_pretrained(folder)  # trained on: in the same channels, but no conversion any more
+    assert files(folder) & about.keys() == {"readout.safetensors"}
+    for name, content in about.items():
+        (folder / name).write_bytes(content)
+    helpers.tiny_model(seed=1, model_class=LinGeneModel).save_pretrained(folder)
+    assert not files(folder) & about.keys()
+    (folder / "readout.safetensors").write_bytes(b"turned")
+    (folder / INDEX).write_text("damaged")
+    helpers.tiny_model(seed=1, model_class=LinGeneModel).save_pretrained(folder)
+    assert not files(folder) & about.keys()
+
+
 def test_unchanged_components_keep_their_file(tmp_path):
     """A bundle in which one component was tuned uploads one file."""
     model = helpers.tiny_model()

@@ -70,7 +70,9 @@ OTHER = {"same configuration": {}, "another of fewer components": {"num_componen
 
 @pytest.mark.parametrize("fields", OTHER.values(), ids=OTHER)
 def test_a_crash_while_saving_over_a_bundle_leaves_the_old_the_new_or_a_refusal(tmp_path, monkeypatch, fields):
-    """A mixture of two trainings would load without a word and be worth nothing."""
+    """A mixture of two trainings would load without a word and be worth nothing; so would one bundle's tokens behind
+    what brings back another's.
+    """
     old, new = helpers.tiny_model(), helpers.tiny_model(helpers.tiny_config(**fields), seed=1)
     old.save_pretrained(tmp_path / "old")
     old_logits, new_logits, step, outcomes = logits(old, depth=6), logits(new, depth=6), 0, []
@@ -80,6 +82,7 @@ def test_a_crash_while_saving_over_a_bundle_leaves_the_old_the_new_or_a_refusal(
         folder = tmp_path / f"step {step}" / "bundle"
         shutil.copytree(tmp_path / "old", folder)
         write_sizes(folder)
+        (folder / "readout.safetensors").write_bytes(b"of the old")
         crashed = save_crashing_at(step, lambda to=folder: new.save_pretrained(to), monkeypatch)
         content = tuple((path.name, sha256(path)) for path in sorted(folder.iterdir()))
         if content not in known:  # most steps leave what an earlier one left
@@ -91,6 +94,8 @@ def test_a_crash_while_saving_over_a_bundle_leaves_the_old_the_new_or_a_refusal(
             kinds["new"] = torch.allclose(found, new_logits, atol=1e-4)
         assert any(kinds.values()), f"step {step} left a mixture"
         outcomes.append(next(kind for kind, fits in kinds.items() if fits))
+        turned = (folder / "readout.safetensors").exists()
+        assert outcomes[-1] == "refused" or turned == (outcomes[-1] == "old"), f"step {step} left the wrong readout"
         assert [path.name for path in folder.parent.iterdir()] == ["bundle"], f"step {step} left something beside"
         if outcomes[-1] != "old" or step % 8 == 0:  # a second attempt repairs whatever was left
             new.save_pretrained(folder)

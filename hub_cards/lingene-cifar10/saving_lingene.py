@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ from .writing_lingene import clear_abandoned, partial_name, writing
 logger = logging.get_logger(__name__)
 
 TRAINING_FILE = "training.json"  # how the weights were trained; as sizes.json, of these weights alone
+CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"  # of the conversion that they are from
+ABOUT_WEIGHTS = (READOUT_FILE, CONVERSION_FILE, CONVERSION_PICTURE)  # true of some weights, which they do not name
 
 
 def file_of(key: str) -> str:
@@ -61,7 +64,7 @@ def write_bundle(
         try:
             weights_id, weights = _stage(staging, folder, tensors, settings, write_rest)
             if not (new and _renamed(staging, folder)):
-                _publish(staging, folder, weights)
+                _publish(staging, folder, weights, same=_weights_id_in(folder) == weights_id)
                 _remove_stale(folder, weights, weights_id)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -126,15 +129,33 @@ def _renamed(staging: Path, folder: Path) -> bool:
     return True
 
 
-def _publish(staging: Path, folder: Path, weights: set[str]):
-    """Move the staged files into place: code, then weights, then config.json, and the index, which decides, last."""
+def _weights_id_in(folder: Path) -> str | None:
+    """The `weights_id` of the bundle that lies in a folder; None where there is none that can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / SAFE_WEIGHTS_INDEX_NAME, str(folder))["metadata"]["weights_id"]
+    return None
+
+
+def _publish(staging: Path, folder: Path, weights: set[str], same: bool):
+    """Move the staged files into place: code, then weights, then config.json, and the index, which decides, last.
+
+    What is true of the old weights alone goes, or is replaced, between these two: where one of them is of the old
+    bundle and the other of the new, nothing loads.
+
+    Args:
+        same: whether the old weights are the new ones.
+    """
     folder.mkdir(exist_ok=True)
     within = staging if staging.parent == folder else folder / staging.name
-    order = {SAFE_WEIGHTS_INDEX_NAME: 3, CONFIG_NAME: 2}
+    order = {SAFE_WEIGHTS_INDEX_NAME: 4, **dict.fromkeys(ABOUT_WEIGHTS, 3), CONFIG_NAME: 2}
     try:
         if within != staging:
             shutil.copytree(staging, within)
+        staged = {path.name for path in within.iterdir()}
         for file in sorted(within.iterdir(), key=lambda path: order.get(path.name, 1 if path.name in weights else 0)):
+            if file.name == SAFE_WEIGHTS_INDEX_NAME and not same:
+                for old in set(ABOUT_WEIGHTS) - staged:
+                    (folder / old).unlink(missing_ok=True)
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(within, ignore_errors=True)
@@ -212,7 +233,7 @@ def push_bundle(
             SAFE_WEIGHTS_NAME,
             SIZES_FILE,
             TRAINING_FILE,
-            READOUT_FILE,
+            *ABOUT_WEIGHTS,
         ],
         allow_patterns=sorted(map(glob.escape, files)),
         **commit,
