@@ -118,6 +118,9 @@ class LinGeneConfig(BundleConfig):
                     f"`{name}` of the family {self.family} must be square, since it interpolates a square of "
                     f"positions; got {height}x{width}. Its images may have any shape."
                 )
+        if min(self.patch_grid) < 1:
+            image, patch = ("x".join(map(str, sides(size))) for size in (self.image_size, self.patch_size))
+            raise ValueError(f"`image_size` {image} is smaller than a patch of {patch}; use at least that.")
 
     @property
     def head_size(self) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from .configuration_base_lingene import BundleConfig
-from .reading_lingene import shown
+from .configuration_base_lingene import SIZE_FIELDS, BundleConfig
+from .reading_lingene import check_fields, shown
 
 
 WEIGHT_FILE = re.compile(r"(shared|component-\d+)(-[0-9a-f]{8})?\.safetensors")
@@ -65,11 +65,18 @@ def check_settings(name: str, stored: BundleConfig, saved: Mapping | None) -> No
 
 
 def check_keywords(name: str, stored: BundleConfig, asked: BundleConfig) -> None:
-    """Refuse what a caller asks for where it contradicts the weights; what describes no weight may be overridden.
+    """Refuse what a caller asks for where it is none of a configuration's values, or contradicts the weights or the
+    rest; what describes no weight may be overridden.
+
+    transformers sets keywords on a configuration that is made already, and nothing would look at them again.
 
     Args:
-        asked: `stored` with the caller's keywords, or a configuration of the caller's own.
+        asked: `stored` with the caller's keywords, or a configuration of the caller's own; put into its one form.
     """
+    where = f"what is asked of {name}"
+    given = {field: getattr(asked, field) for field in asked.fields if field not in SIZE_FIELDS}
+    check_fields(given, asked.fields, where, remedy="leave it out, or give such a one")
+    asked._fill_reference()
     was, wanted = (config.later_settings | settings_of(config) for config in (stored, asked))
     for field in was:
         if field not in stored.free_settings and was[field] != wanted[field]:
@@ -77,3 +84,9 @@ def check_keywords(name: str, stored: BundleConfig, asked: BundleConfig) -> None
                 f"`{field}` {shown(wanted[field])} contradicts the weights of {name}, made with "
                 f"{shown(was[field])}: leave it out. Sizes are chosen by `depth`, `width_ratio`, `num_components`."
             )
+    asked._check_stored()
+    if asked.depth_rows != stored.depth_rows and asked.depth_rows and asked.depth_map != "select":
+        raise ValueError(
+            f"`depth_rows` are of the depth map 'select', and {name} is asked for by {asked.depth_map!r}: give "
+            "depth_map='select' as well, or leave them out."
+        )

@@ -13,10 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from refusing import INDEX, SHARED, edit, refused
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification
+import helpers
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 
 
 # -- index and configuration
@@ -152,6 +154,59 @@ def test_a_keyword_that_contradicts_the_weights_is_refused(load, bundle, keyword
     """Two heads out of the weights of four loaded, and gave another model."""
     value = CONTRADICTIONS[keyword]
     refused(load, bundle, f"`{keyword}`", "contradicts", constrained=constrained, **{keyword: value})
+
+
+# Of what may be overridden: values that are none, or that the network, its family or the rest does not allow.
+OVERRIDES = [
+    ("vit", {"depth": 4, "depth_rows": {4: [0, 5]}}, "`depth_rows` for depth 4 must be 4 rows"),
+    ("vit", {"depth": 2, "depth_rows": {"2": [0, 2, 5]}}, "`depth_rows` for depth 2 must be 2 rows"),
+    ("vit", {"depth_rows": {2: [0, 6]}}, "`depth_rows` for depth 2 must be 2 rows below 6"),
+    ("vit", {"depth_rows": [0, 1]}, "`depth_rows`"),
+    ("vit", {"depth_rows": {2: [0, 5]}, "depth_map": "resample"}, "`depth_rows` are of the depth map 'select'"),
+    ("vit", {"depth": 9, "depth_map": "Resample"}, "`depth_map`"),
+    ("vit", {"scale_residual": 1}, "`scale_residual`"),
+    ("vit", {"hidden_act": "gelo"}, "`hidden_act`"),
+    ("vit", {"layer_norm_eps": "1e-6"}, "`layer_norm_eps`"),
+    ("vit", {"hidden_dropout_prob": 2}, "`hidden_dropout_prob`"),
+    ("vit", {"drop_path_rate": 0.5}, "`drop_path_rate` 0.5 is no setting of the family vit"),
+    ("vit", {"apply_layernorm": False}, "`apply_layernorm` False is no setting of the family vit"),
+    ("vit", {"image_size": "32"}, "`image_size`"),
+    ("vit", {"image_size": 64.0}, "`image_size`"),
+    ("vit", {"image_size": 3}, "`image_size` 3x3 is smaller than a patch of 4x4"),
+    ("vit", {"image_size": (32, 2)}, "`image_size` 32x2 is smaller than a patch of 4x4"),
+    ("dinov2", {"image_size": (32, 72)}, "`image_size` of the family dinov2 must be square"),
+    ("clip_vision_model", {"hidden_dropout_prob": 0.5}, "`hidden_dropout_prob` of the family clip_vision_model is"),
+]
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory) -> dict[str, Path]:
+    """A bundle of each family that a keyword is refused of."""
+    root, found = tmp_path_factory.mktemp("families"), {}
+    for family in {family for family, *_ in OVERRIDES}:
+        found[family] = root / family
+        config = helpers.tiny_config(family=family, depth_map="select", layer_norm_eps=1e-5)
+        helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(found[family])
+    return found
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("family, keywords, fragment", OVERRIDES, ids=str)
+def test_a_keyword_that_nothing_could_follow_is_refused(families, opens, family, keywords, fragment, constrained):
+    """Two rows for four layers gave two random ones; others were cut, or left aside, without a word."""
+    for loading in (AutoModel.from_pretrained, LinGeneModel.from_pretrained):
+        refused(loading, families[family], fragment, constrained=constrained, **keywords)
+    assert opens == []
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_rows_are_by_depth_whether_that_is_a_number_or_a_text(families, constrained):
+    """JSON has texts for keys, and whoever reads them from there passes them on."""
+    states = []
+    for rows in ({2: [4, 5]}, {"2": [4, 5]}, {2: [0, 1]}):
+        model = AutoModel.from_pretrained(families["vit"], constrained=constrained, depth=2, depth_rows=rows).eval()
+        states.append(model(helpers.images()).last_hidden_state)
+    assert torch.equal(states[0], states[1]) and not torch.allclose(states[0], states[2], atol=1e-2)
 
 
 CHANGED = CONTRADICTIONS | {"layer_norm_eps": 1e-2, "hidden_act": "relu", "depth_map": "resample"}
