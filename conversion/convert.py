@@ -32,7 +32,7 @@ from ..progress import progress_bar
 from ..readout import chained, read_readout, write_readout
 from ..saving_lingene import CONVERSION_FILE, CONVERSION_PICTURE
 from .calibrated import Calibration
-from .calibration import calibration_images
+from .calibration import calibration_images, class_outputs_of
 from .closed_form import check_condition, closed_form, condition
 from .fitting import FITS, ROUNDS
 from .from_timm import read_timm
@@ -134,6 +134,8 @@ def convert(
     ratios = check_widths(config, widths, sort)
     pixel_values = choose_images(source, calibrate, images, seed)
     answers = ask(source, pixel_values)
+    if fit != "exact":  # which is compared when it is written
+        check_expressed(source, name, answers)
     if sort:
         source = in_order(source, pixel_values, ratios, fit, device, seed)
         config = changed(config, qkv_bias=True)
@@ -237,6 +239,34 @@ def ask(source: Source, pixel_values: torch.Tensor | None) -> tuple[torch.Tensor
     return images, expected, told
 
 
+def check_expressed(source: Source, name: str, answers: tuple[torch.Tensor, torch.Tensor, str]) -> None:
+    """Refuse a source that is another function than its layers are in a bundle, where the errors of a fit would hide
+    it.
+
+    Args:
+        answers: as `ask` gives them.
+
+    Raises:
+        RuntimeError: too far for what loses nothing.
+    """
+    images, expected, _ = answers
+    check_lossless(source, name, logit_error(class_outputs_of(source.stock(), images), expected))
+    gc.collect()  # the model, before another one is loaded
+
+
+def check_lossless(source: Source, name: str, found: Mapping[str, float]) -> None:
+    """Refuse what differs although nothing should be lost.
+
+    Args:
+        found: of `logit_error`.
+    """
+    if not found["relative_logit_error"] <= LOSSLESS:
+        raise RuntimeError(
+            f"The bundle's {_compared(source)}s differ from those of {name} by {found['relative_logit_error']:.2g}, "
+            f"where nothing should be lost; nothing was written."
+        )
+
+
 def solve_all(
     source: Source, config: BundleConfig, fit: str, rounds: int, calibration: Calibration | None
 ) -> tuple[BundleConfig, Iterable]:
@@ -281,11 +311,8 @@ def compare(
         matrix, bias = source.readout
         answered = (answered.double() @ matrix.T + bias).float()
     found = logit_error(answered, expected)
-    if fit == "exact" and not found["relative_logit_error"] <= LOSSLESS:
-        raise RuntimeError(
-            f"The bundle's {_compared(source)}s differ from those of {name} by {found['relative_logit_error']:.2g}, "
-            f"where nothing should be lost; nothing was written."
-        )
+    if fit == "exact":
+        check_lossless(source, name, found)
     return {**found, "checked_on": told}
 
 

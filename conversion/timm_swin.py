@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..configuration_swin_lingene import LinGeneSwinConfig
+from ..swin_lingene import shift_of
 from .sources import Source
 
 
@@ -87,21 +88,54 @@ def check_swin(name: str, model: nn.Module, head_matters: bool) -> None:
     windows = {tuple(block.attn.window_size) for block in blocks}
     grid = model.patch_embed.grid_size
     smallest = min(side >> (len(model.layers) - 1) for side in grid)
-    wrong = {
-        "window_size": (
+    wrong = (
+        (
+            "window_size",
             len({side for window in windows for side in window}) != 1,
             "windows that differ from stage to stage, or are not square,",
         ),
-        "img_size": (smallest < max(max(window) for window in windows), "stages smaller than a window"),
-        "global_pool": (head_matters and model.global_pool != "avg", f"{model.global_pool!r} pooling in a classifier"),
-        "mlp_ratio": (
+        ("img_size", smallest < max(max(window) for window in windows), "stages smaller than a window"),
+        ("patch_size", len(set(model.patch_embed.patch_size)) != 1, "patches that are not square"),
+        (
+            "head_dim",
+            any(block.attn.qkv.out_features != 3 * block.dim for block in blocks),
+            "heads of a size of their own",
+        ),
+        ("global_pool", head_matters and model.global_pool != "avg", f"{model.global_pool!r} pooling in a classifier"),
+        (
+            "mlp_ratio",
             len({block.mlp.fc1.out_features / block.dim for block in blocks}) != 1,
             "MLPs of several ratios",
         ),
-    }
-    for option, (refused, what) in wrong.items():
+    )
+    for option, refused, what in wrong:
         if refused:
             raise ValueError(f"`{option}` of {name}: {what} cannot be expressed by a bundle.")
+    for stage, layers in enumerate(model.layers, start=1):
+        _check_shifts(name, stage, layers.blocks, grid)
+        grid = tuple(-(-side // 2) for side in grid)
+
+
+def _check_shifts(name: str, stage: int, blocks: Sequence[nn.Module], grid: tuple[int, int]) -> None:
+    """Refuse a stage whose windows timm shifts otherwise than a bundle and transformers do.
+
+    timm decides for either side by itself whether there is anything to shift, and shifts a grid before it is padded to
+    whole windows, not after.
+
+    Args:
+        stage: from 1.
+        blocks: its layers.
+        grid: its patches, down and across.
+    """
+    for layer, block in enumerate(blocks):
+        window = block.attn.window_size[0]
+        shift = shift_of(layer, grid, window)
+        if tuple(block.shift_size) != (shift, shift) or (shift and any(side % window for side in grid)):
+            raise ValueError(
+                f"`img_size` of {name}: windows of {window}x{window} that are shifted over the {grid[0]}x{grid[1]} "
+                f"patches of stage {stage} cannot be expressed by a bundle: they must divide both sides, and be "
+                "smaller than either or as large as both."
+            )
 
 
 def swin_config(model: nn.Module, activations: Mapping[str, str], stages: Sequence[int]) -> LinGeneSwinConfig:

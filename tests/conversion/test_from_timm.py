@@ -170,3 +170,57 @@ def test_model_args_belong_to_the_weights_of_a_file(tmp_path):
         convert("timm:vit_tiny_patch16_224", tmp_path / "out", model_args={"depth": 6})
     with pytest.raises(ValueError, match="`model_args` belong to timm:NAME"):
         convert(str(tmp_path), tmp_path / "out", model_args={"depth": 6})
+
+
+SWIN = "swin_tiny_patch4_window7_224"
+# Windows that do not divide a grid of patches are padded, and of a side that one takes whole nothing is shifted: timm
+# does both in a way of its own.
+SWINS = [
+    ({"img_size": 32, "window_size": 4}, None),
+    ({"img_size": (64, 96), "window_size": 4}, None),
+    ({"img_size": 36, "window_size": 4}, r"`img_size` of .* windows of 4x4 that are shifted over the 9x9 patches"),
+    ({"img_size": 40, "window_size": 4}, r"`img_size` of .* shifted over the 10x10 patches of stage 1"),
+    ({"img_size": 32, "window_size": 3}, r"`img_size` of .* windows of 3x3 .* 8x8 patches of stage 1"),
+    ({"img_size": (32, 64), "window_size": 4}, r"`img_size` of .* shifted over the 4x8 patches of stage 2"),
+    ({"img_size": (64, 32), "window_size": 4}, r"`img_size` of .* shifted over the 8x4 patches of stage 2"),
+    ({"img_size": 32, "window_size": 4, "always_partition": True}, r"`img_size` of .* 4x4 patches of stage 2"),
+    ({"img_size": 32, "window_size": 4, "patch_size": (4, 2)}, "`patch_size` of .* patches that are not square"),
+    ({"img_size": 32, "window_size": 4, "head_dim": 4}, "`head_dim` of .* heads of a size of their own"),
+]
+
+
+@pytest.mark.parametrize("arguments, refused", SWINS, ids=str)
+@torch.no_grad()
+def test_a_swin_of_fewer_components_is_timms_function_or_refused(tmp_path, monkeypatch, arguments, refused):
+    """All layers of the decomposed stage are alike, so that one component loses nothing; what is no bundle's function
+    was converted without a word, since a fit may have errors. Where no list knows it, the answers tell.
+    """
+    timm = pytest.importorskip("timm")
+    from modeling_lingene.conversion import timm_swin
+
+    arguments = {"embed_dim": 16, "depths": (2, 4), "num_heads": (2, 4), **arguments}
+    model = changed(timm.create_model(SWIN, num_classes=5, **arguments), noise=0.2)
+    first, *others = model.layers[1].blocks
+    for block in others:
+        for mine, theirs in zip(block.parameters(), first.parameters()):
+            mine.copy_(theirs)
+    path = tmp_path / "weights.safetensors"
+    save_file({key: tensor for key, tensor in model.state_dict().items() if "attn_mask" not in key}, path)
+
+    def converted(folder):
+        convert(f"timm:{SWIN}", tmp_path / folder, weights=str(path), model_args=arguments, num_components=1)
+
+    if refused is None:
+        converted("bundle")
+        height, width = model.patch_embed.img_size
+        values = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(1))
+        back = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
+        assert relative(back(values).logits, model(values)) < 1e-5
+        return
+    with pytest.raises(ValueError, match=refused):
+        converted("bundle")
+    if "img_size" in refused:
+        monkeypatch.setattr(timm_swin, "_check_shifts", lambda *_: None)
+        with pytest.raises(RuntimeError, match="The bundle's logits differ from those of .* nothing should be lost"):
+            converted("bundle")
+    assert not (tmp_path / "bundle").exists()
