@@ -133,7 +133,7 @@ def export(
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, weights)
         if not head:
-            write_readout(folder, read_readout(bundle, **hub), getattr(model.config, "hidden_size", None))
+            write_readout(folder, read_readout(bundle, **hub), model)
         seen = seen_size(model.config, processor_or_none(bundle, **hub))
         report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}

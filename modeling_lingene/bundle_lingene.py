@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file, cached_files
 
@@ -25,7 +26,7 @@ from .budget_lingene import check_row
 from .configuration_base_lingene import SIZE_FIELDS, BundleConfig, Size
 from .identity_lingene import WEIGHT_FILE, check_keywords, check_settings, file_sha256, weights_id_of
 from .reading_lingene import OBJECT, TEXT, check_fields, integer, items, optional, read_json, shown
-from .recompose_lingene import is_gain, kept
+from .recompose_lingene import channels_kept, is_gain, kept
 from .vit_lingene import interpolated_positions
 
 
@@ -191,12 +192,26 @@ class Bundle:
             )
         return rows
 
-    def kept_files(self) -> dict[str, bytes]:
-        """What goes with the network however it is trained, by file name: its preprocessing, and without a classifier
-        what brings channels that were turned back into its source's. Each where there is such a file."""
+    def kept_files(self, size: Size) -> dict[str, bytes]:
+        """What goes with a size however it is trained, by file name: its preprocessing, and without a classifier what
+        brings channels that were turned back into its source's. Each where there is such a file."""
         names = (IMAGE_PROCESSOR_NAME,) if self.has_head else (IMAGE_PROCESSOR_NAME, READOUT_FILE)
         paths = {name: self._beside(name) for name in names}
-        return {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
+        held = {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
+        if size.width_ratio < 1 and READOUT_FILE in held:
+            held[READOUT_FILE] = self._narrowed_readout(held[READOUT_FILE], size)
+        return held
+
+    def _narrowed_readout(self, content: bytes, size: Size) -> bytes:
+        """The columns of the channels that a size has."""
+        try:
+            held = load(content)
+            weight = held["weight"]
+            width = int(weight.shape[1] * size.width_ratio)
+            held["weight"] = weight[:, channels_kept(weight.shape[1], width, size.trailing)].contiguous()
+        except (SafetensorError, KeyError, IndexError) as error:
+            raise ValueError(f"`{READOUT_FILE}` of {self.name} is damaged ({error}); convert again.") from None
+        return save(held)
 
     def _beside(self, file: str) -> str | None:
         """Local path of a file that a bundle may do without."""

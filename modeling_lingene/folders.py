@@ -391,4 +391,4 @@ def publish_model(model: PreTrainedModel, source: str | os.PathLike, out: Path, 
         processor = file_beside(source, IMAGE_PROCESSOR_NAME, **hub)
         if processor is not None:
             shutil.copyfile(processor, staging / IMAGE_PROCESSOR_NAME)
-        write_readout(staging, read_readout(source, **hub), getattr(model.config, "hidden_size", None))
+        write_readout(staging, read_readout(source, **hub), model)

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PretrainedConfig
 
 from .beside import NobodyKnows, file_beside
 from .bundle_lingene import READOUT_FILE
 from .configuration_base_lingene import BUNDLE_TYPES
+from .recompose_lingene import channels_kept
 
 
 Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, k) and bias (d,); k is d but for a narrow size
@@ -56,15 +58,22 @@ def _may_be_turned(name: str | os.PathLike, hub: dict) -> bool:
     return True
 
 
-def write_readout(folder: str | os.PathLike, readout: Readout | None, width: int | None = None) -> None:
+def write_readout(folder: str | os.PathLike, readout: Readout | None, model: nn.Module | None = None) -> None:
     """`readout.safetensors` of a folder; nothing where there is none.
 
     Args:
-        width: channels of the size in it; default all.
+        model: the size in it; default one of full width.
     """
     if readout is not None:
         weight, bias = (tensor.float() for tensor in readout)
-        save_file({"weight": weight[:, :width].contiguous(), "bias": bias.contiguous()}, Path(folder) / READOUT_FILE)
+        width = getattr(getattr(model, "config", None), "hidden_size", weight.shape[1])
+        weight = weight[:, channels_kept(weight.shape[1], width, is_trailing(model))]
+        save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, Path(folder) / READOUT_FILE)
+
+
+def is_trailing(model: nn.Module | None) -> bool:
+    """Whether a model is a size that holds the trailing channels of its bundle, not the leading ones."""
+    return getattr(getattr(model, "source_size", None), "trailing", False)
 
 
 def chained(*readouts: Readout | None) -> Readout | None:
@@ -80,10 +89,15 @@ def chained(*readouts: Readout | None) -> Readout | None:
 
 
 def brought_back(
-    tokens: tuple[torch.Tensor, torch.Tensor], readout: Readout | None
+    tokens: tuple[torch.Tensor, torch.Tensor], readout: Readout | None, trailing: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class and patch tokens (..., k) in the source's channels (..., d); what a narrow size lacks counts as zero."""
+    """Class and patch tokens (..., k) in the source's channels (..., d); what a narrow size lacks counts as zero.
+
+    Args:
+        trailing: whether a narrow size holds the trailing channels.
+    """
     if readout is None:
         return tokens
     weight, bias = (tensor.to(tokens[0]) for tensor in readout)
-    return tuple(part @ weight[:, : part.shape[-1]].T + bias for part in tokens)
+    kept = [weight[:, channels_kept(weight.shape[1], part.shape[-1], trailing)] for part in tokens]
+    return tuple(part @ own.T + bias for part, own in zip(tokens, kept))

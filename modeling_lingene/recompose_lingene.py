@@ -269,7 +269,12 @@ def sliced_shape(key: str, shape: tuple[int, ...], ratio: Fraction) -> tuple[int
 def kept(key: str, shape: tuple[int, ...], ratio: Fraction, trailing: bool = False) -> tuple[slice, ...]:
     """Where a width ratio lies in a bundle's tensor: first along every dimension, or last."""
     sizes = sliced_shape(key, shape, ratio)
-    return tuple(slice(full - size, full) if trailing else slice(size) for full, size in zip(shape, sizes))
+    return tuple(channels_kept(full, size, trailing) for full, size in zip(shape, sizes))
+
+
+def channels_kept(full: int, size: int, trailing: bool) -> slice:
+    """Where so many of all channels lie that a width keeps: first, or last."""
+    return slice(full - size, full) if trailing else slice(size)
 
 
 def slice_tensor(key: str, tensor: torch.Tensor, ratio: Fraction, trailing: bool = False) -> torch.Tensor:

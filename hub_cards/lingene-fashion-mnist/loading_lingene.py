@@ -152,7 +152,7 @@ class BundleMixin:
         kwargs |= {"config": bundle.config.sized(size), "state_dict": weights, "dtype": weights[FINAL_NORM].dtype}
         result = super().from_pretrained(None, *model_args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
-        model.kept_files = bundle.kept_files()
+        model.kept_files = bundle.kept_files(size)
         devices = set(getattr(model, "hf_device_map", {}).values())
         if len(devices) > 1 or "disk" in devices:
             raise ValueError(

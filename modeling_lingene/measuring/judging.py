@@ -95,19 +95,23 @@ def check_patches_compare(found: int, expected: int) -> None:
         )
 
 
-def cosines(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def cosines(
+    found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor], trailing: bool = False
+) -> torch.Tensor:
     """Of the class token, and of the patch tokens in the mean over an image's patches: (b, 2).
 
     Args:
         found: class tokens (b, d) and patch tokens (b, p, d).
         expected: the same of the reference, perhaps with more channels: a narrower size of a bundle holds the leading
             ones, and what it lacks counts as zero, so that the cosines of all widths are of the same vectors.
+        trailing: whether a narrower size holds the trailing ones.
 
     Raises:
         ValueError: another number of patches.
     """
     check_patches_compare(found[1].shape[1], expected[1].shape[1])
-    whole = [functional.pad(f, (0, e.shape[-1] - f.shape[-1])) for f, e in zip(found, expected)]
+    lacking = [(e.shape[-1] - f.shape[-1], 0) for f, e in zip(found, expected)]
+    whole = [functional.pad(f, pair if trailing else pair[::-1]) for f, pair in zip(found, lacking)]
     both = [functional.cosine_similarity(f, e, dim=-1) for f, e in zip(whole, expected)]
     return torch.stack([both[0], both[1].mean(dim=1)], dim=1)
 

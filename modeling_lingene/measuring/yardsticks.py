@@ -28,7 +28,7 @@ from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
 from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
-from ..readout import Readout, brought_back, read_readout
+from ..readout import Readout, brought_back, is_trailing, read_readout
 from .features import Kept, Reference, Tokens, class_and_patches, load_encoder
 from .judging import agreement, check_patches_compare, cosines, knn_accuracy, mean_error, probe_accuracy, probe_needs
 from .metrics import accuracy, check_pictures, patch_count, share_error
@@ -231,13 +231,14 @@ class Yardstick:
         self, model: nn.Module, images: Kept, update: Callable
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
         """Class tokens (n, d) and labels (n,) where the model is; cosines (n, 2) where there is a reference."""
-        found, labels, agreed = [], [], []
+        found, labels, agreed, trailing = [], [], [], is_trailing(model)
         for batch in images:
             own = class_and_patches(model, batch["pixel_values"])
             found.append(own[0]), labels.append(batch["labels"].to(own[0].device))
             if "expected_class" in batch:
                 expected = (batch[key].to(own[0].device) for key in ("expected_class", "expected_patches"))
-                agreed.append(cosines(brought_back(own, self.readout), tuple(expected)).cpu())
+                back = brought_back(own, self.readout, trailing)
+                agreed.append(cosines(back, tuple(expected), trailing).cpu())
             update(len(batch["labels"]))
         return (torch.cat(found), torch.cat(labels)), torch.cat(agreed) if agreed else None
 

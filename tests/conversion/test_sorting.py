@@ -33,11 +33,11 @@ from modeling_lingene.conversion.export import export
 from modeling_lingene.conversion.ordering import order_layers, sort_width
 from modeling_lingene.conversion.rotation import rotated, rotation, stream_moments, zero_sum_axes
 from modeling_lingene.folders import publish_model, read_processor
-from modeling_lingene.images.batches import batches
+from modeling_lingene.images.batches import batches, image_processor
 from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_model
 from modeling_lingene.measuring.sweep import sweep
-from modeling_lingene.readout import brought_back, read_readout
+from modeling_lingene.readout import brought_back, read_readout, write_readout
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.recipes import Recipe, decompose
@@ -260,6 +260,46 @@ def test_what_brings_tokens_back_goes_where_they_go(tmp_path, photos):
     full = AutoModel.from_pretrained(tmp_path / "again")(values).last_hidden_state
     back = brought_back((full, full), read_readout(tmp_path / "again"))[0]
     assert relative(back, source(values).last_hidden_state) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_turned", [True, False])
+def test_a_width_of_trailing_channels_is_brought_back_and_compared_by_those(tmp_path, photos, is_turned):
+    """Scala's widths between the smallest and the full one; by numpy, from the bundle's own tensors. What is written
+    with such a size, or saved of it, knows its columns; the smallest width has the leading ones.
+    """
+    config = helpers.tiny_config(isolated_activation=True, trained_width_ratios=["1/4", "1/2", "1"])
+    whole, folder = helpers.tiny_model(config, model_class=LinGeneModel, noise=0.3), tmp_path / "bundle"
+    whole.save_pretrained(folder)
+    image_processor(16).save_pretrained(folder)
+    generator = torch.Generator().manual_seed(2)
+    readout = torch.randn(48, 48, generator=generator) / 7, torch.randn(48, generator=generator)
+    if is_turned:
+        write_readout(folder, readout)
+    weight, bias = (part.numpy() for part in readout) if is_turned else (numpy.eye(48, dtype="f"), numpy.zeros(48))
+    pictures = load_pictures(str(photos))
+    seen = torch.cat([batch["pixel_values"] for batch in batches(pictures, read_processor(folder), 8)])
+    full = whole(seen).last_hidden_state[:, 0].numpy() @ weight.T + bias
+    options = dict(metric="cosine", latency=False, widths=["1/4", "1/2", "1"], components=(5,), device="cpu")
+    rows = {row["width_ratio"]: row for row in sweep(folder, pictures, **options)}
+    for width, columns in (("1/4", slice(12)), ("1/2", slice(24, 48)), ("1", slice(48))):
+        model = AutoModel.from_pretrained(folder, width_ratio=width).eval()
+        assert torch.equal(model.embeddings.cls_token, whole.embeddings.cls_token[..., columns])
+        own = model(seen).last_hidden_state[:, 0].numpy()
+        back = own @ weight[:, columns].T + bias
+        cosine = (back * full).sum(1) / numpy.linalg.norm(back, axis=1) / numpy.linalg.norm(full, axis=1)
+        assert rows[width]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
+        publish_model(model, folder, tmp_path / width / "plain")
+        export(folder, tmp_path / width / "exported", "transformers", width_ratio=width)
+        smaller = LinGeneModel.from_pretrained(folder, width_ratio=width, constrained=True)
+        smaller.save_pretrained(tmp_path / width / "smaller")
+        for name in ("plain", "exported", "smaller"):
+            known = read_readout(tmp_path / width / name)
+            assert (known is not None) == is_turned
+            if is_turned:
+                assert (known[0].numpy() == weight[:, columns]).all() and (known[1].numpy() == bias).all()
+                (found, _) = brought_back((torch.from_numpy(own),) * 2, known)
+                numpy.testing.assert_allclose(found.numpy(), back, atol=1e-5)
 
 
 @pytest.mark.parametrize(
