@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from ..extras import require
-from ..folders import SIZE_PICTURES, held_in, read_processor, write_json, write_sizes, write_training
+from ..folders import SIZE_PICTURES, held_in, processor_or_none, write_json, write_sizes, write_training
 from ..found import TIMM
 from ..hub import write_card
 from ..images.augmentation import Augmentation, check_augmentation
@@ -376,7 +376,8 @@ def _reference(recipe: Recipe) -> str | None:
     if recipe.objective.feature_heads != "identity" or recipe.teacher_size or recipe.teacher.startswith(TIMM):
         return None
     name = os.path.expanduser(recipe.teacher)
-    said = read_processor(name).to_dict()
+    own = processor_or_none(name)  # without any it is refused when it is loaded
+    said = {} if own is None else own.to_dict()
     return None if "shortest_edge" in (said.get(size_field(said)) or {}) else name
 
 

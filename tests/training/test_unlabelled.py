@@ -154,6 +154,14 @@ def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, in
     assert not (tmp_path / "taught" / "bundle" / "sizes.json").exists()
 
 
+def test_a_teacher_without_preprocessing_is_refused_by_name(tmp_path, photos, init):
+    """Identity heads asked its preprocessing before it was loaded, and no error of ours came out."""
+    bare = shutil.copytree(init, tmp_path / "bare")
+    (bare / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="`teacher` .*bare cannot be loaded: .* has no preprocessor_config.json"):
+        recipes.decompose(recipe(photos, init, teacher=str(bare), feature_heads="identity"), tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty pictures to train on and sixteen others, of two classes that a picture's brightness tells apart."""
