@@ -41,7 +41,8 @@ class UnlabelledStart:
         source, held_out: of batches, for training and for choosing the best state.
         encoder: whom it learns from.
         teacher, held_out_teacher: batch -> its tokens (b, t, D) of the one and of the other, perhaps kept.
-        readout: of the bundle that it starts from, kept: training goes on in its channels.
+        readout: of the bundle that it starts from, kept: training goes on in its channels. Of a teacher whose
+            channels a new bundle learns one by one, that one's.
     """
 
     trained: FeatureStudent
@@ -106,8 +107,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         processor = image_processor(encoder.config.image_size)
     else:
         fit_sizes(encoder, recipe.decomposition)
-    readout = read_readout(os.path.expanduser(recipe.init)) if recipe.init else None
-    _check_channels(recipe, readout)
+    readout = _readout(recipe)
     teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))
     student = FeatureStudent(encoder, teacher.width, recipe.objective)
     if recipe.cache_teacher:
@@ -172,22 +172,28 @@ def _check_encoder(recipe: Recipe, encoder: RecomposingModel) -> None:
     check_objective(recipe.objective, encoder, stated_width(recipe.teacher) if alike else None)
 
 
-def _check_channels(recipe: Recipe, readout: Readout | None) -> None:
-    """Refuse identity heads between channels that were turned and a teacher's, which were not, or otherwise.
+def _readout(recipe: Recipe) -> Readout | None:
+    """What brings the tokens of what is trained back, by whose channels it is trained in; None where nobody's were
+    turned.
 
     Raises:
-        ValueError: they would be compared one by one, and mean different things.
+        ValueError: identity heads between channels that were turned and others, which would be compared one by one
+            and mean different things.
     """
-    if recipe.objective.feature_heads != "identity" or not (recipe.init and recipe.teacher):
-        return
+    own = read_readout(os.path.expanduser(recipe.init)) if recipe.init else None
+    if recipe.objective.feature_heads != "identity" or not recipe.teacher:
+        return own
     theirs = None if recipe.teacher.startswith(TIMM) else read_readout(os.path.expanduser(recipe.teacher))
-    same = theirs is readout or (None not in (theirs, readout) and all(map(torch.equal, theirs, readout)))
+    if not recipe.init:
+        return theirs
+    same = theirs is own or (None not in (theirs, own) and all(map(torch.equal, theirs, own)))
     if not same:
         raise ValueError(
             f"`feature_heads` identity compares channel by channel, and those of `init` {recipe.init} or of `teacher` "
             f"{recipe.teacher} were turned (`convert --sort`): use linear heads, or leave `teacher` out, so that the "
             "bundle learns from itself."
         )
+    return own
 
 
 def _teacher(recipe: Recipe, encoder: RecomposingModel, pictures: Preprocessing) -> Encoder:

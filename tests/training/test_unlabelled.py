@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from transformers import AutoModel, BitImageProcessorPil, ViTConfig, ViTImagePro
 from transformers.image_utils import SizeDict
 
 import helpers
-from modeling_lingene import LinGeneConfig
+from modeling_lingene import LinGeneConfig, LinGeneModel
 from modeling_lingene.budget_lingene import TIMING
 from modeling_lingene.folders import bundle_weights_id, read_processor
 from modeling_lingene.images.augmentation import Augmentation
@@ -26,6 +27,7 @@ from modeling_lingene.images.data import split_off
 from modeling_lingene.images.loaders import Layout
 from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_data
+from modeling_lingene.readout import read_readout, write_readout
 from modeling_lingene.training import recipes
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop
@@ -292,6 +294,37 @@ def test_a_run_from_nothing_learns_from_a_teacher_by_name(tmp_path, photos, init
         rows = recipes.decompose(asked, tmp_path)
     assert [row["depth"] for row in rows] == [3] and rows[0]["feature_loss"] > 0
     assert LinGeneConfig.from_pretrained(tmp_path / "bundle").num_labels == 2  # transformers' own: nothing is labelled
+
+
+@torch.no_grad()
+def test_a_new_bundle_that_learns_turned_channels_one_by_one_has_what_brings_them_back(tmp_path, photos):
+    """Its cosine is of the source's channels, of both: as of both it stands in the files, by numpy."""
+    config = helpers.tiny_config(layer_norm_eps=1e-5)
+    helpers.tiny_model(config, model_class=LinGeneModel, noise=0.3).save_pretrained(tmp_path / "turned")
+    image_processor(16).save_pretrained(tmp_path / "turned")
+    generator = torch.Generator().manual_seed(2)
+    readout = torch.randn(48, 48, generator=generator) / 7, torch.randn(48, generator=generator)
+    write_readout(tmp_path / "turned", readout)
+    model = recipes.ModelSettings(48, 4, intermediate_size=48, patch_size=4, depth=2, image_size=16)
+    asked = recipe(
+        photos, teacher=str(tmp_path / "turned"), feature_heads="identity", totals=(2,), depths=(), epochs=1
+    )
+    with pytest.warns(UserWarning, match="notes.txt"), torch.enable_grad():
+        (row,) = recipes.decompose(dataclasses.replace(asked, model=model), tmp_path / "run")
+    for folder in ("bundle", "best"):
+        kept = read_readout(tmp_path / "run" / folder)
+        assert all(map(torch.equal, kept, readout))
+    with pytest.warns(UserWarning, match="notes.txt"):
+        held = split_off(load_pictures(str(photos), "train"), recipes.Recipe(data="").validation_share, 0)[1]
+    bundle, tokens = tmp_path / "run" / "bundle", []
+    pixels = torch.cat([batch["pixel_values"] for batch in batches(held, read_processor(bundle), 8)])
+    for name in (bundle, tmp_path / "turned"):
+        own = AutoModel.from_pretrained(name).eval()(pixels).last_hidden_state[:, 0].numpy()
+        tokens.append(own @ readout[0].numpy().T + readout[1].numpy())
+    cosine = (
+        (tokens[0] * tokens[1]).sum(1) / numpy.linalg.norm(tokens[0], axis=1) / numpy.linalg.norm(tokens[1], axis=1)
+    )
+    assert row["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
 
 
 def test_a_bundle_without_classifier_goes_on(tmp_path, photos, init):
