@@ -64,7 +64,14 @@ class Calibration:
         if fit == "matched":
             with progress_bar(total=PASSES, desc="matching", unit="pass") as bar:
                 parts, table = match(
-                    stacks, parts, table, self._built, self.source.head, self.pixel_values, PASSES, bar.update
+                    stacks,
+                    parts,
+                    table,
+                    self._built,
+                    self.source.names_classes,
+                    self.pixel_values,
+                    PASSES,
+                    bar.update,
                 )
             metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
             parts, table = order_components(parts, table, metrics)
@@ -110,7 +117,12 @@ class Calibration:
         model = stock_of(self.source, weights).to(self.device).requires_grad_(False)
         with progress_bar(total=len(self.pixel_values), desc="calibrating", unit="image") as bar:
             found = moments(
-                model, self.source.head, self.pixel_values, self.source.depth, seed=self.seed, progress=bar.update
+                model,
+                self.source.names_classes,
+                self.pixel_values,
+                self.source.depth,
+                seed=self.seed,
+                progress=bar.update,
             )
         return stacks_of(weights, found)
 
@@ -118,7 +130,7 @@ class Calibration:
         model = self._loaded(folder)
         layers = range(min(depths) + 1, self.source.depth + 1)
         with progress_bar(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
-            rows = choose_rows(model, self.source.head, self.pixel_values, self.expected, depths, bar.update)
+            rows = choose_rows(model, self.source.names_classes, self.pixel_values, self.expected, depths, bar.update)
         config = read_config(folder)
         config.depth_rows = rows
         change_settings(folder, config)

@@ -34,9 +34,14 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
         raise ValueError(str(error).replace("`data`", "`calibrate`", 1)) from None
 
 
-def distance(found: torch.Tensor, expected: torch.Tensor, head: bool) -> float:
-    """KL divergence of class probabilities, mean over images; without a classifier the relative error of tokens."""
-    if not head:
+def distance(found: torch.Tensor, expected: torch.Tensor, classes: bool) -> float:
+    """KL divergence of class probabilities, mean over images; without classes the relative error.
+
+    Args:
+        found, expected: logits, or class tokens.
+        classes: whether they are scores of classes, see `names_classes`.
+    """
+    if not classes:
         return float((found - expected).norm() / expected.norm())
     return float(
         functional.kl_div(found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
@@ -61,7 +66,7 @@ def class_outputs_of(
 
 def choose_rows(
     model: nn.Module,
-    head: bool,
+    classes: bool,
     pixel_values: torch.Tensor,
     expected: torch.Tensor,
     depths: Sequence[int],
@@ -71,6 +76,7 @@ def choose_rows(
 
     Args:
         model: a constrained model that selects layers; its configuration is used and left as it was.
+        classes: as of `distance`.
         pixel_values: (images, channels, h, w).
         expected: the source's logits or class tokens for them.
         depths: below the reference depth.
@@ -87,7 +93,7 @@ def choose_rows(
                 rows = [row for row in kept if row != left_out]
                 config.depth_rows = {depth: rows}
                 found = class_outputs_of(model, pixel_values, depth=depth)
-                candidates[distance(found, expected, head)] = rows
+                candidates[distance(found, expected, classes)] = rows
                 progress()
             kept = candidates[min(candidates)]
             if depth in depths:

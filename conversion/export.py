@@ -54,6 +54,7 @@ from .any_size import any_size, family_of
 from .from_timm import load_all
 from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
+from .sources import names_classes
 from .timm_swin import swin_arguments, swin_state
 from .timm_vit import vit_arguments, vit_state
 from .timm_words import leave_out_unsaid, say_preprocessing
@@ -215,7 +216,7 @@ def _differences(
     pictures: list[torch.Tensor] | None = None,
 ) -> dict:
     """The largest difference over batches of one and of three random images, also of other sizes, if it takes any; and
-    over pictures, of which with a classifier the share that keeps its class.
+    over pictures, of which with a classifier of classes the share that keeps its class.
     """
     shapes = ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ()))
     differences, sizes, same = [], [], []
@@ -225,7 +226,7 @@ def _differences(
         sizes.append(expected.abs().max())
         same.append((found.argmax(-1) == expected.argmax(-1)).double())
     agreement = {"agreement": float(torch.cat(same[len(shapes) :]).mean())} if pictures else {}
-    agreement = agreement if hasattr(model, "classifier") else {}
+    agreement = agreement if names_classes(model.config, hasattr(model, "classifier")) else {}
     largest, scale = float(torch.stack(differences).max()), float(torch.stack(sizes).max())  # of nan it is nan
     relative = largest / scale if scale else largest  # a head of zeros
     return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit, **agreement}

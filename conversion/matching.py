@@ -32,7 +32,7 @@ def match(
     components: dict[str, torch.Tensor],
     table: torch.Tensor,
     build: Callable[[Mapping[str, torch.Tensor]], nn.Module],
-    head: bool,
+    classes: bool,
     pixel_values: torch.Tensor,
     passes: int = PASSES,
     progress: Callable[[], None] = lambda: None,
@@ -44,7 +44,7 @@ def match(
         components: by part (n, o, i), a start.
         table: (l, n), a start.
         build: a stock ViT from linear maps by part, (l, o, i).
-        head: whether it has a classifier.
+        classes: whether it gives scores of classes, see `names_classes`.
         pixel_values: calibration images; of many, each pass takes its moments from others.
         passes: at most.
         progress: called once per pass.
@@ -61,7 +61,7 @@ def match(
     found = {part: (stack.weights @ stack.inputs, stack.inputs) for part, stack in stacks.items()}
     for number in range(passes + 1):
         put(model, {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()})
-        far = distance(class_outputs_of(model, judged), expected, head)
+        far = distance(class_outputs_of(model, judged), expected, classes)
         nearer = number if far < (1 - GAIN) * best[0] else nearer
         if far < best[0]:
             best = (far, components, table)

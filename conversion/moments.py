@@ -1,8 +1,8 @@
 """What passes through the linear maps of a ViT on a few hundred images: second moments of inputs and of gradients.
 
-Labels for the gradients are drawn from the model's own answers, as Fisher information wants them; without a classifier
-random directions of the class token stand in for them. The two moments of a map are the Kronecker-factored curvature
-of Martens and Grosse (arXiv 1503.05671).
+Labels for the gradients are drawn from the model's own answers, as Fisher information wants them; without classes
+random directions of what the model gives, its class token or its outputs, stand in for them. The two moments of a map
+are the Kronecker-factored curvature of Martens and Grosse (arXiv 1503.05671).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +21,7 @@ from ..recompose_lingene import BLOCK_LINEARS
 # a metric that is true for small ones only has to be blunted. Chosen on training images of one ViT of eight layers.
 INPUT_DAMPING = {"activations": 0.1, "weighted": 0.1, "kronecker": 0.03, "aligned": 0.03, "matched": 0.03}
 GRADIENT_DAMPING = 2.0
+LEAST_TRACE = 1e-6  # of the layers' mean: where nothing depends on what a layer gives, any error is as good
 TRACE_POWER = 0.25
 SHARED = {"attention.key": "attention.query", "attention.value": "attention.query"}  # the same inputs: one moment
 GIVEN = ("mlp.fc2",)  # maps that give less than they take
@@ -45,12 +46,26 @@ class Stack:
     def metric(self, fit: str) -> tuple[torch.Tensor, torch.Tensor]:
         """C and G as a fit sees them; G a factor per layer where it is not a matrix."""
         inputs = damped(self.inputs, INPUT_DAMPING[fit])
-        trace = self.gradients.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
+        gradients, trace = self._regular_gradients()
         if fit == "activations":
             return inputs, torch.ones_like(trace)
         if fit == "weighted":
             return inputs, trace
-        return inputs, damped(self.gradients, GRADIENT_DAMPING) / trace ** (1 - TRACE_POWER)
+        return inputs, damped(gradients, GRADIENT_DAMPING) / trace ** (1 - TRACE_POWER)
+
+    def _regular_gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """G, and its traces (l, 1, 1), none of which is zero: of a layer on whose outputs nothing depends, since what
+        follows writes nothing, it is a small share of the identity.
+        """
+        trace = self.gradients.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
+        least = LEAST_TRACE * trace.mean()
+        least = torch.where(least > 0, least, torch.ones_like(least))
+        lacking = (least - trace).clamp(min=0)
+        if not lacking.any():
+            return self.gradients, trace
+        size = self.gradients.shape[-1]
+        eye = torch.eye(size, dtype=trace.dtype, device=trace.device)
+        return self.gradients + lacking / size * eye, trace + lacking
 
 
 def damped(moments: torch.Tensor, share: float) -> torch.Tensor:
@@ -94,7 +109,7 @@ def extended(states: torch.Tensor) -> torch.Tensor:
 @torch.enable_grad()
 def moments(
     model: nn.Module,
-    head: bool,
+    classes: bool,
     pixel_values: torch.Tensor,
     depth: int,
     batch_size: int | None = None,
@@ -105,6 +120,7 @@ def moments(
 
     Args:
         model: a stock ViT in evaluation mode; every parameter frozen.
+        classes: whether it gives scores of classes, see `names_classes`.
         pixel_values: (images, channels, h, w).
         batch_size: images at once; default by the device.
 
@@ -130,12 +146,12 @@ def moments(
         for values in pixel_values.split(batch_size or BATCH[device.type]):
             values = values.to(device).requires_grad_()
             output = model(pixel_values=values)
-            if head:
+            if classes:
                 drawn = torch.multinomial(output.logits.detach().softmax(-1).cpu(), 1, generator=generator)
                 loss = functional.cross_entropy(output.logits, drawn[:, 0].to(device), reduction="sum")
             else:
-                token = image_token(model.config, output)
-                loss = (token * torch.randn(token.shape, generator=generator).to(device)).sum()
+                answer = output.logits if hasattr(output, "logits") else image_token(model.config, output)
+                loss = (answer * torch.randn(answer.shape, generator=generator).to(device)).sum()
             torch.autograd.grad(loss, values)
             seen += len(values)
             progress(len(values))

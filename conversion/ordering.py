@@ -17,7 +17,7 @@ from torch import nn
 
 from ..modeling_base_lingene import RecomposingModel
 from .moments import linear_maps, moments
-from .sources import Source
+from .sources import Source, names_classes
 
 
 # What of a block goes by rows of heads or by units: part -> (kind, dimension).
@@ -42,7 +42,9 @@ def order_layers(
         progress: called with the number of images done.
     """
     stock = source.stock().to(device).requires_grad_(False)
-    heads, units = importances(stock, source.head, pixel_values, source.config.num_attention_heads, seed, progress)
+    heads, units = importances(
+        stock, source.names_classes, pixel_values, source.config.num_attention_heads, seed, progress
+    )
     size = source.config.hidden_size // source.config.num_attention_heads
     orders = {"rows": _rows(heads, size), "units": units.argsort(1, descending=True)}
 
@@ -74,7 +76,8 @@ def sort_width(
             f"The widths {', '.join(config.trained_width_ratios)} were trained as they are; keep them so."
         )
     stock = model.materialise().eval().requires_grad_(False)
-    found = importances(stock, model.has_head, pixel_values, config.num_attention_heads, seed, progress)
+    classes = names_classes(config, model.has_head)
+    found = importances(stock, classes, pixel_values, config.num_attention_heads, seed, progress)
     heads, units = (_shares(own) for own in found)
     rows = _rows(heads, config.hidden_size // config.num_attention_heads)[0]
     orders = {"rows": rows, "units": units[0].argsort(descending=True)}
@@ -85,7 +88,7 @@ def sort_width(
 
 def importances(
     stock: nn.Module,
-    head: bool,
+    classes: bool,
     pixel_values: torch.Tensor,
     heads: int,
     seed: int = 0,
@@ -93,7 +96,7 @@ def importances(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the heads and units of every layer of a stock ViT: (l, h) and (l, m), on the CPU."""
     depth = stock.config.num_hidden_layers
-    found, maps = moments(stock, head, pixel_values, depth, seed=seed, progress=progress), linear_maps(stock, depth)
+    found, maps = moments(stock, classes, pixel_values, depth, seed=seed, progress=progress), linear_maps(stock, depth)
     by_unit, by_head = [], []
     for layer in range(depth):
         weight, entered, gradient = _around("mlp.fc2", layer, maps, found)

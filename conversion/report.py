@@ -17,6 +17,7 @@ from ..measuring.tables import aligned_table
 from ..progress import quiet_loading
 from .calibration import class_outputs_of, distance
 from .moments import Stack
+from .sources import names_classes
 
 
 # By the logit error of the start, up to which a rate is taken: a high one harms a good start, for an epoch at least.
@@ -54,9 +55,9 @@ def count_legend(rows: list[dict], compared: str) -> str:
 
 
 def logit_error(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
-    """How far logits are from the expected ones: relative (Frobenius norms) and at most."""
-    difference = found - expected
-    relative = float(difference.norm() / expected.norm())
+    """How far logits are from the expected ones: relative (Frobenius norms; of zeros absolute) and at most."""
+    difference, whole = found - expected, expected.norm()
+    relative = float(difference.norm() / whole if whole else difference.norm())
     return {"relative_logit_error": relative, "largest_logit_error": float(difference.abs().max())}
 
 
@@ -103,8 +104,9 @@ def measure_counts(
     Returns:
         Rows of num_components, activation_residual and weight_residual (relative, Frobenius norms, all maps together
         and per part; that of weights says nothing of how good a fit is, and may grow as it gets better),
-        relative_logit_error, and with a classifier divergence (KL, nats) and agreement (0..1), without one cosines of
-        what stands for the image and of the patch tokens with the source's, mean over images and 5th percentile.
+        relative_logit_error, and with a classifier that names classes divergence (KL, nats) and agreement (0..1),
+        without a classifier cosines of what stands for the image and of the patch tokens with the source's, mean over
+        images and 5th percentile.
     """
     rows = []
     for count in range(1, table.shape[1] + 1):
@@ -120,10 +122,10 @@ def measure_counts(
         row = {"num_components": count, "activation_residual": activations, "weight_residual": weights}
         answers = (found, expected) if head else (found[0], expected[0])
         row["relative_logit_error"] = logit_error(*answers)["relative_logit_error"]
-        if head:
-            row["divergence"] = distance(found, expected, head)
+        if names_classes(model.config, head):
+            row["divergence"] = distance(found, expected, classes=True)
             row["agreement"] = float((found.argmax(-1) == expected.argmax(-1)).double().mean())
-        else:
+        elif not head:
             row |= agreement(cosines(found, expected))
         rows.append({**row, "parts": parts})
         progress()

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PretrainedConfig
 
 from ..configuration_base_lingene import BundleConfig
 from ..families_lingene import image_token
@@ -52,6 +53,11 @@ class Source:
         """Layers of the stack that components stand for, or of each as in "2-6"."""
         return self.config.reference_depth
 
+    @property
+    def names_classes(self) -> bool:
+        """See `names_classes`."""
+        return names_classes(self.config, self.head)
+
     def layers(self, name: str) -> list[torch.Tensor]:
         """One block tensor of every layer."""
         return [self.block(name, layer) for layer in range(self.config.stack_depth(self.depth, name))]
@@ -62,6 +68,16 @@ class Source:
         return stock_model(
             dict(self.outside), layers, self.config.stock_config(self.config.size()), self.head, dtype=torch.float32
         ).eval()
+
+
+def names_classes(config: PretrainedConfig, head: bool) -> bool:
+    """Whether a model's answers are scores of classes, whose probabilities tell how near two of them are: there is a
+    classifier, not of a single output, whose probability is always 1, and not for regression.
+
+    Args:
+        config: of a bundle, or a family's own.
+    """
+    return head and config.num_labels > 1 and config.problem_type != "regression"
 
 
 def changed(config: BundleConfig, **fields) -> BundleConfig:

@@ -64,6 +64,8 @@ CONVERSION_FIELDS |= {**dict.fromkeys(("compared", "checked_on"), TEXT), "turned
 CALIBRATION_FIELDS = {"rows": items(OBJECT), "measured_images": integer(1, 1 << 53)}
 CALIBRATION_ROW = {"agreement": number(0, 1), "divergence": number(-1e12, 1e12)}
 CALIBRATION_ROW |= dict.fromkeys(("cosine", "cosine_p5"), number(-1.001, 1.001))
+CALIBRATION_ROW |= {"relative_logit_error": number(0, 1e12)}
+CALIBRATION_PAIRS = ("agreement", "divergence"), ("cosine", "cosine_p5")  # one of them, but of a regression
 _COUNT, _NAMED = integer(1, 1 << 53), optional(TEXT)
 # What `training.json` says; a name is null where there is none, or none that anybody else could use.
 TRAINING_FIELDS = {
@@ -172,7 +174,7 @@ def read_conversion(folder: Path) -> dict | None:
         measured, inside = report["calibration"], f"`calibration` in {where}"
         check_fields(measured, CALIBRATION_FIELDS, inside, required=CALIBRATION_FIELDS, remedy=DELETE)
         for row in measured["rows"]:
-            named = ("agreement", "divergence") if "agreement" in row else ("cosine", "cosine_p5")
+            named = next((pair for pair in CALIBRATION_PAIRS if pair[0] in row), ("relative_logit_error",))
             check_fields(row, CALIBRATION_ROW, f"a row of {inside}", required=named, remedy=DELETE)
     return report
 

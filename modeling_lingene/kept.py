@@ -2,7 +2,7 @@
 
 A bundle is judged by what it says of pictures: by the class and the probabilities where there is a classifier, by the
 direction of what stands for the image where there is none. The relative error of logits ranks fits, and does not say
-how many classes stay. Without pictures it is all there is.
+how many classes stay. Without pictures, or where outputs name no classes, it is all there is.
 """
 
 from typing import Any
@@ -35,6 +35,8 @@ def is_model(report: dict[str, Any]) -> bool:
         return report["relative_logit_error"] <= GOOD
     if "agreement" in row:
         return row["agreement"] >= AGREES and row["divergence"] <= DIVERGES
+    if "cosine" not in row:  # outputs that name no classes
+        return row["relative_logit_error"] <= GOOD
     return row["cosine"] >= ALIKE and row["cosine_p5"] >= LEAST_ALIKE
 
 
@@ -51,6 +53,8 @@ def kept(report: dict[str, Any]) -> str:
             f"On {count} calibration images it says the source's class for {100 * row['agreement']:.1f} %, with a "
             f"divergence (KL) of {max(row['divergence'], 0):.2g} nats."
         )
+    if "cosine" not in row:
+        return f"Relative error of its {what}s on {count} calibration images: {row['relative_logit_error']:.2g}."
     return (
         f"On {count} calibration images its {what} has a cosine of {row['cosine']:.3f} with the source's, "
         f"{row['cosine_p5']:.3f} at the 5th percentile."
