@@ -14,7 +14,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
-from .beside import file_beside
+from .beside_lingene import file_beside
 from .bundle_lingene import SIZES_FILE, Bundle
 from .configuration_base_lingene import MOST_LAYERS, MOST_PIXELS, BundleConfig
 from .families_lingene import FAMILIES

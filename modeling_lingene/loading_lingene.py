@@ -26,6 +26,7 @@ try:
 except ImportError:  # a version that saves its modules' own names
     revert_weight_conversion = None
 
+from .beside_lingene import COMMIT, NobodyKnows
 from .budget_lingene import BUDGETS, choose_size
 from .bundle_lingene import FINAL_NORM, HUB_KWARGS, Bundle
 from .configuration_base_lingene import BUNDLE_TYPES, SIZE_FIELDS, BundleConfig, Size
@@ -38,7 +39,6 @@ from .translating_lingene import stock_weights
 
 logger = logging.get_logger(__name__)
 
-COMMIT = re.compile("[0-9a-f]{40}")
 # What Auto classes pass on and stock loading of weights in memory does not take.
 AUTO_KWARGS = ("trust_remote_code", "_from_auto", "code_revision", "_commit_hash", "adapter_kwargs", "use_safetensors")
 # What may be misspelt: `check_spelling` knows them by what they look like.
@@ -60,7 +60,8 @@ class BundleMixin:
     has_head: ClassVar[bool]
     auto_map: ClassVar[dict[str, str]]  # for `trust_remote_code`: Auto class -> module and class that travel along
     write_card: ClassVar[Callable[[Path, str, str | None, Any], None] | None] = None  # set by the installed package
-    kept_files: Mapping[str, bytes] = MappingProxyType({})  # of the bundle that this model was loaded from
+    kept_files: Mapping[str, bytes | None] = MappingProxyType({})  # of the bundle that this model was loaded from
+    ask_again: Callable[[], Mapping[str, bytes | None]] | None = None  # where the Hub could not say what these are
 
     @classmethod
     def from_pretrained(
@@ -153,6 +154,8 @@ class BundleMixin:
         result = super().from_pretrained(None, *model_args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.kept_files = bundle.kept_files(size)
+        if None in model.kept_files.values():
+            model.ask_again = partial(bundle.kept_files, size)
         devices = set(getattr(model, "hf_device_map", {}).values())
         if len(devices) > 1 or "disk" in devices:
             raise ValueError(
@@ -189,11 +192,15 @@ class BundleMixin:
     @staticmethod
     def _warn_of_depth(bundle: Bundle, size: Size) -> None:
         known = {bundle.config.reference_depth, *bundle.config.trained_depths}
-        if size.depth not in known and size.depth not in {row["depth"] for row in bundle.measured()}:
-            logger.warning(
-                f"Depth {size.depth} of {bundle.name} was neither trained ({sorted(known)}) nor measured: measure "
-                "this model before relying on it."
-            )
+        if size.depth in known:
+            return
+        try:
+            if size.depth in {row["depth"] for row in bundle.measured()}:
+                return
+            said = f"was neither trained ({sorted(known)}) nor measured"
+        except NobodyKnows:
+            said = f"was not trained ({sorted(known)}), nor is it known here whether it was measured"
+        logger.warning(f"Depth {size.depth} of {bundle.name} {said}: measure this model before relying on it.")
 
     def save_pretrained(
         self,
@@ -223,7 +230,9 @@ class BundleMixin:
             self.config.dtype = str(self.dtype).removeprefix("torch.")
             self.config.architectures = [type(self).__name__]
             tensors = self.state_dict() if state_dict is None else state_dict
-            kept = dict(self.kept_files)
+            if self.ask_again is not None and None in self.kept_files.values():
+                self.kept_files = self.ask_again()
+            kept = {name: content for name, content in self.kept_files.items() if content is not None}
             if os.path.isfile(os.path.join(save_directory, IMAGE_PROCESSOR_NAME)):  # perhaps another one
                 kept.pop(IMAGE_PROCESSOR_NAME, None)
             write_bundle(save_directory, tensors, settings_of(self.config), partial(self._write_rest, kept=kept))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PretrainedConfig
 
-from .beside import NobodyKnows, file_beside
+from .beside_lingene import NobodyKnows, file_beside
 from .bundle_lingene import READOUT_FILE
 from .configuration_base_lingene import BUNDLE_TYPES
 from .recompose_lingene import channels_kept

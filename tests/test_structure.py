@@ -35,13 +35,13 @@ PRUNED = (
 )  # travel with what `lingene prune` writes, some of them along
 # From what everything stands on to what stands on everything; a line is a floor, its modules in their order.
 FLOORS = """
-writing_lingene recompose_lingene reading_lingene families_lingene  translating_lingene
+writing_lingene recompose_lingene reading_lingene families_lingene beside_lingene  translating_lingene
     configuration_base_lingene
     configuration_lingene configuration_swin_lingene vit_lingene budget_lingene identity_lingene
     bundle_lingene components_lingene swin_lingene  saving_lingene
     loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_pruned
     lingene_vit lingene_swin
-kinds extras beside  readout  found  folders progress
+kinds extras  readout  found  folders progress
 images.decoding images.class_folders  images.data  images.batches  images.augmentation images.classes images.pictures
     images.loaders  images.streams
 measuring.tables measuring.grids measuring.drawing measuring.features measuring.judging  measuring.plots

@@ -19,9 +19,10 @@ import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import cached_file, cached_files
 
+from .beside_lingene import NobodyKnows, file_beside
 from .budget_lingene import check_row
 from .configuration_base_lingene import SIZE_FIELDS, BundleConfig, Size
 from .identity_lingene import WEIGHT_FILE, check_keywords, check_settings, file_sha256, weights_id_of
@@ -29,6 +30,8 @@ from .reading_lingene import OBJECT, TEXT, check_fields, integer, items, optiona
 from .recompose_lingene import channels_kept, is_gain, kept
 from .vit_lingene import interpolated_positions
 
+
+logger = logging.get_logger(__name__)
 
 SHARED_FILE = "shared.safetensors"
 SIZES_FILE = "sizes.json"
@@ -175,9 +178,10 @@ class Bundle:
         """The rows of `sizes.json`, or none where there is no such file.
 
         Raises:
-            ValueError: the file is damaged or belongs to other weights.
+            ValueError: the file is damaged or belongs to other weights; a `NobodyKnows`: nobody can say whether there
+                is one.
         """
-        path = self._beside(SIZES_FILE)
+        path = file_beside(self.name, SIZES_FILE, **self.hub)
         if path is None:
             return []
         content, where = read_json(path, self.name, MEASURE), f"`{SIZES_FILE}` of {self.name}"
@@ -192,13 +196,21 @@ class Bundle:
             )
         return rows
 
-    def kept_files(self, size: Size) -> dict[str, bytes]:
+    def kept_files(self, size: Size) -> dict[str, bytes | None]:
         """What goes with a size however it is trained, by file name: its preprocessing, and without a classifier what
-        brings channels that were turned back into its source's. Each where there is such a file."""
-        names = (IMAGE_PROCESSOR_NAME,) if self.has_head else (IMAGE_PROCESSOR_NAME, READOUT_FILE)
-        paths = {name: self._beside(name) for name in names}
-        held = {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
-        if size.width_ratio < 1 and READOUT_FILE in held:
+        brings channels that were turned back into its source's. Each where there is such a file; None, and a warning,
+        where nobody can say whether there is one."""
+        held = {}
+        for name in (IMAGE_PROCESSOR_NAME,) if self.has_head else (IMAGE_PROCESSOR_NAME, READOUT_FILE):
+            try:
+                path = file_beside(self.name, name, **self.hub)
+            except NobodyKnows as error:
+                logger.warning(f"{error} Until then this model is saved without it.")
+                held[name] = None
+                continue
+            if path is not None:
+                held[name] = Path(path).read_bytes()
+        if size.width_ratio < 1 and held.get(READOUT_FILE) is not None:
             held[READOUT_FILE] = self._narrowed_readout(held[READOUT_FILE], size)
         return held
 
@@ -212,11 +224,6 @@ class Bundle:
         except (SafetensorError, KeyError, IndexError) as error:
             raise ValueError(f"`{READOUT_FILE}` of {self.name} is damaged ({error}); convert again.") from None
         return save(held)
-
-    def _beside(self, file: str) -> str | None:
-        """Local path of a file that a bundle may do without."""
-        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-        return cached_file(self.name, file, **quiet, **self.hub)
 
     def locate(self, keys: Iterable[str]) -> dict[str, str]:
         """Local path of the file that holds each key; downloads the files that are missing, and no others."""

@@ -1,13 +1,21 @@
 """Files that may lie beside a model, or may not: found, known to be absent, or nobody can say, which is no absence."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, get_cached_repo_tree, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 
+try:
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+except ImportError:  # a version that keeps no lists of files
+    get_cached_repo_tree = None
+
+COMMIT = re.compile("[0-9a-f]{40}")
 ASKED = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -33,6 +41,9 @@ def file_beside(name: str | os.PathLike, file: str, **hub) -> str | None:
     if os.path.isdir(name):
         path = os.path.join(name, hub.get("subfolder") or "", file)
         return path if os.path.isfile(path) else None
+    pinned = COMMIT.fullmatch(hub.get("revision") or "") and not hub.get("force_download")
+    if pinned and _said_before(str(name), file, hub):  # a commit stays what it is
+        return None
     try:
         return hf_hub_download(str(name), file, **{key: hub[key] for key in ASKED if hub.get(key)})
     except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
@@ -54,6 +65,8 @@ def _said_before(name: str, file: str, hub: Mapping[str, Any]) -> bool:
     where = {key: hub[key] for key in ("cache_dir", "revision") if hub.get(key)}
     if try_to_load_from_cache(name, path, **where) is _CACHED_NO_EXIST:
         return True
+    if get_cached_repo_tree is None:
+        return False
     try:
         return path not in {one.path for one in get_cached_repo_tree(name, **where)}
     except CachedRepoTreeNotFoundError:
