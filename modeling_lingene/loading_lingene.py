@@ -117,12 +117,14 @@ class BundleMixin:
             raise ValueError("`depth` and `num_hidden_layers` name the same thing; give one of them.")
         name, hub = str(pretrained_model_name_or_path), {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
         kwargs = {key: value for key, value in kwargs.items() if key not in AUTO_KWARGS}
+        check_sources(cls.config_class.model_type, name, config, kwargs)
         hub = pinned(name, hub, cls.config_class.model_type)
         old_name = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or old_name
         config, kwargs = cls._read_config(name, config, hub, kwargs)
         dtype = read_dtype(dtype or config.dtype)  # Auto classes of some versions pass it on in the configuration only
         check_spelling(kwargs)
+        check_pooler(config, kwargs)
         check_quantisation(constrained, config, kwargs)
         bundle = Bundle(name, config, hub)
         budget = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
@@ -289,6 +291,34 @@ def check_spelling(keywords: Iterable[str]) -> None:
         close = get_close_matches(keyword.lower().replace("_", ""), plain, n=1, cutoff=0.85)
         if close:
             raise ValueError(f"`{keyword}` is not a keyword of from_pretrained; did you mean `{plain[close[0]]}`?")
+
+
+def check_sources(expected: str, name: str, config: Any, kwargs: Mapping) -> None:
+    """Refuse weights or a configuration of the caller's own, which the bundle's would take the place of.
+
+    Args:
+        expected: the `model_type` of the bundles that the class loads.
+        config: a configuration, the place of one, or None.
+    """
+    if kwargs.get("state_dict") is not None:
+        raise ValueError(
+            f"`state_dict` would take the place of the weights of {name}: load the bundle without it, then use "
+            "`load_state_dict`; or give `config` and `state_dict` and None in place of a name."
+        )
+    if isinstance(config, PretrainedConfig) and config.model_type != expected:
+        raise ValueError(
+            f"`config` must be of a bundle, with the model_type {expected}, and this {type(config).__name__} is of "
+            f"{config.model_type}: leave it out, and choose sizes by `depth`, `width_ratio`, `num_components`."
+        )
+
+
+def check_pooler(config: BundleConfig, kwargs: Mapping) -> None:
+    """Refuse a pooler that no bundle of a family has: it would be left out, or new, without a word."""
+    if kwargs.get("add_pooling_layer") and not config.stands_for.pools:
+        raise ValueError(
+            f"`add_pooling_layer`: a bundle of the family {config.family} holds no pooler; leave it out, and add one "
+            "to the model that is loaded."
+        )
 
 
 def check_quantisation(constrained: bool, config: BundleConfig, kwargs: dict) -> None:

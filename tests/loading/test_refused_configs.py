@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from refusing import INDEX, SHARED, edit, refused
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, ViTConfig
 
 import helpers
-from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel, LinGeneSwinConfig
 
 
 # -- index and configuration
@@ -221,6 +221,25 @@ def test_a_setting_that_the_weights_were_not_saved_with_is_refused(load, bundle,
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, field: CHANGED[field]}))
     refused(load, folder, f"`{field}`", "saved with")
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_what_would_take_the_place_of_the_bundles_own_is_refused(load, bundle, model, opens, constrained):
+    """Weights that were handed over were left aside without a word, and so was a pooler; another configuration gave a
+    TypeError.
+    """
+    asked = {"constrained": constrained}
+    refused(load, bundle, "`state_dict` would take the place", state_dict=model.state_dict(), **asked)
+    for loading in (load, AutoModel.from_pretrained):
+        refused(loading, bundle, "`add_pooling_layer`", "family vit holds no pooler", add_pooling_layer=True, **asked)
+    for other in (ViTConfig(), LinGeneSwinConfig()):
+        given = LinGeneForImageClassification.from_pretrained
+        refused(given, bundle, "`config` must be of a bundle", type(other).__name__, config=other, **asked)
+    assert opens == []
+    plain = AutoModel.from_pretrained(bundle, add_pooling_layer=False)
+    assert plain.pooler is None
+    memory = LinGeneForImageClassification.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert torch.equal(memory.classifier.weight, model.classifier.weight)
 
 
 @pytest.mark.parametrize("way", ["by keyword", "in the configuration"])
