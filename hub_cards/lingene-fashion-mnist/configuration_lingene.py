@@ -115,8 +115,8 @@ class LinGeneConfig(BundleConfig):
             height, width = sides(getattr(self, name))
             if height != width:
                 raise ValueError(
-                    f"`{name}` of the family {self.family} must be square, since it interpolates a square of "
-                    f"positions; got {height}x{width}. Its images may have any shape."
+                    f"`{name}` of the family {self.family} must be square; got {height}x{width}: a square of "
+                    "positions is interpolated. Its images may have any shape."
                 )
         if min(self.patch_grid) < 1:
             image, patch = ("x".join(map(str, sides(size))) for size in (self.image_size, self.patch_size))
