@@ -154,6 +154,11 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
     architecture = (raw.get("architectures") or [""])[0]
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
     head = classifies and not headless
+    if head and kind.row.classifier is None:
+        raise ValueError(
+            f"`headless`: {name} is a {architecture}, and a bundle of the family {kind.family} has no classifier; "
+            "give --headless, which leaves it out."
+        )
     config = _bundle_config(name, foreign, raw, kind, stages)
     tensors, left_out = _named(name, _read(name), kind, config, head)
     outside, blocks = _shapes(config, head)
@@ -204,7 +209,8 @@ def _kind(name: str, raw: dict) -> Kind:
         if raw.get(key, value) != value:
             raise ValueError(f"`{key}` {raw[key]!r} of {name}: {meaning} cannot be expressed by a bundle.")
     fields = SWIN_FIELDS if kind.row.stages else VIT_FIELDS
-    known = {*fields, *NEUTRAL, *kind.row.fields, *kind.neutral, *kind.only, *vars(PretrainedConfig())}
+    known = {*fields, *NEUTRAL, *kind.row.fields, *kind.row.renamed.values(), *kind.neutral, *kind.only}
+    known |= vars(PretrainedConfig()).keys()
     unknown = sorted(key for key, value in raw.items() if key not in known and value)
     if unknown:
         raise ValueError(

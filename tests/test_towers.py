@@ -17,14 +17,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     BitImageProcessor,
     CLIPConfig,
+    CLIPForImageClassification,
     CLIPModel,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     SiglipConfig,
+    SiglipForImageClassification,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -99,6 +102,35 @@ def pixels(batch=3):
 
 def far(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).detach().norm() / expected.detach().norm())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tower_that_was_made_with_dropout_of_attention_is_taken_with_it(tmp_path, kind):
+    """Under the family's own name of it, which the configuration of a bundle has another one for."""
+    config = AutoConfig.for_model(f"{kind}_vision_model", **TOWER, attention_dropout=0.1)
+    model = helpers.drawn(KINDS[kind][2](config))
+    model.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "bundle")
+    assert LinGeneConfig.from_pretrained(tmp_path / "bundle").attention_probs_dropout_prob == 0.1
+    back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+    assert back.config.attention_dropout == 0.1
+    assert far(back(pixels()).pooler_output, model(pixels()).pooler_output) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("labels", [2, 3])
+@pytest.mark.parametrize("kind", [CLIPForImageClassification, SiglipForImageClassification])
+def test_a_classifier_on_a_tower_is_left_out_only_where_that_is_said(tmp_path, kind, labels):
+    """No bundle of these families has one, of any number of classes."""
+    model = helpers.drawn(kind(kind.config_class(vision_config=TOWER, text_config=TEXT, num_labels=labels)))
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=f"`headless`: .*source is a {kind.__name__}, and .* give --headless"):
+        convert(str(tmp_path / "source"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    convert(str(tmp_path / "source"), tmp_path / "bundle", headless=True)
+    back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+    assert far(back(pixels()).pooler_output, model.vision_model(pixels()).pooler_output) < 1e-5
 
 
 @torch.no_grad()
