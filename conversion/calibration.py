@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..images.batches import batches
+from ..images.batches import batches, check_one_shape
 from ..images.data import picked
 from ..images.pictures import load_pictures
 from .sources import class_outputs
@@ -24,12 +24,14 @@ def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> 
         (at most count, channels, h, w).
 
     Raises:
-        ValueError: there are none, or too many do not decode.
+        ValueError: there are none, too many do not decode, or the processor makes several shapes of them.
     """
     try:
         images = load_pictures(data, others=True)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-        return torch.cat([batch["pixel_values"] for batch in batches(picked(images, order), processor, 64)])
+        found = [batch["pixel_values"] for batch in batches(picked(images, order), processor, 64)]
+        check_one_shape(found)
+        return torch.cat(found)
     except ValueError as error:
         raise ValueError(str(error).replace("`data`", "`calibrate`", 1)) from None
 

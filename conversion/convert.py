@@ -51,7 +51,7 @@ TRAINED = "a trained ViT of transformers, of which a bundle can be made"
 
 
 def open_source(
-    name: str,
+    name: str | Path,
     weights: str | None = None,
     prefix: str | None = None,
     headless: bool = False,
@@ -63,6 +63,7 @@ def open_source(
     Raises:
         ValueError: it is not there, or something of it cannot be expressed by a bundle.
     """
+    name = str(name)
     if name.startswith(TIMM):
         return read_timm(name, weights, prefix, headless, stages, model_args)
     if weights is not None or prefix is not None or model_args:
@@ -77,7 +78,7 @@ def open_source(
 
 
 def convert(
-    name: str,
+    name: str | Path,
     out: str | Path,
     *,
     weights: str | None = None,
@@ -86,7 +87,7 @@ def convert(
     stages: Sequence[int] = (),
     model_args: Mapping[str, Any] | None = None,
     num_components: int | None = None,
-    calibrate: str | None = None,
+    calibrate: str | Path | None = None,
     images: int = 512,
     fit: str | None = None,
     rounds: int | None = None,
@@ -125,14 +126,14 @@ def convert(
         RuntimeError: the bundle does not give the source's logits although it should; nothing is written.
     """
     check_empty(out)
-    device = check_device(device)
+    name, device = str(name), check_device(device)
     source = open_source(name, weights, prefix, headless, stages, model_args)
     if not (source.head or weights is not None or name.startswith(TIMM)):
         source = replace(source, turned_before=read_readout(name))
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, 1 if rounds is None else rounds), sort)
     ratios = check_widths(config, widths, sort)
-    pixel_values = choose_images(source, calibrate, images, seed)
+    pixel_values = choose_images(source, None if calibrate is None else str(calibrate), images, seed)
     answers = ask(source, pixel_values)
     if fit != "exact":  # which is compared when it is written
         check_expressed(source, name, answers)

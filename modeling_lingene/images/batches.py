@@ -8,7 +8,7 @@ Every picture is made upright and scaled by its own mode before a processor sees
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,10 +114,30 @@ def makes_grey(processor: Any) -> bool:
 
 
 def processed(processor: Any, pictures: list) -> torch.Tensor:
-    """RGB pictures as (b, c, h, w), grey ones where the processor is for one channel."""
+    """RGB pictures as (b, c, h, w), grey ones where the processor is for one channel.
+
+    Raises:
+        ValueError: the processor makes pictures of several shapes.
+    """
     if makes_grey(processor):
         pictures = [picture.convert("L") for picture in pictures]
-    return processor(pictures, return_tensors="pt")["pixel_values"]
+    try:
+        return processor(pictures, return_tensors="pt")["pixel_values"]
+    except (ValueError, RuntimeError) as error:  # in the processor's words, of whatever kind it is
+        failed = error
+    check_one_shape(processor([picture], return_tensors="pt")["pixel_values"] for picture in pictures)
+    raise failed
+
+
+def check_one_shape(parts: Iterable[torch.Tensor]) -> None:
+    """Refuse pictures, (..., h, w), that are no batch because their shapes differ."""
+    shapes = sorted({tuple(part.shape[-2:]) for part in parts})
+    if len(shapes) > 1:
+        told = " and ".join(f"{height}x{width}" for height, width in (shapes[0], shapes[-1]))
+        raise ValueError(
+            f"`data`: the preprocessing makes pictures of several shapes, such as {told}, which are no batch; set "
+            f"`do_center_crop` to true and `crop_size` in the {IMAGE_PROCESSOR_NAME} beside the model."
+        )
 
 
 def to_tensors(images: LabelledImages, processor: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -170,3 +170,24 @@ def test_images_that_the_source_does_not_take_are_refused(tmp_path, family, size
     with pytest.raises(ValueError, match=named):
         convert(str(folder), tmp_path / "bundle", num_components=2, calibrate=picture_folder(tmp_path / "pictures"))
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("place", ["within a batch", "in the next batch"])
+def test_calibration_on_pictures_that_keep_their_shapes_is_refused_by_what_makes_one(tmp_path, place):
+    """Whatever the processor says where it cannot stack them; pictures of one shape, square or not, are taken."""
+    uncropped = BitImageProcessor(size={"shortest_edge": 28}, do_center_crop=False)
+    uncropped.save_pretrained(saved(stock("dinov2"), tmp_path / "source"))
+    (tmp_path / "alike").mkdir(), (tmp_path / "other").mkdir()
+    count = 6 if place == "within a batch" else 65  # 64 make a batch
+    last = int(torch.randperm(count, generator=torch.Generator().manual_seed(0))[-1])
+    pixels = numpy.random.default_rng(0).integers(0, 256, (count, 35, 42, 3), dtype=numpy.uint8)
+    for index, values in enumerate(pixels):
+        picture = Image.fromarray(values)
+        picture.save(tmp_path / "alike" / f"{index:02}.png")
+        (picture.rotate(90, expand=True) if index == last else picture).save(tmp_path / "other" / f"{index:02}.png")
+    asked = {"num_components": 2, "fit": "activations"}
+    with pytest.raises(ValueError, match="`calibrate`: .* several shapes, such as 28x33 and 33x28.*`do_center_crop`"):
+        convert(tmp_path / "source", tmp_path / "bundle", calibrate=str(tmp_path / "other"), **asked)
+    assert not (tmp_path / "bundle").exists()
+    convert(tmp_path / "source", tmp_path / "bundle", calibrate=tmp_path / "alike", **asked)
+    assert json.loads((tmp_path / "bundle" / "conversion.json").read_text())["source"] == "source"
