@@ -56,6 +56,7 @@ from .folders import (
 )
 from .kept import fitted, is_model, kept
 from .markdown import code, loading, text
+from .measuring.grids import least_size
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
 from .readme import CARD_FILE, Page, agreed, parsed, read_page, write_readme
 from .saving_lingene import CONVERSION_FILE, CONVERSION_PICTURE, ensure_repo, push_bundle
@@ -363,19 +364,21 @@ def push(
         ValueError: the folder is not a complete bundle; `repo_id` can be no repository's name; people changed the card
             both here and there.
         OSError: the Hub cannot be reached, or refuses.
-        RuntimeError: what was pushed does not load to the same model; says how it differs.
+        RuntimeError: the folder does not load in a clean process, and nothing was sent; or what was pushed does not
+            load to the same model: says how it differs.
     """
     check_repo_id(repo_id)
     config = check_folder(folder)
+    size, head = least_size(config), Bundle(folder, config).has_head
+    check_loads(_auto_class(head), str(folder), _asked_for(size))
     with reaching(repo_id):
         repo_id = ensure_repo(repo_id, private=private)
     write_pushed_card(folder, repo_id, revision=revision, subfolder=subfolder, license=license)
     sent = {"also": SHOWN, "revision": revision, "subfolder": subfolder, "commit_message": "Upload bundle"}
     with reaching(repo_id):
         commit = push_bundle(folder, repo_id, **sent)
-    size = Size(1, min(config.legal_width_ratios), 1)  # the least to download that still reads every kind of tensor
     place = {"revision": commit.oid, **({"subfolder": subfolder} if subfolder else {})}
-    verify(str(folder), repo_id, place, size, Bundle(folder, config).has_head)
+    verify(str(folder), repo_id, place, size, head)
     return commit.commit_url
 
 
@@ -389,10 +392,26 @@ def verify(folder: str, repo_id: str, place: dict[str, str], size: Size, head: b
     Args:
         place: in the repository: `revision` and perhaps `subfolder`.
     """
-    asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
-    asked["allow_untrained"] = True
+    asked = _asked_for(size)
     # Without a head a random classifier would be compared.
     verify_loads(_auto_class(head), (folder, asked), (repo_id, {**asked, **place}))
+
+
+def _asked_for(size: Size) -> dict[str, int | str | bool]:
+    asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
+    return {**asked, "allow_untrained": True}
+
+
+def check_loads(auto_class: str, folder: str, asked: dict) -> None:
+    """Load a folder in a process without this package, before anything of it is public.
+
+    Args:
+        asked: keywords of `from_pretrained`.
+
+    Raises:
+        RuntimeError: it does not load.
+    """
+    _answers(auto_class, (folder, asked))
 
 
 def verify_loads(auto_class: str, here: tuple[str, dict], there: tuple[str, dict]) -> None:
@@ -402,13 +421,20 @@ def verify_loads(auto_class: str, here: tuple[str, dict], there: tuple[str, dict
         here, there: name and keywords of `from_pretrained`.
     """
     (folder, _), (repo_id, _) = here, there
-    command = [sys.executable, "-c", VERIFY, json.dumps([auto_class, (here, there)])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    if done.returncode != 0:
-        name = repo_id if lines else folder
-        raise RuntimeError(f"{name} does not load in a clean process:\n{done.stderr[-2000:]}")
-    logits = [torch.tensor(json.loads(line)) for line in lines]
+    logits = _answers(auto_class, here, there)
     if not torch.allclose(*logits, rtol=1e-5, atol=1e-5):
         difference = (logits[0] - logits[1]).abs().max().item()
         raise RuntimeError(f"{repo_id} was pushed, but its logits differ from {folder}'s by up to {difference:.3g}.")
+
+
+def _answers(auto_class: str, *places: tuple[str, dict]) -> list[torch.Tensor]:
+    """What the model at each place gives for one image, in a process without this package; the first that does not
+    load is named.
+    """
+    command = [sys.executable, "-c", VERIFY, json.dumps([auto_class, places])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    if done.returncode != 0:
+        name, _ = places[min(len(lines), len(places) - 1)]
+        raise RuntimeError(f"{name} does not load in a clean process:\n{done.stderr[-2000:]}")
+    return [torch.tensor(json.loads(line)) for line in lines]

@@ -68,6 +68,7 @@ def unreachable(*_, **__):
 def test_without_a_network_a_push_says_where_it_did_not_get(tmp_path, monkeypatch, call):
     """At each of the calls to the Hub; the command line tells an OSError in one line."""
     folder = helpers.bundle(tmp_path / "bundle")
+    monkeypatch.setattr(hub, "check_loads", lambda *_: None)  # seconds
     monkeypatch.setattr(hub, "ensure_repo", lambda name, **_: name)
     monkeypatch.setattr(hub, "page_on_the_hub", lambda *_: None)
     monkeypatch.setattr(hub, call, unreachable)
@@ -78,6 +79,7 @@ def test_without_a_network_a_push_says_where_it_did_not_get(tmp_path, monkeypatc
 def test_what_fails_in_rendering_the_card_is_no_fault_of_the_network(tmp_path, monkeypatch):
     """`cannot be pushed to: 'depth'` would send whoever reads it to look for a token."""
     folder = helpers.bundle(tmp_path / "bundle")
+    monkeypatch.setattr(hub, "check_loads", lambda *_: None)  # seconds
     monkeypatch.setattr(hub, "ensure_repo", lambda name, **_: name)
     monkeypatch.setattr(hub, "page_on_the_hub", lambda *_: None)
     monkeypatch.setattr(hub, "made_how", lambda trained: {}["depth"])
@@ -85,10 +87,13 @@ def test_what_fails_in_rendering_the_card_is_no_fault_of_the_network(tmp_path, m
         hub.push(folder, "org/name")
 
 
-def pushes(big: str, small: str, damaged: str, littered: str, out: str, verifying: str) -> dict[str, Any]:
-    """Pushes a bundle and verifies it; a smaller one over it, others to a branch, into subfolders and under a bare
-    name; between two requests of its own a damaged folder; then one while the Hub fails, and again; one with more in
-    it than a bundle. Reads from the Hub what needs no weights.
+def pushes(
+    big: str, stages: str, codeless: str, small: str, damaged: str, littered: str, out: str, verifying: str
+) -> dict[str, Any]:
+    """Pushes a bundle and verifies it, and one of two stages; one without a file of its code; a smaller one over the
+    first, others to a branch, into subfolders and under a bare name; between two requests of its own a damaged folder;
+    then one while the Hub fails, and again; one with more in it than a bundle. Reads from the Hub what needs no
+    weights.
     """
     import contextlib
     import io
@@ -118,7 +123,10 @@ def pushes(big: str, small: str, damaged: str, littered: str, out: str, verifyin
     os.environ["HF_HOME"] = home
     found["card"] = (Path(big) / "README.md").read_text()
     HfApi().upload_file(path_or_fileobj=b"kept", path_in_repo="notes.md", repo_id="org/bundle")
-    found["verified"] = []  # seconds each; the first push was
+    found["stages"] = lingene("push", stages, "org/stages")
+    found["codeless"] = lingene("push", codeless, "org/codeless")
+    found["verified"] = []  # seconds each; the first pushes were
+    hub.check_loads = lambda *_: None
     hub.verify_loads = lambda auto_class, *places: found["verified"].append([auto_class, *places])
     found["several"] = hub.push(small, "org/several", subfolder="few")
     hub.push(big, "org/several", subfolder="many")
@@ -153,6 +161,9 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     big, small = helpers.bundle(work / "big"), helpers.bundle(work / "small", helpers.tiny_config(num_components=3), 1)
     image_processor(16).save_pretrained(big)
     folders.write_sizes(big, ROWS)
+    helpers.tiny_swin(decomposed_stages=[2, 3]).save_pretrained(work / "stages")
+    codeless = Path(shutil.copytree(small, work / "codeless"))
+    (codeless / "vit_lingene.py").unlink()
     damaged = Path(shutil.copytree(big, work / "damaged"))
     flip_a_bit(damaged / "component-01.safetensors")
     littered = Path(shutil.copytree(small, work / "littered"))
@@ -164,7 +175,8 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (littered / "conversion.json").write_text(json.dumps(report))
     with HubServer(work / "server") as server:
         server.fail_next_commit_of = "org/failing"
-        given = [str(path) for path in (big, small, damaged, littered, work / "vit", work / "verifying")]
+        given = (big, work / "stages", codeless, small, damaged, littered, work / "vit", work / "verifying")
+        given = [str(path) for path in given]
         pushed = in_new_process(pushes, server, work / "home", *given, COLUMNS="200")
         log = list(server.requests)
         server.requests = log[log.index(("GET", "/api/whoami-v2?reading")) :]
@@ -205,6 +217,21 @@ def test_a_push_is_verified_by_a_process_without_the_package(trip):
     assert len(code) > 5 and code | {CONFIG, INDEX} <= fetched
     weights = {name for name in fetched if name.endswith(".safetensors")}
     assert weights == {"shared.safetensors", "component-00.safetensors"}
+
+
+def test_a_bundle_of_two_stages_is_verified_at_a_depth_that_it_has(trip):
+    """Its depths are one number for each stage: the depth 1 was refused once everything lay on the Hub."""
+    told = trip.pushed["stages"]
+    assert told["code"] == 0 and told["stdout"].startswith(f"{trip.hub.url}/org/stages/commit/"), told["stderr"]
+    assert {"modeling_swin_lingene.py", "component-02.safetensors"} <= set(on_the_hub(trip, "org/stages"))
+
+
+def test_a_folder_that_does_not_load_by_itself_is_not_sent(trip):
+    """What is public stays public: verifying it there alone comes too late."""
+    told = trip.pushed["codeless"]
+    assert told["code"] != 0 and told["stdout"] == ""
+    assert "codeless does not load in a clean process" in told["stderr"] and "vit_lingene.py" in told["stderr"]
+    assert "org/codeless" not in trip.hub.repos
 
 
 def test_bundles_in_subfolders_share_their_code_at_the_root(trip):

@@ -12,6 +12,12 @@ def depth_key(depth: int | str) -> tuple[int, ...]:
     return sum(stages), *stages
 
 
+def least_size(config: BundleConfig) -> Size:
+    """One layer of every stack, from one component, at the least width: the least that reads every kind of tensor."""
+    depth = 1 if len(config.stacks) == 1 else "-".join("1" * len(config.stacks))
+    return config.size(depth, min(config.legal_width_ratios), 1)
+
+
 def trained_depths(config: BundleConfig, others: Iterable[int | str]) -> list[int | str]:
     """A bundle's full depth and the others that are trained, each once in the one form that it has, ascending.
 
