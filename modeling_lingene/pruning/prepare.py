@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
 from ..conversion.sources import Source
@@ -32,7 +33,7 @@ from .choose import check_target
 from .compare import nearest_size
 from .costs import Costs, costs_of
 from .settings import DENSE, PruneSettings
-from .write import dense_network
+from .write import HEADLESS, dense_network
 
 
 NAMES = {"macs": "MACs", "params": "parameters"}
@@ -96,7 +97,11 @@ def traceless(out: Path, main: bool) -> Iterator[None]:
 
 
 def dense_folder(model: str | Path, size: dict, out: Path) -> str:
-    """What is pruned, as a stock model: the one named, or the size of a bundle, written out."""
+    """What is pruned, as a stock model: the one named, or the size of a bundle, written out.
+
+    Raises:
+        ValueError: no model, no such size, or a bundle without a classifier.
+    """
     check_holds_model("model", model, "a ViT or a bundle")
     try:
         config = AutoConfig.from_pretrained(model)
@@ -108,6 +113,8 @@ def dense_folder(model: str | Path, size: dict, out: Path) -> str:
                 f"`{next(iter(size))}` chooses a size of a bundle, and {model} is a {config.model_type} model."
             )
         return str(model)
+    if not Bundle(model, config).has_head:  # loaded as a classifier it would get a random one
+        raise ValueError(HEADLESS.format(model))
     if not (out / "dense").is_dir():
         with quiet_loading():
             materialised = model_class(config, True).from_pretrained(model, **size)

@@ -19,6 +19,7 @@ from ..translating_lingene import own_shapes, stock_config
 from .choose import Choice
 
 
+HEADLESS = "`model` {} has no classifier; fine-tune it on images with labels first."
 Bottlenecks = Sequence[Mapping[str, Bottleneck]]  # per layer, by mixer
 
 
@@ -29,7 +30,7 @@ def dense_network(source: Source) -> PrunedClassifier:
         ValueError: it has no classifier, or is of a family that is not pruned.
     """
     if not source.head:
-        raise ValueError(f"`model` {source.name} has no classifier; fine-tune it on images with labels first.")
+        raise ValueError(HEADLESS.format(source.name))
     own = source.config
     if own.family not in PRUNED:
         raise ValueError(

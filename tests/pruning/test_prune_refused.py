@@ -14,7 +14,10 @@ from transformers import (
     ViTConfig,
 )
 
+import helpers
+from modeling_lingene import LinGeneModel, LinGeneSwinModel
 from modeling_lingene.cli import main
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning.prune import prune
 
 
@@ -52,6 +55,8 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("swin", "`use_absolute_embeddings` True of .*: positions that are learned for one image size"),
         ("registers", "`model` .* is a dinov2_with_registers model; those that can be pruned: vit, swin"),
         ("headless", "`model` .* has no classifier; fine-tune it"),
+        ("headless bundle", "`model` .* has no classifier; fine-tune it"),
+        ("headless Swin", "`model` .* has no classifier; fine-tune it"),
         (
             "classes",
             "`model` .* has no class 7, 8, 9 of digits; it knows 0, 1, 2, 3, .*7 in all.*Train it on these",
@@ -80,6 +85,11 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
         Dinov2WithRegistersForImageClassification(config).save_pretrained(model)
     elif case == "headless":
         ViTModel(ViTConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)).save_pretrained(model)
+    elif case == "headless bundle":
+        save_headless(helpers.tiny_model(helpers.tiny_config(num_labels=10), model_class=LinGeneModel), model)
+    elif case == "headless Swin":
+        config = helpers.tiny_swin(num_labels=10).config
+        save_headless(helpers.tiny_model(config, model_class=LinGeneSwinModel), model)
     elif case == "classes":
         small_vit(model, id2label={n: str(n) for n in range(7)}, label2id={str(n): n for n in range(7)})
     elif case == "others":
@@ -104,6 +114,11 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
     with pytest.raises(ValueError, match=said):
         prune(model, out, settings, TRAINING, size=size)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def save_headless(model, folder):
+    model.save_pretrained(folder)
+    image_processor(16).save_pretrained(folder)
 
 
 def test_what_an_interrupted_run_left_is_there_after_a_refusal(tmp_path, vit):
