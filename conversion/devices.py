@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..extras import require
+from ..measuring.metrics import seen_size
 from .graphs import Outputs, output_name, random_images, traced
 
 
@@ -27,8 +28,11 @@ CHANNELS = {1: "L", 3: "RGB"}
 OPENVINO_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def executorch(model: PreTrainedModel, folder: Path, weights: str) -> dict:
-    """A .pte for one image at a time, of the model's own size, so that all memory is planned in advance.
+def executorch(model: PreTrainedModel, folder: Path, size: tuple[int, int], weights: str) -> dict:
+    """A .pte for one image at a time, of one size, so that all memory is planned in advance.
+
+    Args:
+        size: (height, width) in pixels.
 
     Raises:
         RuntimeError: XNNPACK did not take the linear maps, which other operators compute many times slower.
@@ -37,7 +41,7 @@ def executorch(model: PreTrainedModel, folder: Path, weights: str) -> dict:
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     runtime = require("executorch.runtime", "executorch").Runtime.get()
     with _plain_attention(model):
-        program = torch.export.export(Outputs(model).eval(), (random_images(model, 1),))
+        program = torch.export.export(Outputs(model).eval(), (random_images(model, 1, size),))
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     program = lowered.to_executorch()
     outside = _operators(program.exported_program().graph)
@@ -58,14 +62,17 @@ def executorch(model: PreTrainedModel, folder: Path, weights: str) -> dict:
         "load": "import executorch.runtime; model = executorch.runtime.Runtime.get().load_program("
         f"'FOLDER/{PTE_FILE}').load_method('forward')",
     }
-    return {"loaded": loaded, "any_shape": False, "batch": 1, "facts": facts}
+    return {"loaded": loaded, "batch": 1, "facts": facts}
 
 
-def openvino(model: PreTrainedModel, folder: Path, weights: str) -> dict:
-    """.xml and .bin, of every batch, and where the family interpolates of images of any size; computes in float32."""
+def openvino(model: PreTrainedModel, folder: Path, size: tuple[int, int], weights: str) -> dict:
+    """.xml and .bin, of every batch, and where the family interpolates of images of any size; computes in float32.
+
+    Args:
+        size: (height, width) in pixels, where it takes one alone.
+    """
     library = require("openvino")
-    program, any_shape = traced(model)
-    graph = library.convert_model(program)
+    graph = library.convert_model(traced(model, size))
     graph.inputs[0].set_names({"pixel_values"})
     graph.outputs[0].set_names({output_name(model)})
     half = weights == "float16"
@@ -81,7 +88,7 @@ def openvino(model: PreTrainedModel, folder: Path, weights: str) -> dict:
         "output": output_name(model),
         "load": f"import openvino; model = openvino.compile_model('FOLDER/{XML_FILE}', 'CPU', {OPENVINO_PRECISION})",
     }
-    return {"loaded": loaded, "any_shape": any_shape, "batch": None, "facts": facts}
+    return {"loaded": loaded, "batch": None, "facts": facts}
 
 
 def _make_room(model: PreTrainedModel, path: Path, width: int) -> None:
@@ -111,6 +118,8 @@ def _operators(graph: torch.fx.Graph) -> dict[str, int]:
 def preprocessing(model: PreTrainedModel, processor: Any, batch: int | None) -> dict:
     """How a picture becomes the input, in the order of the keys, and what the outputs are called.
 
+    The shape of the input is of the pictures that the steps make, where the family takes them.
+
     Args:
         processor: of transformers; None where the bundle has none, and then nothing is said of pixels.
         batch: how many images the file takes at once; None is any number.
@@ -120,7 +129,7 @@ def preprocessing(model: PreTrainedModel, processor: Any, batch: int | None) -> 
         `rescale` (a factor), `mean` and `std` per channel: (x * rescale - mean) / std. A step that is left out is
         null.
     """
-    channels, (height, width) = model.config.num_channels, random_images(model, 1).shape[2:]
+    channels, (height, width) = model.config.num_channels, seen_size(model.config, processor)
     told: dict[str, Any] = {
         "input": {"name": "pixel_values", "shape": [batch, channels, height, width], "dtype": "float32"},
         "layout": "batch, channels, height, width",

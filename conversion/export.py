@@ -11,7 +11,6 @@ logits, measured by loading the folder as its users will. Above the tolerance th
 
 import functools
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from ..folders import (
     write_json,
 )
 from ..found import EXPORT_FILE, public_name
-from ..images.batches import batches
+from ..images.batches import batches, made_size, size_field
 from ..images.data import picked
 from ..images.pictures import load_pictures
 from ..kinds import model_class
@@ -53,7 +52,8 @@ from . import devices
 from .any_size import any_size, family_of
 from .from_timm import load_all
 from .from_transformers import read_transformers
-from .graphs import SMALL, WIDE, Outputs, example_images, output_name, random_images, traced
+from .graphs import SMALL, WIDE, Outputs, example_images, of_patches, output_name, random_images, traced
+from .onnx_files import make_smaller, say_in_file
 from .sources import names_classes
 from .timm_swin import swin_arguments, swin_state
 from .timm_vit import vit_arguments, vit_state
@@ -67,6 +67,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.15}
 CHECK_PICTURES, CHECK_BATCH = 64, 8  # of a set: how many are compared, and how many at once
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
 PREPROCESSING_FILE = "preprocessing.json"
+UNTRACED = ("transformers", "timm")  # formats that are no graphs
 TIMM_NAMES = {
     "vit": "vit_base_patch16_224",
     "dinov2": "vit_base_patch14_dinov2",
@@ -81,9 +82,6 @@ TIMM_LOAD = (
     f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
 )
 ONNX_LIMIT = 1.8e9  # bytes of weights in one file
-# Without VNNI, AVX2 and AVX-512 add two products of unsigned activations and signed weights in 16 bits, and what does
-# not fit is cut off (onnxruntime's "Data type selection"). 2 x 255 x 64 fits: such weights give the same everywhere.
-WEIGHT_LIMIT = 64
 
 
 def export(
@@ -129,18 +127,23 @@ def export(
             "format."
         )
     head = hasattr(model, "classifier")
-    pictures, told = (None, "random images") if data is None else _pictures(bundle, model, data, hub)
+    processor = processor_or_none(bundle, **hub)
+    pixels, any_shape = _takes(to, model, seen_size(model.config, processor))
+    if to not in UNTRACED:
+        _check_made(bundle, processor, pixels)
+    pictures, told = (None, "random images")
+    if data is not None:
+        pictures, told = _pictures(bundle, processor, data, None if any_shape else pixels)
     limit = TOLERANCES[weights] if tolerance is None else tolerance
     with complete_or_absent(out) as folder:
-        found = FORMATS[to].write(model, bundle, folder, hub, weights)
+        found = FORMATS[to].write(model, bundle, folder, hub, pixels, weights)
         if not head:
             write_readout(folder, read_readout(bundle, **hub), model)
-        seen = seen_size(model.config, processor_or_none(bundle, **hub))
         report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
-        report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, seen)}
+        report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, pixels)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}
         report |= {"family": model.config.model_type, **found.get("facts", {})}
-        report |= _differences(model, found["loaded"], limit, found["any_shape"], pictures)
+        report |= _differences(model, found["loaded"], limit, any_shape, pictures, pixels)
         report |= {"checked_on": told, "compared": "logits" if head else "tokens"}
         if not report["relative_difference"] <= limit:
             raise RuntimeError(
@@ -192,18 +195,45 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
     return {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
 
 
+def _takes(to: str, model: PreTrainedModel, seen: tuple[int, int]) -> tuple[tuple[int, int], bool]:
+    """(height, width) in pixels of the images that a file in a format takes, and whether it takes others, too.
+
+    Args:
+        seen: of the images that the model gets, as `seen_size` gives it.
+    """
+    family = family_of(model)
+    if to == "timm" and family.traces_any_size and not family.antialias:  # timm interpolates by averages always
+        return height_and_width(model.config), False
+    return seen, family.traces_any_size and to != "executorch"
+
+
+def _check_made(bundle: str | os.PathLike, processor: Any, size: tuple[int, int]) -> None:
+    """Refuse preprocessing that makes images of another size than the one that a graph takes."""
+    said = {} if processor is None else processor.to_dict()
+    made = made_size(said)
+    if made not in (None, size):
+        raise ValueError(
+            f"`bundle` {bundle}: its preprocessing makes images of {made[0]}x{made[1]}, and its model takes "
+            f"{size[0]}x{size[1]} alone; set `{size_field(said)}` in its {IMAGE_PROCESSOR_NAME} to that."
+        )
+
+
 def _pictures(
-    bundle: str | os.PathLike, model: PreTrainedModel, data: str, hub: dict
+    bundle: str | os.PathLike, processor: Any, data: str, size: tuple[int, int] | None
 ) -> tuple[list[torch.Tensor], str]:
-    """Batches of some pictures as the bundle's preprocessing makes them, and what they are."""
-    processor, names = processor_or_none(bundle, **hub), load_pictures(data, "test", others=True)
+    """Batches of some pictures as the bundle's preprocessing makes them, and what they are.
+
+    Args:
+        size: (height, width) in pixels that they have to have; None is any.
+    """
+    names = load_pictures(data, "test", others=True)
     if processor is None:
         raise ValueError(f"`data` needs the preprocessing of {bundle}, and beside it is no {IMAGE_PROCESSOR_NAME}.")
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES].tolist()
     found = [batch["pixel_values"].float() for batch in batches(picked(names, order), processor, CHECK_BATCH)]
-    made, own = tuple(found[0].shape[-2:]), tuple(height_and_width(model.config))
-    if made != own and not family_of(model).traces_any_size:
-        raise ValueError(f"`data`: the preprocessing of {bundle} makes images of {made}, and the model takes {own}.")
+    made = tuple(found[0].shape[-2:])
+    if size not in (None, made):
+        raise ValueError(f"`data`: the preprocessing of {bundle} makes images of {made}, and the model takes {size}.")
     return found, f"random images, {len(order)} of {names.name} ({names.split})"
 
 
@@ -214,13 +244,18 @@ def _differences(
     limit: float,
     any_shape: bool,
     pictures: list[torch.Tensor] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> dict:
     """The largest difference over batches of one and of three random images, also of other sizes, if it takes any; and
     over pictures, of which with a classifier of classes the share that keeps its class.
+
+    Args:
+        size: (height, width) in pixels of the first; default what the model's configuration says.
     """
-    shapes = ((1, None), (3, None), *(((2, SMALL), (2, WIDE)) if any_shape else ()))
+    size = size or height_and_width(model.config)
+    shapes = [(1, size), (3, size), *((2, of_patches(model, each)) for each in (SMALL, WIDE) if any_shape)]
     differences, sizes, same = [], [], []
-    for values in (*(random_images(model, count, patches) for count, patches in shapes), *(pictures or ())):
+    for values in (*(random_images(model, *shape) for shape in shapes), *(pictures or ())):
         expected, found = Outputs(model)(values), loaded(values)
         differences.append((found - expected).abs().max())
         sizes.append(expected.abs().max())
@@ -240,7 +275,9 @@ def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
     return processor
 
 
-def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
+def _transformers(
+    model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
+) -> dict:
     folder.rmdir()
     publish_model(model, bundle, folder, **hub)
     family = family_of(model)
@@ -251,16 +288,18 @@ def _transformers(model: PreTrainedModel, bundle: str | os.PathLike, folder: Pat
     trusted = {"trust_remote_code": True} if model.config.model_type == LinGeneViTConfig.model_type else {}
     asked = "".join(f", {word}={value!r}" for word, value in {**options, **trusted}.items())
     facts = {"load": f"import transformers; model = transformers.{auto}.from_pretrained('FOLDER'{asked})"}
-    return {"loaded": Outputs(again), "any_shape": family.traces_any_size, "facts": facts}
+    return {"loaded": Outputs(again), "facts": facts}
 
 
-def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
+def _timm(
+    model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
+) -> dict:
     timm, name = require("timm"), TIMM_NAMES[model.config.model_type]
     plain = folder / "plain"
     publish_model(model, bundle, plain, **hub)
     source = read_transformers(str(plain))
     staged = source.config.stands_for.stages
-    arguments = swin_arguments(source) if staged else vit_arguments(source)
+    arguments = swin_arguments(source, size) if staged else vit_arguments(source)
     state = swin_state(source) if staged else vit_state(source)
     shutil.rmtree(plain)
     eps = source.config.layer_norm_eps
@@ -294,14 +333,16 @@ def _timm(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
         tokens = tokens.flatten(1, 2)  # timm gives rows and columns
         return torch.cat((tokens.mean(dim=1, keepdim=True), tokens), dim=1)  # what stands for the image first
 
-    return {"loaded": loaded, "any_shape": bool(arguments.get("dynamic_img_size")), "facts": facts}
+    return {"loaded": loaded, "facts": facts}
 
 
-def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
+def _onnx(
+    model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
+) -> dict:
     runtime = require("onnxruntime")
     path = folder / ONNX_FILE
     name = output_name(model)
-    example, dynamic = example_images(model)
+    example, dynamic = example_images(model, size)
     with any_size(model):
         torch.onnx.export(
             Outputs(model).eval(),
@@ -315,9 +356,9 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
             verbose=False,
         )
     if weights != "float32":
-        _smaller(path, weights)
+        make_smaller(path, weights)
     processor = _keep_processor(bundle, folder, hub)
-    _say_in_file(path, devices.preprocessing(model, processor, None))
+    say_in_file(path, devices.preprocessing(model, processor, None))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def loaded(values: torch.Tensor) -> torch.Tensor:
@@ -325,68 +366,13 @@ def _onnx(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: 
 
     facts = {"file": ONNX_FILE, "output": name, "prefix_tokens": prefix_tokens(model.config) or 1}
     facts["load"] = f"import onnxruntime; model = onnxruntime.InferenceSession('FOLDER/{ONNX_FILE}')"
-    return {"loaded": loaded, "any_shape": len(dynamic) > 1, "facts": facts}
+    return {"loaded": loaded, "facts": facts}
 
 
-def _say_in_file(path: Path, told: dict) -> None:
-    """Leave out of an ONNX file what the exporter says of the builder's machine and code, and say how to use it.
-
-    Every node comes with the lines of Python that it was traced from, their folders and user names. In their place
-    stand `class_names` and `preprocessing`, as JSON, where runtimes show them.
-
-    Args:
-        told: as `devices.preprocessing` gives it.
-    """
-    onnx = require("onnx")
-    held = onnx.load(path, load_external_data=False)
-    graph = held.graph
-    for part in (held, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    steps = {name: value for name, value in told.items() if name != "class_names"}
-    named = {"class_names": told["class_names"], "preprocessing": steps}
-    onnx.helper.set_model_props(held, {name: json.dumps(value) for name, value in named.items()})
-    onnx.save(held, path)
-
-
-def _smaller(path: Path, weights: str) -> None:
-    """An ONNX file's weights in float16 (inputs and outputs stay float32), or those of its linear maps in int8.
-
-    int8 is per channel and of 7 bits, and the convolution on pixels stays float32: with all 8 bits, and with integer
-    convolutions, which not every onnxruntime has, the answers would depend on where the file is used.
-
-    Raises:
-        RuntimeError: integer weights whose products not every processor can add.
-    """
-    onnx = require("onnx")
-    whole = onnx.load(path)
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # a large model's float32 weights, loaded by now
-    if weights == "float16":
-        half = require("onnxruntime.transformers.float16", "onnxruntime")
-        onnx.save(half.convert_float_to_float16(whole, keep_io_types=True), path)
-    else:
-        quantization = require("onnxruntime.quantization", "onnxruntime")
-        del whole.graph.value_info[:]  # of the exporter; onnx infers others, and refuses to choose
-        kind = {"weight_type": quantization.QuantType.QInt8, "reduce_range": True, "per_channel": True}
-        quantization.quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], **kind)
-        _check_products(path)
-
-
-def _check_products(path: Path) -> None:
-    """Whether an ONNX file's integer products are the same on every processor; a run shows only those of this one."""
-    onnx = require("onnx")
-    for tensor in onnx.load(path).graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
-            largest = numpy.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max()
-            if largest > WEIGHT_LIMIT:
-                raise RuntimeError(
-                    f"The integer weights {tensor.name} go up to {largest}, and above {WEIGHT_LIMIT} the answers "
-                    "depend on the processor; nothing was written."
-                )
-
-
-def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str) -> dict:
-    program, any_shape = traced(model)
+def _program(
+    model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
+) -> dict:
+    program = traced(model, size)
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)  # lines of this machine's files
@@ -399,14 +385,20 @@ def _program(model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hu
         "load": f"import torch; model = torch.export.load('FOLDER/{PROGRAM_FILE}').module()",
     }
     loaded = torch.export.load(folder / PROGRAM_FILE).module()
-    return {"loaded": loaded, "any_shape": any_shape, "facts": facts}
+    return {"loaded": loaded, "facts": facts}
 
 
 def _device(
-    write: Callable, model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, weights: str
+    write: Callable,
+    model: PreTrainedModel,
+    bundle: str | os.PathLike,
+    folder: Path,
+    hub: dict,
+    size: tuple[int, int],
+    weights: str,
 ) -> dict:
     """A format of `devices.py`; where it runs there is no transformers, so its preprocessing is told in full."""
-    found = write(model, folder, weights)
+    found = write(model, folder, size, weights)
     processor = _keep_processor(bundle, folder, hub)
     write_json(folder / PREPROCESSING_FILE, devices.preprocessing(model, processor, found["batch"]))
     return found
@@ -422,9 +414,9 @@ class Format:
     """One row.
 
     Args:
-        write: (model, bundle, folder, hub, weights) -> the files' own loader as images -> logits (`loaded`), whether
-            it takes images of any size (`any_shape`), and what `export.json` says beside (`facts`): `load` is code
-            that makes `model` of FOLDER.
+        write: (model, bundle, folder, hub, size, weights) -> the files' own loader as images -> logits (`loaded`), and
+            what `export.json` says beside (`facts`): `load` is code that makes `model` of FOLDER. `size` is (height,
+            width) of the images that the files take, or may take.
         packages: that it needs.
         weights: types that it stores.
     """

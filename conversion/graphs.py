@@ -5,7 +5,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..measuring.features import normed_tokens
-from ..measuring.metrics import height_and_width
 from .any_size import any_size, family_of
 
 
@@ -34,30 +33,35 @@ def output_name(model: PreTrainedModel) -> str:
     return "last_hidden_state" if family.norms_tokens and family.class_token else "tokens"
 
 
-def random_images(model: PreTrainedModel, count: int, patches: tuple[int, int] | None = None) -> torch.Tensor:
-    """Random images of the model's own size, or of so many patches."""
-    height, width = height_and_width(model.config)
-    if patches is not None:
-        height, width = (count * model.config.patch_size for count in patches)
+def random_images(model: PreTrainedModel, count: int, size: tuple[int, int]) -> torch.Tensor:
+    """Random images of (height, width) pixels."""
     generator = torch.Generator().manual_seed(count)
-    return torch.randn(count, model.config.num_channels, height, width, generator=generator)
+    return torch.randn(count, model.config.num_channels, *size, generator=generator)
 
 
-def example_images(model: PreTrainedModel) -> tuple[torch.Tensor, dict]:
+def of_patches(model: PreTrainedModel, patches: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of so many patches."""
+    down, across = patches
+    return down * model.config.patch_size, across * model.config.patch_size
+
+
+def example_images(model: PreTrainedModel, size: tuple[int, int]) -> tuple[torch.Tensor, dict]:
     """Images for a graph, and which of their dimensions it takes in any size: the batch, and where the family
     interpolates height and width, from two patches on.
+
+    Args:
+        size: (height, width) in pixels of the images that any other graph takes alone.
     """
     batch = {0: torch.export.Dim("batch")}
     if not family_of(model).traces_any_size:
-        return random_images(model, 2), batch
+        return random_images(model, 2, size), batch
     least = 2 * model.config.patch_size
     sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}
-    return random_images(model, 2, WIDE), batch | sides
+    return random_images(model, 2, of_patches(model, WIDE)), batch | sides
 
 
-def traced(model: PreTrainedModel) -> tuple[torch.export.ExportedProgram, bool]:
-    """The graph that takes every batch, and whether it takes images of any size too."""
-    example, dynamic = example_images(model)
+def traced(model: PreTrainedModel, size: tuple[int, int]) -> torch.export.ExportedProgram:
+    """The graph that takes every batch; `size` as for `example_images`."""
+    example, dynamic = example_images(model, size)
     with any_size(model):
-        program = torch.export.export(Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": dynamic})
-    return program, len(dynamic) > 1
+        return torch.export.export(Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": dynamic})

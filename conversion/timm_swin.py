@@ -239,8 +239,11 @@ def swin_state(source: Source) -> dict[str, torch.Tensor]:
     return {key: tensor.clone() for key, tensor in state.items()}
 
 
-def swin_arguments(source: Source) -> dict[str, Any]:
+def swin_arguments(source: Source, size: tuple[int, int]) -> dict[str, Any]:
     """What `timm.create_model` needs to build the network.
+
+    Args:
+        size: (height, width) in pixels of the images that it takes: nothing that is stored depends on it.
 
     Raises:
         ValueError: another activation than the one that timm's Swins have.
@@ -249,7 +252,7 @@ def swin_arguments(source: Source) -> dict[str, Any]:
     if config.hidden_act != "gelu":
         raise ValueError(f"`hidden_act` {config.hidden_act} is none of timm's Swins; export to another format.")
     return {
-        "img_size": config.image_size,
+        "img_size": size[0] if size[0] == size[1] else list(size),
         "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "num_classes": config.num_labels if source.head else 0,

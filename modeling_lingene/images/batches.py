@@ -28,7 +28,11 @@ def size_field(said: dict) -> str:
 
 
 def made_size(said: dict) -> tuple[int, int] | None:
-    """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say."""
+    """(h, w) of the pictures that an image processor makes, by its fields; None where they do not say, or it leaves
+    pictures as large as they are.
+    """
+    if not (said.get("do_resize", True) or said.get("do_center_crop")):
+        return None
     size = said.get(size_field(said)) or {}
     if "shortest_edge" in size:
         return size["shortest_edge"], size["shortest_edge"]

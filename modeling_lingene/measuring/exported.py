@@ -15,7 +15,7 @@ from ..budget_lingene import device_name
 from ..extras import require
 from ..folders import read_processor
 from ..found import EXPORT_FILE
-from ..images.batches import batches
+from ..images.batches import batches, made_size
 from ..images.data import LabelledImages
 from ..progress import progress_bar
 from ..reading_lingene import OBJECT, TEXT, check_fields, integer, map_of, number, one_of, read_json
@@ -133,6 +133,7 @@ def evaluate_exported(
     except FileNotFoundError:
         raise ValueError(f"`model` {folder} has no preprocessor_config.json; {AGAIN} with it in the bundle.") from None
     model = OnnxModel(folder / told["file"], told["output"], told["prefix_tokens"]).eval()
+    _check_size(folder, model, processor)
     return {
         "depth": told["size"]["depth"],
         "width_ratio": told["size"].get("width_ratio", "1"),
@@ -147,6 +148,16 @@ def evaluate_exported(
         "dataset": images.name,
         **_timing(model, sets.images, processor, told["weights"]),
     }
+
+
+def _check_size(folder: Path, model: OnnxModel, processor: Any) -> None:
+    """Refuse preprocessing that makes images of another size than a file takes."""
+    taken, made = model.session.get_inputs()[0].shape[2:], made_size(processor.to_dict())
+    if made is not None and all(isinstance(side, int) for side in taken) and tuple(taken) != made:  # free ones: names
+        raise ValueError(
+            f"`model` {folder} takes images of {taken[0]}x{taken[1]}, and its preprocessing makes "
+            f"{made[0]}x{made[1]}; {AGAIN}."
+        )
 
 
 def _measures(

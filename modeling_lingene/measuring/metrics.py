@@ -49,7 +49,7 @@ def seen_size(config: PretrainedConfig, processor: Any = None) -> tuple[int, int
     Raises:
         ValueError: what it makes there is smaller than a patch.
     """
-    family = getattr(config, "stands_for", FAMILIES.get(config.model_type, FAMILIES["vit"]))
+    family = family_row(config) or FAMILIES["vit"]
     if not family.interpolates or processor is None:
         return height_and_width(config)
     check_pictures(config, processor, "The preprocessing of the model")

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from transformers import AutoConfig
 from ..bundle_lingene import Bundle
 from ..configuration_base_lingene import BUNDLE_TYPES, Size
 from ..conversion.from_transformers import read_transformers
-from ..conversion.sources import Source
-from ..folders import check_empty, check_writable, held_in, publish_model
+from ..conversion.sources import Source, changed
+from ..folders import check_empty, check_writable, held_in, processor_or_none, publish_model
 from ..found import check_holds_model
 from ..images.augmentation import Augmentation
 from ..images.classes import as_the_model_has_them, names_of
 from ..images.data import LabelledImages, open_parts
 from ..kinds import model_class
 from ..lingene_pruned import PrunedClassifier
+from ..measuring.metrics import height_and_width, seen_size
 from ..measuring.tables import readable
 from ..progress import quiet_loading, tell
 from ..training.asked import RUN_FILE, check_asked
@@ -135,6 +136,10 @@ def prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> Run:
         source = read_transformers(dense)
     except ValueError as error:
         raise ValueError(str(error).replace("`source`", "`model`")) from None
+    seen = seen_size(source.config, processor_or_none(dense))
+    if seen != height_and_width(source.config):  # costs are counted at the size of its images
+        size = seen[0] if seen[0] == seen[1] else list(seen)
+        source = replace(source, config=changed(source.config, image_size=size))
     network = dense_network(source)
     target_of(settings, network)
     train, validation, test = (

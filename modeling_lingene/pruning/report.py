@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from ..families_lingene import layers_of
 from ..folders import complete_or_absent, write_json
 from ..images.batches import batches
-from ..measuring.metrics import count_parameters, device_name, measure
+from ..measuring.metrics import count_parameters, device_name, measure, seen_size
 from ..progress import quiet_loading
 from .card import PICTURE, write_pruned_card
 from .picture import plot_layers
@@ -97,5 +97,6 @@ def _row(run: Run, name: str, folder: str | Path, device: str) -> dict:
         latency=True,
         device=device,
         progress=True,
+        image_size=seen_size(model.config, run.processor),
     )
     return {"name": name, **row}

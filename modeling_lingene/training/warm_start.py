@@ -13,7 +13,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..components_lingene import Classifier
 from ..configuration_base_lingene import BundleConfig, sides
-from ..families_lingene import FAMILIES
+from ..families_lingene import family_row
 from ..folders import processor_or_none, read_config, read_conversion, read_training
 from ..images.batches import check_patches, image_processor, made_size, normalisation, size_field
 from ..images.classes import names_of, places_of, told
@@ -151,7 +151,8 @@ def resized_by(name: str, model: RecomposingModel) -> str:
 
 
 def _interpolates(model: RecomposingModel) -> bool:
-    return getattr(model.config, "stands_for", FAMILIES["vit"]).interpolates  # a plain model's is a ViT's
+    family = family_row(model.config)
+    return family is not None and family.interpolates
 
 
 def fit_to(

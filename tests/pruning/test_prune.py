@@ -18,6 +18,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from prune_runs import LABELS, NAMES, SETTINGS, TRAINING, small_vit
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageClassification,
     SwinConfig,
@@ -289,6 +290,24 @@ def test_a_swin_is_pruned_to_a_share_of_its_cost(tmp_path, search):
     assert json.loads(row.read_text())["accuracy"] == pruned["accuracy"]
     assert main(["profile", name, "--out", str(tmp_path / "p.json"), "--batch-size", "2", "--quiet"]) == 0
     assert main(["export", name, "--to", "program", "--out", str(tmp_path / "program"), "--quiet"]) == 0
+
+
+def test_a_swin_is_pruned_and_told_at_the_size_of_its_pictures(tmp_path):
+    """Its preprocessing makes larger ones than its configuration says: costs were of neither, or of the other."""
+    small_swin(tmp_path / "swin")
+    image_processor(16).save_pretrained(tmp_path / "swin")
+    settings = replace(SETTINGS, calibration_images=16, tune=False)
+    dense, pruned = prune(tmp_path / "swin", tmp_path / "out", settings, TRAINING)["rows"]
+    for row, folder in ((dense, tmp_path / "swin"), (pruned, tmp_path / "out" / "model")):
+        model = AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 16, 16))
+        assert row["macs"] == counter.get_total_flops() // 2
+        assert main(["evaluate", str(folder), "--data", "digits", "--out", str(tmp_path / "row"), "--quiet"]) == 0
+        told = json.loads((tmp_path / "row").read_text())
+        assert (told["macs"], told["accuracy"]) == (row["macs"], row["accuracy"])
+    quantum = 8 * 2 * 256 * 24 / dense["macs"]
+    assert 0.5 - quantum <= pruned["macs"] / dense["macs"] <= 0.5
 
 
 @pytest.mark.slow
