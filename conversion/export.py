@@ -40,8 +40,7 @@ from ..found import EXPORT_FILE, public_name
 from ..images.batches import batches, made_size, size_field
 from ..images.data import picked
 from ..images.pictures import load_pictures
-from ..kinds import model_class
-from ..lingene_vit import LinGeneViTConfig
+from ..kinds import PRUNED_TYPES, model_class
 from ..measuring.encoders import load_model
 from ..measuring.features import prefix_tokens
 from ..measuring.metrics import count_macs, count_parameters, height_and_width, seen_size
@@ -285,7 +284,7 @@ def _transformers(
     with quiet_loading():
         again = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
     auto = "AutoModelForImageClassification" if hasattr(model, "classifier") else type(model).__name__
-    trusted = {"trust_remote_code": True} if model.config.model_type == LinGeneViTConfig.model_type else {}
+    trusted = {"trust_remote_code": True} if model.config.model_type in PRUNED_TYPES else {}
     asked = "".join(f", {word}={value!r}" for word, value in {**options, **trusted}.items())
     facts = {"load": f"import transformers; model = transformers.{auto}.from_pretrained('FOLDER'{asked})"}
     return {"loaded": Outputs(again), "facts": facts}

@@ -8,6 +8,7 @@ Against numpy's recomposition, transformers' and timm's own models and onnxrunti
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from converting import MLP, SHAPE, changed, pixels, relative, timm_source
 from converting import source as stock_source
 from exports import FORMATS, FULL, LABELS, LEAST, SMALL, lingene, loaded, needed, session
+from pruning_helpers import mixed_config, network, swin_config
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageClassification,
@@ -150,6 +152,30 @@ print(json.dumps({{to: logits.tolist() for to, logits in found.items()}}))
     assert found.keys() == set(FORMATS)
     for to, logits in found.items():
         assert relative(torch.tensor(logits), expected) < 1e-5, to
+
+
+def test_pruned_models_load_by_the_line_that_is_told_without_this_package(tmp_path):
+    """Their class is in files beside them, which transformers reads only where it is told to trust them."""
+    loads = {}
+    for kind, config in (
+        ("vit", mixed_config()),
+        ("swin", swin_config(mixers=["conv3", "attention", "none", "conv1"])),
+    ):
+        network(config).save_pretrained(tmp_path / kind)
+        loads[kind] = load_code(export(tmp_path / kind, tmp_path / f"{kind} out"), tmp_path / f"{kind} out")
+    code = f"""
+import json, sys
+sys.modules["modeling_lingene"] = None
+for code in {list(loads.values())!r}:
+    names = {{}}
+    exec(code, names)
+    print(type(names["model"]).__name__)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    kinds = ["LinGeneViTForImageClassification", "LinGenePrunedSwinForImageClassification"]
+    assert done.stdout.split() == kinds
 
 
 def tokens(model: LinGeneModel, values: torch.Tensor, size: dict) -> torch.Tensor:
