@@ -142,6 +142,12 @@ def pushes(
     said = io.StringIO()
     logging.getLogger("modeling_lingene.saving_lingene").addHandler(logging.StreamHandler(said))
     found["littered"] = lingene("push", littered, "org/littered") | {"said": said.getvalue()}
+    found["within"] = lingene("push", littered, "org/within", "--subfolder", "few")
+    HfApi().create_repo("org/theirs")
+    place = {"path_or_fileobj": b"theirs", "repo_id": "org/theirs"}
+    HfApi().upload_file(path_in_repo="shared by us/old.safetensors", **place)
+    HfApi().upload_file(path_in_repo="component-44-0123abcd.safetensors", **place)
+    lingene("push", littered, "org/theirs")
     knock("reading")
     found["info"] = lingene("info", "org/bundle", "--revision", "wide")
     size = ["--depth", "2", "--width-ratio", "1/2", "--num-components", "2"]
@@ -151,7 +157,12 @@ def pushes(
 
 PICTURES = ["LICENSE", "sizes.png", "sizes_heat.png", "conversion.png"]
 LITTER = [".env", "stray.safetensors", "optimizer.bin", "own.py", "checkpoints/001/model.safetensors"]
-LITTER += ["checkpoints/more_lingene.py", ".small.0123abcd.1.0123abcd.partial/config.json", "notes/README.md"]
+LITTER += [
+    "checkpoints/more_lingene.py",
+    "checkpoints/001/vit_lingene.py",
+    ".small.0123abcd.1.0123abcd.partial/config.json",
+    "notes/README.md",
+]
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +315,17 @@ def test_a_push_sends_what_a_bundle_consists_of_and_names_the_rest(trip):
     assert told["code"] == 0 and line.startswith("Not sent to org/littered")
     named = line.partition(": ")[2].rstrip(".").split(", ")
     assert named == sorted({re.sub("/.*", "/", name) for name in LITTER})
+
+
+def test_what_lies_in_folders_is_neither_sent_nor_deleted(trip):
+    """A star in a pattern of the Hub's library is also of a slash: code of training states went along."""
+    sent, littered = on_the_hub(trip, "org/within"), trip.work / "littered"
+    assert trip.pushed["within"]["code"] == 0
+    assert {name for name in sent if "/" not in name} == {".gitattributes", *(p.name for p in littered.glob("*_lin*"))}
+    assert all(name.count("/") == 1 and name.startswith("few/") for name in sent if "/" in name)
+    theirs = on_the_hub(trip, "org/theirs")
+    assert theirs["shared by us/old.safetensors"] == b"theirs" and "component-44-0123abcd.safetensors" not in theirs
+    assert {name for name in theirs if "/" in name} == {"shared by us/old.safetensors"} and INDEX in theirs
 
 
 def test_info_by_name_downloads_no_weights_and_a_size_by_name_only_its_own(trip):

@@ -29,6 +29,12 @@ logger = logging.get_logger(__name__)
 TRAINING_FILE = "training.json"  # how the weights were trained; as sizes.json, of these weights alone
 CONVERSION_FILE, CONVERSION_PICTURE = "conversion.json", "conversion.png"  # of the conversion that they are from
 ABOUT_WEIGHTS = (READOUT_FILE, CONVERSION_FILE, CONVERSION_PICTURE)  # true of some weights, which they do not name
+# `WEIGHT_FILE` in the words of fnmatch, whose * is also of the files in folders.
+WEIGHT_PATTERNS = [
+    f"{name}{mark}.safetensors"
+    for name in ("shared", *(f"component-{'[0-9]' * digits}" for digits in (2, 3, 4)))
+    for mark in ("", f"-{'[0-9a-f]' * 8}")
+]
 
 
 def file_of(key: str) -> str:
@@ -221,15 +227,15 @@ def push_bundle(
     if subfolder:
         if create_pr:
             raise ValueError("`create_pr` is one commit, and a bundle in a `subfolder` takes two; push without it.")
-        api.upload_folder(**where, allow_patterns="*_lingene.py", commit_message="Code of the bundles")
-        files = {file for file in files if not file.endswith("_lingene.py")}
+        code = {file for file in files if file.endswith("_lingene.py")}
+        api.upload_folder(**where, allow_patterns=sorted(map(glob.escape, code)), commit_message="Code of the bundles")
+        files -= code
     return api.upload_folder(
         **where,
         path_in_repo=subfolder,
         create_pr=create_pr,
         delete_patterns=[
-            "shared*.safetensors",
-            "component-*.safetensors",
+            *WEIGHT_PATTERNS,
             SAFE_WEIGHTS_NAME,
             SIZES_FILE,
             TRAINING_FILE,
