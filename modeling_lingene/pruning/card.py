@@ -1,17 +1,19 @@
 """The card of a pruned model, from its measured numbers, and the way of its folder to the Hub."""
 
+import glob
 import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers import AutoConfig, PretrainedConfig
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..card import license_of, names_on_the_hub
 from ..citations import bibtex
 from ..folders import model_type_of
-from ..hub import check_repo_id, page_on_the_hub, reaching, verify_loads
+from ..hub import check_loads, check_repo_id, page_on_the_hub, reaching, verify_loads
 from ..kinds import PRUNED, PRUNED_TYPES
 from ..markdown import code, text
 from ..measuring.tables import aligned_table, readable
@@ -22,7 +24,8 @@ from .picture import LAYER_PARTS
 
 PICTURE = "layers.png"
 NETWORKS = {"vit": "Vision Transformer", "swin": "Swin Transformer"}
-SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_FILE, CARD_FILE, PICTURE, "LICENSE", "model*.safetensors*", "*.py")
+SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_FILE, CARD_FILE, PICTURE, "LICENSE", SAFE_WEIGHTS_NAME)
+SENT += (SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", "*_lingene.py", "lingene_*.py")
 PAGE = """---
 {header}
 ---
@@ -106,6 +109,12 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, config: Pretra
     write_readme(folder, ModelCard(page).content, read_page(folder))
 
 
+def sent_files(folder: Path) -> list[str]:
+    """Names of the files that a pruned model's folder consists of; none in folders, where it has none."""
+    names = (path.name for path in folder.iterdir() if path.is_file())
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in SENT))
+
+
 def push_pruned(
     folder: str | Path,
     repo_id: str,
@@ -127,7 +136,8 @@ def push_pruned(
     Raises:
         ValueError: `folder` holds no pruned model; `repo_id` can be no repository's name, `license` no licence's.
         OSError: the Hub cannot be reached, or refuses.
-        RuntimeError: what was pushed does not load to the same model; says how it differs.
+        RuntimeError: the folder does not load in a clean process, and nothing was sent; or what was pushed does not
+            load to the same model: says how it differs.
     """
     check_repo_id(repo_id)
     if model_type_of(folder) not in PRUNED_TYPES:
@@ -135,6 +145,7 @@ def push_pruned(
     AutoConfig.from_pretrained(folder)
     folder = Path(folder)
     license_of(folder, license)
+    check_loads("AutoModelForImageClassification", str(folder), {})
     own = read_page(folder) or Page({}, "")
     with reaching(repo_id):
         repo_id, api = ensure_repo(repo_id, private=private), HfApi()
@@ -148,7 +159,7 @@ def push_pruned(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
-            allow_patterns=list(SENT),
+            allow_patterns=list(map(glob.escape, sent_files(folder))),
             commit_message="Upload pruned model",
         )
     verify_loads("AutoModelForImageClassification", (str(folder), {}), (repo_id, {"revision": commit.oid}))
