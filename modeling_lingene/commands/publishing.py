@@ -19,13 +19,10 @@ def app(bundles: list[str], **options) -> None:
 
 
 def push(bundle: Path, repo: str, **options) -> None:
-    from ..folders import model_type_of
     from ..hub import push as run
-    from ..kinds import PRUNED_TYPES
+    from ..pruning.card import is_pruned, push_pruned
 
-    if bundle.is_dir() and model_type_of(bundle) in PRUNED_TYPES:
-        from ..pruning.card import push_pruned
-
+    if bundle.is_dir() and is_pruned(bundle):
         if options.pop("subfolder"):
             raise ValueError("`subfolder` is for bundles; a pruned model is pushed to a repository of its own.")
         url = push_pruned(bundle, repo, **options)

@@ -15,8 +15,10 @@ from ..citations import bibtex
 from ..folders import model_type_of
 from ..hub import check_loads, check_repo_id, page_on_the_hub, reaching, verify_loads
 from ..kinds import PRUNED, PRUNED_TYPES
+from ..lingene_pruned import KERNELS
 from ..markdown import code, text
 from ..measuring.tables import aligned_table, readable
+from ..reading_lingene import read_json
 from ..readme import CARD_FILE, Page, agreed, read_page, write_readme
 from ..saving_lingene import TRAINING_FILE, ensure_repo
 from .picture import LAYER_PARTS
@@ -32,9 +34,8 @@ PAGE = """---
 
 # {name}
 
-A {network} pruned to {share} of its multiply-accumulates: in some layers attention has become a small
-convolution, or nothing, and MLPs have lost units (SPViT, He et al., TPAMI 2024, arXiv 2111.11802). Plain modules, no
-masks. Pruned from {origin} with `lingene prune`.
+A {network} pruned to {share} of its multiply-accumulates: {became} (SPViT, He et al., TPAMI 2024, arXiv
+2111.11802). Plain modules, no masks. Pruned from {origin} with `lingene prune`.
 
 ```python
 from transformers import AutoModelForImageClassification
@@ -59,6 +60,21 @@ def prune_table(rows: Sequence[dict]) -> str:
         cells = [row["name"], f"{100 * row['accuracy']:.1f} %", readable(row["macs"]), readable(row["params"])]
         lines.append([*cells, f"{row['latency_ms']:.2f} ms"])
     return aligned_table(lines)
+
+
+def became(layers: Sequence[dict]) -> str:
+    """What layers became, in words.
+
+    Args:
+        layers: each with `mixer`, one of `LAYER_PARTS`, `units`, of its MLP, and `of`, as many as it had.
+    """
+    mixers = [layer["mixer"] for layer in layers]
+    small, none = sum(mixers.count(mixer) for mixer in KERNELS), mixers.count("none")
+    others = [f"a small convolution in {small}"] * bool(small) + [f"nothing in {none}"] * bool(none)
+    mixed = f"attention has become {' and '.join(others)} of {len(mixers)} layers"
+    left, whole = (sum(layer[name] for layer in layers) for name in ("units", "of"))
+    units = f"{left} of {whole} MLP units are left" if left < whole else "no MLP has lost a unit"
+    return f"{mixed if others else 'every layer has kept its attention'}, and {units}"
 
 
 def write_pruned_card(folder: Path, results: dict, picture: Path, config: PretrainedConfig) -> None:
@@ -95,6 +111,7 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, config: Pretra
         header=data.to_yaml(),
         name=text(folder.resolve().parent.name),
         share=f"{100 * results['share']['macs']:.3g} %",
+        became=became(results["layers"]),
         origin=code(Path(source).name),
         network=NETWORKS[getattr(config, "family", config.model_type)],
         trust="" if config.model_type in PRUNED else ", trust_remote_code=True",
@@ -107,6 +124,18 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, config: Pretra
     )
     shutil.copyfile(picture, folder / PICTURE)
     write_readme(folder, ModelCard(page).content, read_page(folder))
+
+
+def is_pruned(folder: str | Path) -> bool:
+    """Whether a folder holds what `lingene prune` writes: a class of its own, or a stock model that says so.
+
+    Raises:
+        ValueError: what it says is damaged.
+    """
+    kind, said = model_type_of(folder), Path(folder) / TRAINING_FILE
+    if kind not in PRUNED or not said.is_file():
+        return kind in PRUNED_TYPES
+    return str(read_json(said, str(folder)).get("command")).startswith("lingene prune ")
 
 
 def sent_files(folder: Path) -> list[str]:
@@ -125,6 +154,8 @@ def push_pruned(
 ) -> str:
     """Push a pruned model with its code and card, in one commit, and verify it by loading it back in a clean process.
 
+    A stock model, too, which pruning leaves where all layers are alike; it has no code.
+
     What else lies in the folder is not sent.
 
     Args:
@@ -140,10 +171,10 @@ def push_pruned(
             load to the same model: says how it differs.
     """
     check_repo_id(repo_id)
-    if model_type_of(folder) not in PRUNED_TYPES:
+    folder = Path(folder)
+    if not is_pruned(folder):
         raise ValueError(f"`folder` {folder} must hold a pruned model.")
     AutoConfig.from_pretrained(folder)
-    folder = Path(folder)
     license_of(folder, license)
     check_loads("AutoModelForImageClassification", str(folder), {})
     own = read_page(folder) or Page({}, "")
