@@ -7,6 +7,9 @@ from transformers import AutoModelForImageClassification
 from transformers.utils import is_flash_attn_2_available
 
 import helpers
+from modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from modeling_lingene.analysis.components import analyse_components
+from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training.processes import make_accelerator
 from modeling_lingene.training.steps import TrainingSettings
 
@@ -65,3 +68,18 @@ def test_a_compiled_step_trains_on_the_gpu():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("model_class", [LinGeneForImageClassification, LinGeneModel])
+def test_what_components_look_at_is_the_same_on_the_gpu(tmp_path, model_class):
+    """Pictures are decoded on the CPU, where the model is not."""
+    for package in ("pytorch_grad_cam", "matplotlib", "sklearn"):
+        pytest.importorskip(package)
+    helpers.tiny_model(model_class=model_class).save_pretrained(tmp_path / "bundle")
+    image_processor(16).save_pretrained(tmp_path / "bundle")
+    found = [
+        analyse_components(tmp_path / "bundle", tmp_path / device, "digits", device=device)
+        for device in ("cpu", "cuda")
+    ]
+    scores = [[row["score"] for picture in rows for row in picture["first"]] for rows in found]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-2)

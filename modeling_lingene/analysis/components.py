@@ -144,7 +144,7 @@ class _Output(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = self.model(pixel_values=pixel_values)
+        output = self.model(pixel_values=pixel_values.to(self.model.device))
         return output.logits if "logits" in output else normed_tokens(self.model, output)[:, 0]
 
 

@@ -154,6 +154,16 @@ def test_without_a_classifier_what_sets_a_picture_apart_is_explained(encoder, tm
         assert torch.autograd.grad(cosine, own)[0].abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["vit", "encoder"])
+def test_pictures_go_where_the_model_is(kind):
+    """Without the analysis moving them, every machine with a GPU fails; a device without memory stands in for it."""
+    model_class = LinGeneForImageClassification if kind == "vit" else LinGeneModel
+    model, seen = helpers.tiny_model(model_class=model_class).materialise().to("meta"), []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"].device), with_kwargs=True)
+    output = components._Output(model)(helpers.images())
+    assert [str(device) for device in (*seen, output.device)] == ["meta", "meta"]
+
+
 def test_numbers_of_a_map_are_what_they_are_called():
     """An even one, a single pixel in the middle and one in the corner, none; by hand."""
     even, middle, corner = torch.ones(8, 12), torch.zeros(8, 12), torch.zeros(8, 12)
