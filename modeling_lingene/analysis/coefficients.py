@@ -19,16 +19,19 @@ from .figures import plot_coefficients
 RESULTS_FILE, PICTURES = "coefficients.json", ("coefficients.png", "coefficients.svg")
 
 
-def analyse_coefficients(bundle: str | Path, out: str | Path, depths: Sequence[int] = ()) -> dict[int, list]:
+def analyse_coefficients(
+    bundle: str | Path, out: str | Path, depths: Sequence[int | str] = ()
+) -> dict[int | str, list]:
     """Numbers and a picture of the coefficients.
 
     Args:
         bundle: folder or name on the Hub.
         out: new or empty folder for `coefficients.json`, `coefficients.png` and `coefficients.svg`.
-        depths: numbers of layers; default those that were trained.
+        depths: numbers of layers, or of those of each stage as in "2-6"; default those that were trained.
 
     Returns:
-        a(l, n) by number of layers: a list of l lists of n.
+        a(l, n) by number of layers: a list of l lists of n. Where components stand for several stages it is a table
+        for each, by depth and stage as in "2-6 stage2".
 
     Raises:
         ValueError: it is no bundle, or has no network of such a depth; nothing is written.

@@ -4,7 +4,7 @@
 
 Alone, layers are a(l, n) A_n of one component, the tensors outside of the layers shared (LinDec, Eq. 1): the other
 components are zeros. Maps are Grad-CAM's (Selvaraju et al., ICCV 2017, arXiv 1610.02391), by the library grad-cam, of
-the patch tokens that the last layer's attention reads.
+the patch tokens that the last layer's attention reads; of a network of stages these are few, and large.
 
 What is explained is one score for all models, so that maps can be compared: the logit of the class that all components
 together predict. Without a classifier it is how far the class token goes along what sets the picture apart: its class
@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..bundle_lingene import Bundle
-from ..configuration_base_lingene import BundleConfig
+from ..configuration_base_lingene import BundleConfig, sides
 from ..extras import require
-from ..families_lingene import FAMILIES
+from ..families_lingene import FAMILIES, has_stages
 from ..folders import check_empty, complete_or_absent, read_config, read_processor, write_json
 from ..images.batches import processed
 from ..images.data import picked
@@ -125,15 +125,26 @@ def attention_map(
     layer = [module for name, module in model.named_modules() if name.rpartition(".")[2] == norm][-1]
     model.eval().requires_grad_(False)
     layer.requires_grad_(True)
-    before = prefix_tokens(model.config)
-    rows, columns = (pixels // patch for pixels, patch in zip(pixel_values.shape[2:], _pair(model.config.patch_size)))
+    before, grid = prefix_tokens(model.config), _last_grid(model.config, tuple(pixel_values.shape[2:]))
 
     def on_grid(tokens: torch.Tensor) -> torch.Tensor:
-        return tokens[:, before:].transpose(1, 2).unflatten(2, (rows, columns))  # (b, d, y, x)
+        return tokens[:, before:].transpose(1, 2).unflatten(2, grid)  # (b, d, y, x)
 
     cam = grad_cam.GradCAM(_Output(model), [layer], reshape_transform=on_grid)
     found = torch.from_numpy(cam(pixel_values, [score])[0])
     return found, cam.outputs[0].detach()
+
+
+def _last_grid(config: PretrainedConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Patches down and across that the last layer sees of images of (height, width) pixels; every stage but the first
+    halves them, rounded up.
+    """
+    if not has_stages(config):
+        down, across = (pixels // patch for pixels, patch in zip(size, sides(config.patch_size)))
+        return down, across
+    halved = 1 << (len(config.depths) - 1)
+    down, across = (-(-pixels // (patch * halved)) for pixels, patch in zip(size, sides(config.patch_size)))
+    return down, across
 
 
 class _Output(nn.Module):
@@ -255,7 +266,3 @@ def _shown(pixel_values: torch.Tensor, processor: Any) -> Any:
         mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         picture = picture * std + mean
     return picture.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

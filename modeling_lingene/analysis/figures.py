@@ -39,12 +39,12 @@ def plot_trends(trends: Mapping[str, Any], path: str | Path, title: str | None =
 
 
 def plot_coefficients(
-    tables: Mapping[int, Sequence[Sequence[float]]], path: str | Path, title: str | None = None
+    tables: Mapping[int | str, Sequence[Sequence[float]]], path: str | Path, title: str | None = None
 ) -> None:
     """Draws how much of every component the layers hold, a panel per depth, as a PNG or SVG.
 
     Args:
-        tables: a(l, n) by number of layers: l rows of n numbers.
+        tables: a(l, n) by number of layers, or by what is said of them: l rows of n numbers.
         path: of the picture, its kind by its suffix; written atomically.
         title: of the figure.
 
@@ -63,23 +63,30 @@ def plot_coefficients(
         for component, values in enumerate(zip(*table, strict=True)):
             marker = MARKERS[component % len(MARKERS)]
             style = {"color": colours[component], "marker": marker, "markersize": 4.5, "linewidth": 1.2}
-            panel.plot(range(1, depth + 1), values, label=f"component {component + 1}", **style)
+            panel.plot(range(1, len(values) + 1), values, label=f"component {component + 1}", **style)
         panel.axhline(0, color="#999999", linewidth=0.8, zorder=1)
-        _over_layers(panel, f"{depth} layers")
+        _over_layers(panel, f"{depth} layers" if isinstance(depth, int) else depth)
         panel.set_ylabel("Coefficient")
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = max((panel.get_legend_handles_labels() for panel in panels), key=lambda both: len(both[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title)
     save_figure(figure, Path(path))
 
 
-def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: str, reference: str) -> None:
+def plot_similarity(
+    table: Sequence[Sequence[float]],
+    path: str | Path,
+    model: str,
+    reference: str,
+    parts: tuple[str, str] = ("layers", "layers"),
+) -> None:
     """Draws how alike the layers of two models are, as a PNG or SVG.
 
     Args:
         table: (l, m) CKA; rows are the layers of the model.
         path: of the picture, its kind by its suffix; written atomically.
         model, reference: their names.
+        parts: what rows and columns are: layers, or stages.
 
     Raises:
         ValueError: no layers.
@@ -99,12 +106,13 @@ def plot_similarity(table: Sequence[Sequence[float]], path: str | Path, model: s
             panel.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8.5)
     panel.set_xticks(range(columns), range(1, columns + 1))
     panel.set_yticks(range(rows), range(1, rows + 1))
-    panel.set_xlabel(f"Layers of {reference}")
-    panel.set_ylabel(textwrap.fill(f"Layers of {model}", round(7 * height)))
+    own, others = (part.capitalize() for part in parts)
+    panel.set_xlabel(f"{others} of {reference}")
+    panel.set_ylabel(textwrap.fill(f"{own} of {model}", round(7 * height)))
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     figure.colorbar(drawn, ax=panel, label="Similarity (linear CKA)")
-    figure.suptitle("How alike layers are", fontsize=11)
+    figure.suptitle(f"How alike {' and '.join(dict.fromkeys(parts))} are", fontsize=11)
     save_figure(figure, Path(path))
 
 

@@ -4,7 +4,8 @@
 
 Linear centred kernel alignment (CKA; Kornblith et al., ICML 2019, arXiv 1905.00414) with the unbiased estimate of
 Song et al. (JMLR 2012), of the mean of a layer's tokens: 1 where one is the other turned and scaled, near 0 where
-they have nothing in common. Widths may differ.
+they have nothing in common. Widths may differ. Of a network of stages it is these that are compared, as they leave
+their last layer.
 
 Notation: n pictures, d and e channels, l and m layers.
 """
@@ -46,7 +47,7 @@ def analyse_similarity(
     device: str | None = None,
     **asked: Any,
 ) -> list[list[float]]:
-    """CKA of every layer of a model with every layer of a reference, as numbers and a picture.
+    """CKA of every layer, or stage, of a model with every one of a reference, as numbers and a picture.
 
     Args:
         model: a bundle or another encoder, by folder or name.
@@ -58,7 +59,7 @@ def analyse_similarity(
         asked: `from_pretrained`'s keywords for a size of the bundle.
 
     Returns:
-        (l, m): rows are the model's layers.
+        (l, m): rows are the model's layers; `similarity.json` says where `rows` or `columns` are stages.
 
     Raises:
         ValueError: a model, its preprocessing or pictures cannot be read; fewer than four pictures; a size asked of
@@ -89,18 +90,25 @@ def analyse_similarity(
     table = [[round(cka(one, another), 4) for another in means[1]] for one in means[0]]
     with complete_or_absent(out) as folder:
         said = {"model": str(model), "size": {key: str(value) for key, value in asked.items()}, "images": len(chosen)}
-        write_json(folder / RESULTS_FILE, {**said, "reference": str(other), "cka": table})
+        parts = parts_of(configs[0]), parts_of(configs[1])
+        said |= {"reference": str(other), "rows": parts[0], "columns": parts[1]}
+        write_json(folder / RESULTS_FILE, {**said, "cka": table})
         size = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in asked.items())
         shown = Path(model).name + (f" ({size})" if size else "")
         other = Path(other).name if reference is not None else "its full size"
         for picture in PICTURES:
-            plot_similarity(table, folder / picture, shown, other)
+            plot_similarity(table, folder / picture, shown, other, parts)
     return table
+
+
+def parts_of(config: PretrainedConfig) -> str:
+    """What an encoder gives hidden states of, in a word."""
+    return "layers" if getattr(config, "depths", None) is None else "stages"
 
 
 @torch.no_grad()
 def layer_means(encoder: nn.Module, seen: Iterable[dict]) -> list[torch.Tensor]:
-    """The mean over tokens of what each layer gives, (n, d) float64 on the CPU, by layer."""
+    """The mean over tokens of what each layer, or stage, gives, (n, d) float64 on the CPU, by layer."""
     weight, parts = next(encoder.parameters()), []
     for batch in seen:
         pixel_values = batch["pixel_values"].to(weight.device, weight.dtype)

@@ -1,5 +1,6 @@
 """`lingene analyse`: a model explained by its weights."""
 
+import json
 from pathlib import Path
 
 from .asked import SIZE_FLAGS, given
@@ -27,7 +28,9 @@ def analyse(what: str, model: str, out: Path, **asked) -> None:
 
         if "data" not in asked:
             raise ValueError("`data` says on which pictures layers are compared: give --data.")
-        _print_similarity(analyse_similarity(model, out, **asked))
+        table = analyse_similarity(model, out, **asked)
+        found = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))
+        _print_similarity(table, found["rows"].removesuffix("s"), found["columns"].removesuffix("s"))
     else:
         from ..analysis.trend import PICTURES, RESULTS_FILE, analyse_trend
 
@@ -35,11 +38,11 @@ def analyse(what: str, model: str, out: Path, **asked) -> None:
     print(f"\nplot     {out / PICTURES[0]}\nnumbers  {out / RESULTS_FILE}")
 
 
-def _print_similarity(table: list[list[float]]) -> None:
-    """To which layer of the reference each is most alike."""
+def _print_similarity(table: list[list[float]], own: str, others: str) -> None:
+    """To which layer, or stage, of the reference each is most alike."""
     for layer, values in enumerate(table, start=1):
         best = max(range(len(values)), key=values.__getitem__)
-        print(f"layer {layer:>2} is most alike to layer {best + 1:>2} of the reference ({values[best]:.2f})")
+        print(f"{own} {layer:>2} is most alike to {others} {best + 1:>2} of the reference ({values[best]:.2f})")
 
 
 def _print_components(found: list[dict]) -> None:

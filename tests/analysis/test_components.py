@@ -56,7 +56,7 @@ def by_definition(model, pixel_values, place: int, before: int, grid: tuple[int,
         before: tokens that are no patches.
         grid: rows and columns of patches.
     """
-    name = {"vit": "layernorm_before"}.get(model.config.model_type, "norm1")
+    name = "layernorm_before" if model.config.model_type in ("vit", "swin") else "norm1"
     seen, layer = [], [module for path, module in model.named_modules() if path.endswith(name)][-1]
     handle = layer.register_forward_hook(lambda module, taken, given: seen.append(given))
     logit = model.requires_grad_(True)(pixel_values).logits[0, place]
