@@ -78,6 +78,16 @@ def test_a_released_folder_is_complete_and_its_numbers_belong_to_its_weights(fol
     assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".py", ".safetensors", ".png"}
 
 
+@pytest.mark.parametrize("folder", ALL, ids=lambda folder: folder.name)
+def test_one_network_has_one_latency(folder):
+    """Sizes that differ in components alone are the same network: noise between them would choose one of them."""
+    timed: dict[tuple, set[float]] = {}
+    for row in json.loads((folder / "sizes.json").read_text())["sizes"]:
+        network = tuple(row.get(key) for key in ("depth", "width_ratio", "device", "timed"))
+        timed.setdefault(network, set()).add(row["latency_ms"])
+    assert {network: sorted(found) for network, found in timed.items() if len(found) > 1} == {}, AGAIN
+
+
 @pytest.mark.parametrize("folder", NUMBERS, ids=lambda folder: folder.name)
 def test_a_folder_without_weights_holds_numbers_pictures_and_what_makes_it(folder):
     """Of one training: sizes and record name the same weights."""
