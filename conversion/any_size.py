@@ -5,7 +5,7 @@ sizes that exporters take for constants. A bicubic resize is a product with one 
 computed within the graph, by torch's formulas (`aten/src/ATen/native/UpSample.h`, and `_upsample_bicubic2d_aa`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -77,8 +77,35 @@ def any_size(model: nn.Module) -> Iterator[None]:
     if not family.traces_any_size:
         yield
         return
-    embeddings = next(module for module in model.modules() if hasattr(module, "interpolate_pos_encoding"))
-    embeddings.interpolate_pos_encoding = partial(positions_at, embeddings, family.antialias)
+    embeddings = _interpolating(model)
+    with _replaced(embeddings, partial(positions_at, embeddings, family.antialias)):
+        yield
+
+
+@contextmanager
+def one_size(model: nn.Module, size: tuple[int, int]) -> Iterator[None]:
+    """Inside, a stock model whose family interpolates has the positions of images of (height, width) pixels, so that a
+    graph that takes no others need not make them for each.
+    """
+    if not family_of(model).traces_any_size:
+        yield
+        return
+    embeddings = _interpolating(model)
+    down, across = (pixels // step for pixels, step in zip(size, embeddings.patch_embeddings.projection.kernel_size))
+    with torch.no_grad():
+        hidden = embeddings.position_embeddings.new_empty(1, 1 + down * across, model.config.hidden_size)
+        positions = embeddings.interpolate_pos_encoding(hidden, *size).clone()
+    with _replaced(embeddings, lambda *_: positions):
+        yield
+
+
+def _interpolating(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if hasattr(module, "interpolate_pos_encoding"))
+
+
+@contextmanager
+def _replaced(embeddings: nn.Module, interpolate: Callable) -> Iterator[None]:
+    embeddings.interpolate_pos_encoding = interpolate
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..extras import require
 from ..measuring.metrics import seen_size
+from .any_size import one_size
 from .graphs import Outputs, output_name, random_images, traced
 
 
@@ -40,7 +41,7 @@ def executorch(model: PreTrainedModel, folder: Path, size: tuple[int, int], weig
     exir = require("executorch.exir", "executorch")
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     runtime = require("executorch.runtime", "executorch").Runtime.get()
-    with _plain_attention(model):
+    with _plain_attention(model), one_size(model, size):
         program = torch.export.export(Outputs(model).eval(), (random_images(model, 1, size),))
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     program = lowered.to_executorch()

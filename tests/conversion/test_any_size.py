@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModel, BitImageProcessor, ViTImageProcessor
 
-from modeling_lingene.conversion.any_size import any_size, resize_matrix
+from modeling_lingene.conversion.any_size import any_size, one_size, resize_matrix
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
 from modeling_lingene.families_lingene import FAMILIES, stock_class
@@ -65,6 +65,23 @@ def test_the_model_is_itself_afterwards(family):
         assert model.embeddings.interpolate_pos_encoding != own
     assert model.embeddings.interpolate_pos_encoding == own
     assert far(inside, model(pixels((28, 35))).last_hidden_state) < 1e-5
+
+
+@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_a_graph_of_one_size_holds_its_positions(family):
+    """It would make the same ones for every image, by operators that runtimes on devices have no fast way for."""
+    model, values = stock(family), pixels((28, 35))
+    expected = model(values).last_hidden_state
+
+    def made(program: torch.export.ExportedProgram) -> list[str]:
+        return [str(node.target) for node in program.graph.nodes if "upsample" in str(node.target)]
+
+    with one_size(model, (28, 35)):
+        program = torch.export.export(model, (values,))
+    assert far(program.module()(values).last_hidden_state, expected) < 1e-6
+    assert not made(program) and made(torch.export.export(model, (values,)))
+    assert far(model(values).last_hidden_state, expected) == 0
 
 
 @pytest.mark.parametrize(
