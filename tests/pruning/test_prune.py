@@ -41,10 +41,8 @@ from modeling_lingene.pruning import prune as pruning
 from modeling_lingene.pruning import report as reporting
 from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import prune
-from modeling_lingene.pruning.record import pruning_facts
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.steps import TrainingSettings
 from modeling_lingene.writing_lingene import partial_name
 from test_hub_server import in_new_process
 
@@ -78,16 +76,6 @@ def test_the_result_and_the_best_state_say_how_they_were_trained(done, vit, sear
         asked = asked_pruning(arguments, {})
         expected = SETTINGS if search == "none" else replace(SETTINGS, search="published", fold=True, teacher="dense")
         assert asked["settings"] == expected and asked["training"] == TRAINING
-
-
-@pytest.mark.parametrize("epochs", [30, 60])
-def test_the_recorded_command_tells_what_the_command_would_not_take_by_itself(epochs):
-    """Its defaults are 30 epochs at 5e-4, and not those of a training from nothing."""
-    training = TrainingSettings(epochs=epochs, learning_rate=5e-4)
-    facts = pruning_facts("org/vit", SETTINGS, training, (), [{"seconds": 1.0}], "digits", 5, ("a machine", 1))
-    assert ("--epochs 60" in facts["command"]) == (epochs == 60) and "--learning-rate" not in facts["command"]
-    arguments = vars(build_parser("prune").parse_args(shlex.split(facts["command"])[1:]))
-    assert asked_pruning(arguments, {})["training"] == training and facts["base_model"] == "org/vit"
 
 
 @pytest.mark.parametrize("search", ["none", "published"])

@@ -3,6 +3,7 @@
 pytest tests/pruning/test_pruned_card.py
 """
 
+import shlex
 from dataclasses import replace
 
 import pruning_helpers as made
@@ -12,11 +13,14 @@ from transformers import AutoConfig
 
 import helpers
 from hub_server import HubServer
+from modeling_lingene.cli import build_parser
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning.card import became
+from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import prune
-from modeling_lingene.pruning.record import write_pruning
+from modeling_lingene.pruning.record import pruning_facts, write_pruning
 from modeling_lingene.pruning.write import simplest
+from modeling_lingene.training.steps import TrainingSettings
 from test_hub_server import in_new_process
 
 
@@ -103,3 +107,13 @@ def test_a_push_sends_what_a_pruned_model_consists_of(tmp_path):
     assert sent == own | {".gitattributes", "README.md"}
     assert plain == {".gitattributes", "README.md", "config.json", "model.safetensors", "training.json"}
     assert {"lingene_vit.py", "vit_lingene.py", "model.safetensors.index.json"} <= sent
+
+
+@pytest.mark.parametrize("epochs", [30, 60])
+def test_the_recorded_command_tells_what_the_command_would_not_take_by_itself(epochs):
+    """Its defaults are 30 epochs at 5e-4, and not those of a training from nothing."""
+    training = TrainingSettings(epochs=epochs, learning_rate=5e-4)
+    facts = pruning_facts("org/vit", SETTINGS, training, (), [{"seconds": 1.0}], "digits", 5, ("a machine", 1))
+    assert ("--epochs 60" in facts["command"]) == (epochs == 60) and "--learning-rate" not in facts["command"]
+    arguments = vars(build_parser("prune").parse_args(shlex.split(facts["command"])[1:]))
+    assert asked_pruning(arguments, {})["training"] == training and facts["base_model"] == "org/vit"

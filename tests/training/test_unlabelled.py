@@ -14,14 +14,13 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, BitImageProcessorPil, ViTConfig, ViTImageProcessorPil, ViTModel
-from transformers.image_utils import SizeDict
+from transformers import AutoModel, ViTModel
+from unlabelled_runs import history, larger, recipe, stored, trained
 
 import helpers
 from modeling_lingene import LinGeneConfig, LinGeneModel
 from modeling_lingene.budget_lingene import TIMING
 from modeling_lingene.folders import bundle_weights_id, read_processor
-from modeling_lingene.images.augmentation import Augmentation
 from modeling_lingene.images.batches import batches, image_processor
 from modeling_lingene.images.data import split_off
 from modeling_lingene.images.loaders import Layout
@@ -29,65 +28,13 @@ from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_data
 from modeling_lingene.readout import read_readout, write_readout
 from modeling_lingene.training import recipes
-from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.loop import TrainingLoop
-from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.teacher_cache import CachedTeacher
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "plot_history", lambda *_, **__: None)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures, some of them deeper, and a file that is none."""
-    folder = tmp_path_factory.mktemp("photos")
-    (folder / "a" / "b").mkdir(parents=True)
-    for number, picture in enumerate(helpers.pictures(40).images):
-        picture.save(folder / ("a/b" if number % 3 else "") / f"{number}.png")
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a classifier, which the run leaves behind; read only."""
-    folder = helpers.bundle(tmp_path_factory.mktemp("init") / "bundle", helpers.tiny_config(depth=4, num_components=4))
-    image_processor(16).save_pretrained(folder)
-    return folder
-
-
-def recipe(data: Path, init: Path | str = "", schedule: str = "elastic", **changes) -> recipes.Recipe:
-    """Two epochs of four steps; keywords are the fields of any setting."""
-    groups = {
-        "training": recipes.TrainingSettings(epochs=2, batch_size=9, device="cpu", learning_rate=1e-3),
-        "decomposition": DecompositionSettings(schedule, totals=(2, 4), depths=(2,)),
-        "model": recipes.ModelSettings(),
-        "augmentation": Augmentation(),
-        "objective": Objective(kind="features"),
-    }
-    for name, settings in groups.items():
-        own = {field.name for field in dataclasses.fields(settings)} & changes.keys()
-        groups[name] = dataclasses.replace(settings, **{field: changes.pop(field) for field in own})
-    return recipes.Recipe(data=str(data), init=str(init), workers=0, **groups, **changes)
-
-
-def trained(out: Path, *asked, **changes) -> list[dict]:
-    """The rows of a run, without what a clock says."""
-    with pytest.warns(UserWarning, match="1 left out of .*notes.txt"):
-        rows = recipes.decompose(recipe(*asked, **changes), out)
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
-
-
-def history(out: Path) -> list[dict]:
-    rows = json.loads((out / "history.json").read_text(encoding="utf-8"))["epochs"]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
-
-
-def stored(bundle: Path) -> dict[str, torch.Tensor]:
-    return {key: tensor for file in bundle.glob("*.safetensors") for key, tensor in load_file(file).items()}
 
 
 def test_without_a_rate_a_backbone_learns_at_one_that_suits_it(tmp_path, photos, init, capsys):
@@ -156,26 +103,6 @@ def test_what_learns_from_itself_is_measured_by_what_it_was(tmp_path, photos, in
     assert not (tmp_path / "taught" / "bundle" / "sizes.json").exists()
 
 
-def test_a_teacher_without_preprocessing_is_refused_by_name(tmp_path, photos, init):
-    """Identity heads asked its preprocessing before it was loaded, and no error of ours came out."""
-    bare = shutil.copytree(init, tmp_path / "bare")
-    (bare / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="`teacher` .*bare cannot be loaded: .* has no preprocessor_config.json"):
-        recipes.decompose(recipe(photos, init, teacher=str(bare), feature_heads="identity"), tmp_path / "out")
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures to train on and sixteen others, of two classes that a picture's brightness tells apart."""
-    folder = tmp_path_factory.mktemp("classes")
-    for part, count in (("train", 40), ("test", 16)):
-        for number, picture in enumerate(helpers.pictures(count, seed=count).images):
-            name = folder / part / ("dark", "light")[number % 2]
-            name.mkdir(parents=True, exist_ok=True)
-            picture.point(lambda value, add=96 * (number % 2): value // 2 + add).save(name / f"{number}.png")
-    return folder
-
-
 @pytest.mark.parametrize("taught", [False, True], ids=["its own", "a teacher by name"])
 def test_a_set_with_labels_measures_what_learned_without_them(tmp_path, classes, init, taught):
     """k-NN and the probe as `lingene evaluate` finds them, on the test part; also where a cosine means nothing."""
@@ -193,33 +120,6 @@ def test_a_set_with_labels_measures_what_learned_without_them(tmp_path, classes,
     assert [row["knn"] for row in kept] == [row["knn"] for row in rows]
     assert "k-NN" in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "sizes.png").is_file()
-
-
-@pytest.mark.filterwarnings("ignore:1 left out")
-@pytest.mark.parametrize(
-    "metric, data, taught, word",
-    [
-        ("nothing", "divided", False, "`metric` must be one or more of .*'nothing'"),
-        ("accuracy", "divided", False, "`metric` accuracy needs a classifier"),
-        ("cosine", "divided", True, "`metric` cosine compares channel by channel"),
-        ("knn", "photos", False, "`metric` knn needs labels"),
-        ("probe", "undivided", False, "`metric` probe needs a test part"),
-    ],
-)
-def test_a_metric_that_the_run_cannot_have_is_refused_before_it_begins(
-    tmp_path, monkeypatch, classes, photos, init, metric, data, taught, word
-):
-    """After hours it would be too late."""
-    monkeypatch.setattr(recipes, "start_without_labels", None)
-    folder = {"divided": classes, "undivided": classes / "train", "photos": photos}[data]
-    with pytest.raises(ValueError, match=word):
-        recipes.decompose(recipe(folder, init, metric=metric, teacher=str(init) if taught else ""), tmp_path)
-
-
-def test_a_classifier_is_measured_by_its_accuracy():
-    """Whatever else is asked for."""
-    with pytest.raises(ValueError, match="`metric` knn is for `objective` features"):
-        recipes.Recipe("digits", metric="knn")
 
 
 def test_the_bundle_begins_with_what_it_knows_and_learns_its_sizes_from_it(tmp_path, photos, init):
@@ -403,109 +303,3 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
     with pytest.raises(ValueError, match="`out` .* another run, differing in learning_rate"):
         trained(tmp_path, photos, init, cache_teacher=True, learning_rate=0.5)
     assert trained(tmp_path, photos, init, cache_teacher=True)
-
-
-@pytest.mark.filterwarnings("ignore:1 left out")
-@pytest.mark.parametrize(
-    "changes, word",
-    [
-        ({"cache_teacher": True, "cache_gb": 1e-6}, "`cache_gb` 1e-06 is too little: .* 40 pictures take 131 kB"),
-        ({"cache_teacher": True, "flip": True}, "`cache_teacher` needs images that are the same"),
-        ({"mask_share": 0.3}, "`mask_share` .* family has none"),
-        ({"widths": ("1/3",)}, "`widths`"),
-        (
-            {"batch_size": 37},
-            "`batch_size` 37 makes 37 images a step, and there are 36 to train on; use a smaller one",
-        ),
-    ],
-)
-def test_what_a_run_cannot_have_is_refused_before_a_picture_is_decoded(
-    tmp_path, monkeypatch, photos, init, changes, word
-):
-    """A set may take minutes to decode."""
-
-    def never(*_):
-        raise AssertionError("was decoded")
-
-    monkeypatch.setattr("modeling_lingene.training.unlabelled.training_images", never)
-    with pytest.raises(ValueError, match=word):
-        recipes.decompose(recipe(photos, init, **changes), tmp_path)
-
-
-def larger(tmp_path: Path) -> str:
-    """A teacher of six by six patches, where the student has four by four of four pixels."""
-    config = ViTConfig(
-        image_size=30, patch_size=5, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16
-    )
-    ViTModel(config).save_pretrained(tmp_path / "teacher")
-    image_processor(30).save_pretrained(tmp_path / "teacher")
-    return str(tmp_path / "teacher")
-
-
-@pytest.mark.filterwarnings("ignore:1 left out")
-@pytest.mark.parametrize("key", ["size", "crop_size"])
-def test_a_bundle_whose_family_takes_any_size_is_told_what_makes_its_pictures_fit_a_teacher(tmp_path, photos, key):
-    """`image_size` is of new networks; with the field that is named, set as it says, the run goes through."""
-    config = helpers.tiny_config(family="dinov2", depth=4, num_components=4)
-    init = helpers.bundle(tmp_path / "init", config)
-    processor = ViTImageProcessorPil() if key == "size" else BitImageProcessorPil(size={"shortest_edge": 16})
-    setattr(processor, key, SizeDict(height=16, width=16))
-    processor.save_pretrained(init)
-    asked = {"teacher": larger(tmp_path), "epochs": 1}
-    with pytest.raises(ValueError, match="6x6 patches .* the student 4x4 of 16x16") as told:
-        recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
-    way = f"the student sees 24x24 pixels (`{key}` in preprocessor_config.json of `init`), or the teacher 20x20 ("
-    assert way in str(told.value)
-    said = json.loads((init / "preprocessor_config.json").read_text(encoding="utf-8"))
-    (init / "preprocessor_config.json").write_text(json.dumps(said | {key: {"height": 24, "width": 24}}))
-    assert recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
-
-
-@pytest.mark.filterwarnings("ignore:1 left out")
-def test_a_bundle_with_positions_for_one_size_is_told_the_teachers_alone(tmp_path, photos, init):
-    """A ViT's pictures are of the size that it was made for, whatever its preprocessing says."""
-    asked = {"teacher": larger(tmp_path), "epochs": 1}
-    with pytest.raises(ValueError, match="6x6 patches") as told:
-        recipes.decompose(recipe(photos, init, **asked), tmp_path / "out")
-    assert "They fit where the teacher sees 20x20 (`teacher_size` 20)." in str(told.value)
-    assert recipes.decompose(recipe(photos, init, **asked, teacher_size=20), tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "changes, word",
-    [
-        ({"mask_share": 0.3}, "`mask_share` .* family has none"),
-        ({"feature_heads": "identity"}, "`feature_heads` identity .* the teacher has 16 channels, the student 48"),
-    ],
-)
-def test_what_heads_and_masks_need_is_known_before_teacher_and_pictures(
-    tmp_path, monkeypatch, photos, init, changes, word
-):
-    """A teacher may be gigabytes to download; its configuration says how wide it is."""
-    for name in ("load_encoder", "load_pictures"):
-        monkeypatch.setattr(f"modeling_lingene.training.unlabelled.{name}", None)
-    with pytest.raises(ValueError, match=word):
-        recipes.decompose(recipe(photos, init, teacher=larger(tmp_path), **changes), tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "changes, word",
-    [
-        ({}, "`objective` features needs a `teacher`, or `init`"),
-        ({"init": "x", "streaming": True}, "`streaming` is for labelled images"),
-        ({"init": "x", "validation_share": 0.0}, "`validation_share` must be above 0 with `objective` features"),
-        ({"init": "x", "teacher_size": 16}, "`teacher_size` 16 is what a `teacher`"),
-        ({"init": "x", "teacher": "y", "teacher_size": -1}, "`teacher_size` -1"),
-    ],
-)
-def test_a_recipe_that_contradicts_itself_is_refused(changes, word):
-    """As it is made."""
-    with pytest.raises(ValueError, match=word):
-        recipes.Recipe("photos", objective=Objective(kind="features"), **changes)
-
-
-def test_a_folder_without_pictures_is_refused(tmp_path, init):
-    """With its name."""
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(ValueError, match="`data` must be a folder .*pictures"):
-        recipes.decompose(recipe(tmp_path / "photos", init), tmp_path / "out")

@@ -441,34 +441,3 @@ def test_a_timm_folder_comes_back_from_a_bundle(tmp_path, classes):
     values = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     assert relative(back.forward_features(values), model.forward_features(values)) < 1e-5
     assert back.num_classes == classes and relative(back(values), model(values)) < 1e-5
-
-
-def test_an_activation_that_timm_does_not_have_is_refused(tmp_path):
-    """Another one in its place would be nearly right."""
-    needed("timm")
-    helpers.bundle(tmp_path / "bundle", helpers.tiny_config(hidden_act="gelu_new"))
-    with pytest.raises(ValueError, match="`hidden_act` gelu_new"):
-        export(tmp_path / "bundle", tmp_path / "out", "timm")
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_timm_takes_mlps_of_any_width(tmp_path):
-    """timm is told a ratio; int(56 * (61 / 56)) is 60."""
-    needed("timm")
-    fields = {"hidden_size": 56, "intermediate_size": 61, "trained_width_ratios": ["1"]}
-    helpers.bundle(tmp_path / "bundle", helpers.tiny_config(**fields, layer_norm_eps=1e-6))
-    export(tmp_path / "bundle", tmp_path / "out", "timm", **LEAST)
-    assert load_file(tmp_path / "out" / "model.safetensors")["blocks.0.mlp.fc1.weight"].shape == (61, 56)
-
-
-def test_an_export_is_no_bundle_and_a_bundle_made_of_it_is(origin, written, tmp_path):
-    """Files of transformers go round: a size of a bundle, plain, is a source of a bundle again."""
-    folder = written(origin, "transformers")
-    with pytest.raises(ValueError, match="`depth` chooses a size of a bundle"):
-        export(folder, tmp_path / "out", depth=1)
-    convert(str(folder), tmp_path / "again")
-    values = helpers.images()
-    with torch.no_grad():
-        expected = helpers.reference_vit(origin.model, *FULL.values())(values).logits
-        found = AutoModelForImageClassification.from_pretrained(tmp_path / "again").eval()(values).logits
-    assert relative(found, expected) < 1e-5

@@ -12,8 +12,10 @@ import pytest
 import torch
 from converting import MLP, relative
 from converting import source as stock_source
-from exports import FORMATS, LABELS, LEAST, MEAN, SHAPE, SMALL, STD, lingene, made, needed, picture
+from exports import FORMATS, FULL, LABELS, LEAST, MEAN, SHAPE, SMALL, STD, lingene, made, needed, picture
+from safetensors.torch import load_file
 from transformers import (
+    AutoModelForImageClassification,
     BitImageProcessorPil,
     Dinov2Config,
     Dinov2Model,
@@ -322,3 +324,25 @@ def test_the_card_of_a_converted_bundle_names_its_source_and_its_error(stock, en
     assert call.args[0].value == "bundle" and ("Classes: thing 0" in text) is headed
     (model,) = run_examples(card, "bundle", tmp_path / "bundle")
     assert type(model) is (ViTForImageClassification if headed else ViTModel)
+
+
+def test_timm_takes_mlps_of_any_width(tmp_path):
+    """timm is told a ratio; int(56 * (61 / 56)) is 60."""
+    needed("timm")
+    fields = {"hidden_size": 56, "intermediate_size": 61, "trained_width_ratios": ["1"]}
+    helpers.bundle(tmp_path / "bundle", helpers.tiny_config(**fields, layer_norm_eps=1e-6))
+    export(tmp_path / "bundle", tmp_path / "out", "timm", **LEAST)
+    assert load_file(tmp_path / "out" / "model.safetensors")["blocks.0.mlp.fc1.weight"].shape == (61, 56)
+
+
+def test_an_export_is_no_bundle_and_a_bundle_made_of_it_is(origin, written, tmp_path):
+    """Files of transformers go round: a size of a bundle, plain, is a source of a bundle again."""
+    folder = written(origin, "transformers")
+    with pytest.raises(ValueError, match="`depth` chooses a size of a bundle"):
+        export(folder, tmp_path / "out", depth=1)
+    convert(str(folder), tmp_path / "again")
+    values = helpers.images()
+    with torch.no_grad():
+        expected = helpers.reference_vit(origin.model, *FULL.values())(values).logits
+        found = AutoModelForImageClassification.from_pretrained(tmp_path / "again").eval()(values).logits
+    assert relative(found, expected) < 1e-5

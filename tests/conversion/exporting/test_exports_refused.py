@@ -173,3 +173,12 @@ def test_a_width_that_was_never_trained_may_be_insisted_on(origin, tmp_path):
     """As an initialisation."""
     report = export(origin.folder, tmp_path / "out", width_ratio="1/4", allow_untrained=True, **LEAST)
     assert report["size"]["width_ratio"] == "1/4" and read(tmp_path / "out" / "config.json")["hidden_size"] == 12
+
+
+def test_an_activation_that_timm_does_not_have_is_refused(tmp_path):
+    """Another one in its place would be nearly right."""
+    needed("timm")
+    helpers.bundle(tmp_path / "bundle", helpers.tiny_config(hidden_act="gelu_new"))
+    with pytest.raises(ValueError, match="`hidden_act` gelu_new"):
+        export(tmp_path / "bundle", tmp_path / "out", "timm")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
