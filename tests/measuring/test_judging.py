@@ -9,6 +9,8 @@ import torch
 from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -134,10 +136,15 @@ def test_agreement_is_means_and_numpys_percentiles():
 SHAPE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=16, patch_size=4)
 
 
-def test_registers_are_no_patches():
-    """They stand between the class token and the patches; a family without them has none in its configuration."""
+@pytest.mark.parametrize(
+    "model_class, config_class",
+    [(Dinov2WithRegistersModel, Dinov2WithRegistersConfig), (DINOv3ViTModel, DINOv3ViTConfig)],
+)
+def test_registers_are_no_patches(model_class, config_class):
+    """They stand between the class token and the patches; a family without them has none in its configuration. What
+    transformers calls the base of a DINOv3 is a part of it, which takes no pictures."""
     torch.manual_seed(0)
-    model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SHAPE, num_register_tokens=3)).eval()
+    model = model_class(config_class(**SHAPE, num_register_tokens=3)).eval()
     assert prefix_tokens(model.config) == 4 and prefix_tokens(ViTConfig()) == 1
     with torch.no_grad():
         pixels = torch.randn(2, 3, 16, 16)
