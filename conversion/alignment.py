@@ -1,8 +1,10 @@
 """Layers brought closer to each other by what changes no function: orders of heads and units, rotations within heads.
 
 Scores see queries and keys of a head only through their products, so that both may be turned alike; values and the
-output projection likewise; MLP units may be reordered. Each layer is turned towards what the components make of it
-(orthogonal Procrustes per head, the assignment problem for heads and units), in the metric of the fit.
+output projection likewise; MLP units may be reordered. Where positions turn queries and keys too, in planes of two
+channels by different angles, only turns in these planes leave the products as they are. Each layer is turned towards
+what the components make of it (orthogonal Procrustes per head or plane, the assignment problem for heads and units),
+in the metric of the fit.
 """
 
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ def align(
     metrics: Metrics,
     heads: int,
     best_order: bool = True,
+    rotary: bool = False,
 ) -> dict[str, Stack]:
     """The same functions, every layer as close to its target as its symmetries let it.
 
@@ -34,6 +37,7 @@ def align(
         heads: of every layer.
         best_order: the best of all orders of MLP units, whose time grows with their cube; otherwise the order they
             have, improved by exchanges of two.
+        rotary: whether positions turn queries and keys.
 
     Returns:
         New stacks; weights and moments turned.
@@ -41,7 +45,7 @@ def align(
     layers = range(len(stacks["mlp.fc1"].weights))
     scores, values, units = (
         torch.stack(parts)
-        for parts in zip(*(_turns(stacks, targets, metrics, heads, layer, best_order) for layer in layers))
+        for parts in zip(*(_turns(stacks, targets, metrics, heads, layer, best_order, rotary) for layer in layers))
     )
     turned = dict(stacks)
     for part, turn in (("attention.query", scores), ("attention.key", scores), ("attention.value", values)):
@@ -83,6 +87,7 @@ def _turns(
     heads: int,
     layer: int,
     best_order: bool,
+    rotary: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one layer: what turns queries and keys, what turns values, the order of the units; (d, d), (d, d), (m,)."""
 
@@ -99,9 +104,10 @@ def _turns(
 
     score = _by_head(before("attention.query") + before("attention.key"), heads)
     value = _by_head(before("attention.value") + behind("attention.output"), heads)
-    order = _assigned(torch.linalg.matrix_norm(score, "nuc") + torch.linalg.matrix_norm(value, "nuc"))
+    of_scores = _planes(score).abs().sum(-1) if rotary else torch.linalg.matrix_norm(score, "nuc")
+    order = _assigned(of_scores + torch.linalg.matrix_norm(value, "nuc"))
     units = (_assigned if best_order else _exchanged)(before("mlp.fc1") + behind("mlp.fc2"))
-    return _rotation(score, order), _rotation(value, order), units
+    return _rotation(score, order, rotary), _rotation(value, order), units
 
 
 def _by_head(matrix: torch.Tensor, heads: int) -> torch.Tensor:
@@ -133,11 +139,31 @@ def _exchanged(gains: torch.Tensor) -> torch.Tensor:
         order, gains = order[places_now], gains[:, places_now]
 
 
-def _rotation(agreement: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+def _planes(agreement: torch.Tensor) -> torch.Tensor:
+    """What the agreement within heads, (..., e, e), says of a turn in each plane of channels i and i + e / 2: complex
+    (..., e / 2), whose angle is the best turn's and whose length is what it gains.
+    """
+    up, down = agreement.chunk(2, dim=-2)
+    (first, across), (back, second) = (half.chunk(2, dim=-1) for half in (up, down))
+    first, across, back, second = (part.diagonal(dim1=-2, dim2=-1) for part in (first, across, back, second))
+    return torch.complex(first + second, back - across)
+
+
+def _in_planes(agreement: torch.Tensor) -> torch.Tensor:
+    """The best turns in these planes; (..., e, e) orthogonal."""
+    angles = _planes(agreement).angle()
+    cosines, sines = angles.cos().diag_embed(), angles.sin().diag_embed()
+    return torch.cat((torch.cat((cosines, -sines), dim=-1), torch.cat((sines, cosines), dim=-1)), dim=-2)
+
+
+def _rotation(agreement: torch.Tensor, order: torch.Tensor, rotary: bool = False) -> torch.Tensor:
     """The heads in a new order, each rotated best; (d, d) orthogonal."""
     heads, size = agreement.shape[0], agreement.shape[-1]
     places = torch.arange(heads, device=agreement.device)
-    left, _, right = torch.linalg.svd(agreement[places, order])
     whole = agreement.new_zeros(heads, size, heads, size)
-    whole[places, :, order] = left @ right
+    if rotary:
+        whole[places, :, order] = _in_planes(agreement[places, order])
+    else:
+        left, _, right = torch.linalg.svd(agreement[places, order])
+        whole[places, :, order] = left @ right
     return whole.reshape(heads * size, heads * size)

@@ -3,6 +3,7 @@
 Stock models skip interpolation at their own image size, a branch that a graph fixes for good, and antialiasing reads
 sizes that exporters take for constants. A bicubic resize is a product with one matrix per axis; here these are
 computed within the graph, by torch's formulas (`aten/src/ATen/native/UpSample.h`, and `_upsample_bicubic2d_aa`).
+Positions that turn queries and keys need none of this: they are computed for every image as they are.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import torch
 from torch import nn
 
 from ..families_lingene import FAMILIES, Family
+
+
+INTERPOLATE = "interpolate_pos_encoding"  # of stock embeddings
 
 
 def cubic(distance: torch.Tensor, a: float) -> torch.Tensor:
@@ -74,11 +78,11 @@ def any_size(model: nn.Module) -> Iterator[None]:
         finally:
             model.set_attn_implementation(before)
         return
-    if not family.traces_any_size:
+    if not family.traces_any_size or family.rotates:
         yield
         return
-    embeddings = _interpolating(model)
-    with _replaced(embeddings, partial(positions_at, embeddings, family.antialias)):
+    embeddings = _having(model, INTERPOLATE)
+    with _replaced(embeddings, INTERPOLATE, partial(positions_at, embeddings, family.antialias)):
         yield
 
 
@@ -87,26 +91,31 @@ def one_size(model: nn.Module, size: tuple[int, int]) -> Iterator[None]:
     """Inside, a stock model whose family interpolates has the positions of images of (height, width) pixels, so that a
     graph that takes no others need not make them for each.
     """
-    if not family_of(model).traces_any_size:
+    family = family_of(model)
+    if not family.traces_any_size:
         yield
         return
-    embeddings = _interpolating(model)
-    down, across = (pixels // step for pixels, step in zip(size, embeddings.patch_embeddings.projection.kernel_size))
-    with torch.no_grad():
-        hidden = embeddings.position_embeddings.new_empty(1, 1 + down * across, model.config.hidden_size)
-        positions = embeddings.interpolate_pos_encoding(hidden, *size).clone()
-    with _replaced(embeddings, lambda *_: positions):
+    if family.rotates:
+        holder, name = _having(model, "rope_embeddings").rope_embeddings, "forward"
+        positions = holder(torch.zeros(1, model.config.num_channels, *size, dtype=model.dtype, device=model.device))
+    else:
+        holder, name = _having(model, INTERPOLATE), INTERPOLATE
+        down, across = (pixels // step for pixels, step in zip(size, holder.patch_embeddings.projection.kernel_size))
+        with torch.no_grad():
+            hidden = holder.position_embeddings.new_empty(1, 1 + down * across, model.config.hidden_size)
+            positions = holder.interpolate_pos_encoding(hidden, *size).clone()
+    with _replaced(holder, name, lambda *_: positions):
         yield
 
 
-def _interpolating(model: nn.Module) -> nn.Module:
-    return next(module for module in model.modules() if hasattr(module, "interpolate_pos_encoding"))
+def _having(model: nn.Module, name: str) -> nn.Module:
+    return next(module for module in model.modules() if hasattr(module, name))
 
 
 @contextmanager
-def _replaced(embeddings: nn.Module, interpolate: Callable) -> Iterator[None]:
-    embeddings.interpolate_pos_encoding = interpolate
+def _replaced(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
+    setattr(module, name, function)
     try:
         yield
     finally:
-        del embeddings.interpolate_pos_encoding
+        delattr(module, name)

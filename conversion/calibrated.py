@@ -60,7 +60,8 @@ class Calibration:
         total = rounds if fit in ROUNDS else 1
         with progress_bar(total=total, desc="fitting", unit="round") as bar:
             start = config.coefficients(config.size())
-            stacks, parts, table = fit_block(stacks, start, fit, config.num_attention_heads, rounds, bar.update)
+            heads, rotary = config.num_attention_heads, config.stands_for.rotates
+            stacks, parts, table = fit_block(stacks, start, fit, heads, rounds, bar.update, rotary)
         if fit == "matched":
             with progress_bar(total=PASSES, desc="matching", unit="pass") as bar:
                 parts, table = match(

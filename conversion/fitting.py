@@ -162,6 +162,7 @@ def fit_block(
     heads: int,
     rounds: int | None = None,
     progress: Callable[[], None] = lambda: None,
+    rotary: bool = False,
 ) -> tuple[dict[str, Stack], dict[str, torch.Tensor], torch.Tensor]:
     """Components of every linear map, and the coefficients: those given, or learned ones.
 
@@ -172,6 +173,7 @@ def fit_block(
         heads: of every layer.
         rounds: of coefficients and components in turn, where they are learned; default ROUNDS.
         progress: called once per round.
+        rotary: whether positions turn queries and keys, see `align`.
 
     Returns:
         The stacks (turned, where they are aligned), the components by part (n, o, i), and (l, n).
@@ -188,7 +190,7 @@ def fit_block(
     for number in range((rounds or ROUNDS[fit]) - 1):
         if fit != "kronecker":
             targets = {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()}
-            stacks = align(stacks, targets, metrics, heads, best_order=number < ORDERED_ROUNDS)
+            stacks = align(stacks, targets, metrics, heads, number < ORDERED_ROUNDS, rotary)
             metrics = {part: stack.metric(fit) for part, stack in stacks.items()}
         table = fit_coefficients(stacks, components, metrics)
         for part, stack in stacks.items():

@@ -1,5 +1,5 @@
 """Checkpoints of transformers: ViT (DeiT and DINO are stored as such), MSN, the encoders of MAE, DINOv2 with and
-without registers, I-JEPA, the pictures' towers of CLIP and SigLIP.
+without registers, DINOv3, I-JEPA, the pictures' towers of CLIP and SigLIP.
 
 Acceptance is by list: a field, a tensor or a kind of model that does not stand here is refused by name. Names on disk
 are the long-standing ones, which transformers keeps writing whatever its modules are called.
@@ -53,7 +53,7 @@ class Kind:
         neutral: fields that change nothing of the encoder, or that its shape says already.
         only: fields that must have one value -> that value, and what another would mean.
         left_out: patterns of tensors with no place in a bundle -> why that changes nothing.
-        absent: tensors that may be missing and then are zero.
+        absent: patterns of tensors that may be missing and then are zero.
     """
 
     family: str = "vit"
@@ -104,8 +104,17 @@ KINDS = {
         | {"decoder_intermediate_size"},
         left_out={r"decoder\..*": MASKS},
     ),
-    "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({"embeddings.mask_token"})),
+    "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({r"embeddings\.mask_token"})),
     "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
+    "dinov3_vit": Kind(
+        family="dinov3_vit",
+        neutral=BACKBONE | {"query_bias", "key_bias", "value_bias"},
+        only={
+            "use_gated_mlp": (False, "a gated MLP (SwiGLU)"),
+            **{f"{part}_bias": (True, f"no bias ({part})") for part in ("proj", "mlp")},
+        },
+        absent=frozenset({r"blocks\.\d+\.attention\.(query|key|value)\.bias"}),
+    ),
     "ijepa": Kind(
         family="ijepa",
         neutral=frozenset({"pooler_output_size", "pooler_act"}),
@@ -128,7 +137,6 @@ KINDS = {
 }
 REFUSED = {
     "deit": "its distillation token",
-    "dinov3_vit": "rotary positions and register tokens",
     "beit": "relative positions",
     "data2vec-vision": "relative positions",
     "vit_hybrid": "a convolutional stem",
@@ -162,8 +170,10 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
     config = _bundle_config(name, foreign, raw, kind, stages)
     tensors, left_out = _named(name, _read(name), kind, config, head)
     outside, blocks = _shapes(config, head)
-    tensors |= {key: torch.zeros(outside[key]) for key in kind.absent - tensors.keys()}
     expected = {**outside, **blocks}
+    for key in expected.keys() - tensors.keys():
+        if any(re.fullmatch(pattern, key) for pattern in kind.absent):
+            tensors[key] = torch.zeros(expected[key])
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise ValueError(f"{shown(unknown)} of {name} cannot be expressed by a bundle, or is not known to this code.")

@@ -20,7 +20,7 @@ from .configuration_base_lingene import (
     sides,
 )
 from .families_lingene import FAMILIES, FAMILY_FIELDS
-from .reading_lingene import FLAG, integer, is_number, number, one_of
+from .reading_lingene import FLAG, integer, is_number, number, one_of, optional
 from .recompose_lingene import block_shapes
 from .translating_lingene import stock_config
 
@@ -40,6 +40,9 @@ FIELDS = {
     "num_register_tokens": integer(0, MOST_LAYERS),
     "drop_path_rate": (lambda value: is_number(value, 0, 1) and value < 1, "a number from 0 to below 1"),
     **dict.fromkeys(("apply_layernorm", "reshape_hidden_states"), FLAG),
+    "rope_theta": number(1, 1e9),
+    "pos_embed_shift": optional(number(0, 1e3)),
+    **dict.fromkeys(("pos_embed_jitter", "pos_embed_rescale"), optional(number(1, 1e3))),
     **dict.fromkeys(("image_size", "patch_size"), SIDES),
     "qkv_bias": FLAG,
     **STORED_FIELDS,
@@ -53,8 +56,8 @@ class LinGeneConfig(BundleConfig):
     Args:
         hidden_size, num_attention_heads, intermediate_size, image_size, ...: the ViT at full width, as in `ViTConfig`.
         family: whose models this bundle gives and behaves as, see `families_lingene`.
-        num_register_tokens, drop_path_rate, apply_layernorm, reshape_hidden_states: as in the configuration of a
-            family that has them.
+        num_register_tokens, drop_path_rate, apply_layernorm, reshape_hidden_states, rope_theta, pos_embed_shift,
+            pos_embed_jitter, pos_embed_rescale: as in the configuration of a family that has them.
         bundle_format, ..., depth, width_ratio, num_components, preset: see `BundleConfig`.
 
     Raises:
@@ -64,7 +67,7 @@ class LinGeneConfig(BundleConfig):
     model_type = "lingene"
     fields = FIELDS
     settings = (*WIDTH_FIELDS, "num_channels", "patch_size", "qkv_bias", *STORED_SETTINGS, *FREE)
-    later_settings = {"family": "vit", "num_register_tokens": 0}
+    later_settings = {"family": "vit", "num_register_tokens": 0, "rope_theta": 100.0}
     free_settings = FREE
 
     hidden_size: int = 768
@@ -84,6 +87,10 @@ class LinGeneConfig(BundleConfig):
     drop_path_rate: float = 0.0
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    rope_theta: float = 100.0
+    pos_embed_shift: float | None = None
+    pos_embed_jitter: float | None = None
+    pos_embed_rescale: float | None = None
 
     def _check_network(self):
         check_count("num_attention_heads", self.num_attention_heads)
@@ -104,7 +111,12 @@ class LinGeneConfig(BundleConfig):
         if family.registers and self.num_register_tokens < 1:
             raise ValueError(
                 f"`num_register_tokens` of the family {self.family} must be at least 1, got "
-                f"{self.num_register_tokens!r}; dinov2 is the family without register tokens."
+                f"{self.num_register_tokens!r}; dinov2 is a family without register tokens."
+            )
+        if family.rotates and self.head_size % 4:
+            raise ValueError(
+                f"`num_attention_heads` of the family {self.family} must leave heads of a multiple of 4 channels, "
+                f"turned by height and width in pairs; {self.hidden_size} by {self.num_attention_heads} does not."
             )
         if family.mlp_ratio and self.intermediate_size % self.hidden_size:
             raise ValueError(
@@ -146,10 +158,9 @@ class LinGeneConfig(BundleConfig):
             shapes["embeddings.mask_token"] = (1, 1, d)
         if family.registers:
             shapes["embeddings.register_tokens"] = (1, self.num_register_tokens, d)
-        shapes |= {
-            "embeddings.position_embeddings": (1, prod(self.patch_grid) + family.class_token, d),
-            "embeddings.patch_embeddings.weight": (d, self.num_channels, *sides(self.patch_size)),
-        }
+        if not family.rotates:
+            shapes["embeddings.position_embeddings"] = (1, prod(self.patch_grid) + family.class_token, d)
+        shapes["embeddings.patch_embeddings.weight"] = (d, self.num_channels, *sides(self.patch_size))
         if family.patch_bias:
             shapes["embeddings.patch_embeddings.bias"] = (d,)
         if family.norms_embeddings:

@@ -5,6 +5,7 @@ the classes here, whose forward pass recomposes the layers from the components (
 size in every call: `model(pixel_values, depth=6, width_ratio="1/2", num_components=4)`.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from .configuration_base_lingene import Size, sides
 from .configuration_lingene import LinGeneConfig
 from .loading_lingene import stock_model
 from .modeling_base_lingene import RecomposingClassifier, RecomposingEncoder, RecomposingModel
-from .vit_lingene import attention_pool, block, embed, layer_norm
+from .vit_lingene import attention_pool, block, embed, layer_norm, rotary_turns
 
 
 class LinGenePreTrainedModel(RecomposingModel):
@@ -41,6 +42,8 @@ class LinGenePreTrainedModel(RecomposingModel):
         hidden = embed(pixel_values, weights, sides(config.image_size), *how, eps)
         hidden = nn.functional.dropout(hidden, config.hidden_dropout_prob, self.training)
         states, attentions, settings = [hidden], [], self._settings()
+        if family.rotates:
+            settings = replace(settings, turns=self._turns(pixel_values))
         for after, probabilities in self._layers(hidden, size, "", partial(run_block, settings)):
             hidden = after
             if output_hidden_states:
@@ -52,6 +55,15 @@ class LinGenePreTrainedModel(RecomposingModel):
         kept = ((states, output_hidden_states), (attentions, output_attentions))
         states, attentions = (tuple(values) if wanted else None for values, wanted in kept)
         return hidden, states, attentions
+
+    def _turns(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `rotary_turns`; in training with the places moved as the family does."""
+        config = self.config
+        grid = tuple(side // step for side, step in zip(pixel_values.shape[-2:], sides(config.patch_size)))
+        before = config.stands_for.class_token + config.num_register_tokens
+        augment = (config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)
+        more = {"augment": augment} if self.training else {}
+        return rotary_turns(grid, before, config.head_size, config.rope_theta, pixel_values, **more)
 
     def normed(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
         """Tokens of a size, (b, t, d), as its final LayerNorm leaves them, which some families leave to the reader."""

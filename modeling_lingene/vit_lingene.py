@@ -5,6 +5,7 @@ network is that of `transformers.ViTModel`: pre-norm blocks, final LayerNorm, cl
 is asked for by argument, or by the tensors that are there.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class BlockSettings:
     attend: Callable  # one of transformers' attention functions
     module: nn.Module  # the model they are called for: they read `training`, `is_causal` and `config` from it
     drop_path: float = 0.0  # probability that a branch is left out, per image
+    turns: tuple[torch.Tensor, torch.Tensor] | None = None  # of queries and keys, see `rotary_turns`
 
 
 def eager_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=1.0, **kwargs):
@@ -76,16 +78,67 @@ def attend(
         bias: added to the scores, (b or 1, h or 1, t, s).
     """
     batch, tokens, _ = query.shape
-    heads = (part.unflatten(2, (-1, settings.head_size)).transpose(1, 2) for part in (query, key, value))
+    query, key, value = (part.unflatten(2, (-1, settings.head_size)).transpose(1, 2) for part in (query, key, value))
+    if settings.turns is not None:
+        query, key = (turned(part, *settings.turns) for part in (query, key))
     mixed, probabilities = settings.attend(
         settings.module,
-        *heads,
+        query,
+        key,
+        value,
         bias,
         dropout=settings.attention_dropout,
         scaling=settings.head_size**-0.5,
         is_causal=False,
     )
     return mixed.reshape(batch, tokens, -1), probabilities
+
+
+def turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Queries or keys (b, h, t, e), the two channels of every pair, e / 2 apart, turned by an angle of the token's
+    place; cosines and sines are (t, e).
+    """
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosines + torch.cat((-second, first), dim=-1) * sines
+
+
+def rotary_turns(
+    grid: tuple[int, int],
+    before: int,
+    head_size: int,
+    theta: float,
+    like: torch.Tensor,
+    augment: tuple[float | None, float | None, float | None] = (None, None, None),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary positions of DINOv3: cosines and sines of the angles that a token's queries and keys are turned by.
+
+    A patch's place is that of its centre, both sides of the image going from -1 to 1, so that images of any size and
+    shape have positions of one range; a quarter of a head's channels turns by height and one by width, in steps of
+    theta ** (4 i / head size), and the other half with them. Tokens before the patches are not turned.
+
+    Args:
+        grid: patches down and across.
+        before: tokens before the patches.
+        theta: the longest period, as `rope_theta` of `DINOv3ViTConfig`.
+        like: gives dtype and device; angles are computed in float32.
+        augment: for training: both places moved by up to the first, each stretched by up to the second and both
+            together by up to the third, as `pos_embed_shift`, `pos_embed_jitter` and `pos_embed_rescale` there.
+
+    Returns:
+        Twice (before + patches, head size).
+    """
+    sides = [(torch.arange(side, dtype=torch.float32, device=like.device) + 0.5) / side * 2 - 1 for side in grid]
+    places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
+    shift, jitter, rescale = augment
+    if shift is not None:
+        places = places + places.new_empty(1, 2).uniform_(-shift, shift)
+    for stretch, count in ((jitter, 2), (rescale, 1)):
+        if stretch is not None:
+            places = places * places.new_empty(1, count).uniform_(-math.log(stretch), math.log(stretch)).exp()
+    steps = theta ** -(torch.arange(head_size // 4, dtype=torch.float32, device=like.device) * 4 / head_size)
+    angles = (2 * math.pi * places[:, :, None] * steps).flatten(1).tile(2)
+    angles = functional.pad(angles, (0, 0, before, 0))
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def attention(
@@ -177,7 +230,7 @@ def embed(
     masked: torch.Tensor | None = None,
     layer_norm_eps: float = 1e-12,
 ) -> torch.Tensor:
-    """Patches and positions; a class token, register tokens and a LayerNorm where there are any.
+    """Patches; positions, a class token, register tokens and a LayerNorm where there are any.
 
     Args:
         pixel_values: (b, channels, height, width).
@@ -202,13 +255,14 @@ def embed(
     hidden = patches.flatten(2).transpose(1, 2)
     if masked is not None:
         hidden = with_masked(hidden, weights.get("embeddings.mask_token"), masked)
-    positions = weights["embeddings.position_embeddings"]
+    positions = weights.get("embeddings.position_embeddings")
     grid, target = (tuple(pixels // step for pixels, step in zip(sizes, patch)) for sizes in (image_size, size))
-    if grid != target:
+    if positions is not None and grid != target:
         positions = interpolated_positions(positions, grid, target, antialias)
     if "embeddings.cls_token" in weights:
         hidden = torch.cat((weights["embeddings.cls_token"].expand(hidden.shape[0], -1, -1), hidden), dim=1)
-    hidden = hidden + positions
+    if positions is not None:
+        hidden = hidden + positions
     registers = weights.get("embeddings.register_tokens")
     if registers is not None:
         hidden = torch.cat((hidden[:, :1], registers.expand(hidden.shape[0], -1, -1), hidden[:, 1:]), dim=1)

@@ -15,6 +15,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, BitImageProcessor, pipeline
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 
 import helpers
 from modeling_lingene import LinGeneBackbone, LinGeneConfig, LinGeneForImageClassification, LinGeneModel
@@ -25,7 +26,7 @@ from modeling_lingene.folders import describe
 from modeling_lingene.hub import render_card
 from modeling_lingene.measuring.metrics import count_macs
 from modeling_lingene.modeling_swin_lingene import LinGeneSwinForImageClassification
-from modeling_lingene.vit_lingene import embed
+from modeling_lingene.vit_lingene import embed, rotary_turns
 
 
 SHAPE = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=4, image_size=42, patch_size=7, num_labels=5)
@@ -33,6 +34,7 @@ OWN = {
     "vit": dict(intermediate_size=96),
     "dinov2": dict(mlp_ratio=2, layerscale_value=0.5),
     "dinov2_with_registers": dict(mlp_ratio=2, layerscale_value=0.5, num_register_tokens=3),
+    "dinov3_vit": dict(intermediate_size=96, layerscale_value=0.5, num_register_tokens=3),
     "ijepa": dict(intermediate_size=96),
     "clip_vision_model": dict(intermediate_size=96),
     "siglip_vision_model": dict(intermediate_size=96),
@@ -41,10 +43,12 @@ OWN = {
 IMAGE_SIZES = [(42, 42), (28, 28), (52, 66), (63, 28)]
 PLAIN = [name for name, row in FAMILIES.items() if not row.stages]
 DINOV2 = [name for name in PLAIN if name.startswith("dinov2")]
+DINO = [name for name in PLAIN if FAMILIES[name].backbone]  # and mask tokens, stochastic depth, images of any size
 CLASSES = {"encoder": (AutoModel, LinGeneModel)}
 CLASSES["classifier"] = (AutoModelForImageClassification, LinGeneForImageClassification)
 CLASSIFIERS = [name for name in PLAIN if FAMILIES[name].classifier]
 KINDS = [(name, kind) for kind in CLASSES for name in (PLAIN if kind == "encoder" else CLASSIFIERS)]
+WITH_HEAD = {name: "classifier" if name in CLASSIFIERS else "encoder" for name in PLAIN}
 
 
 def stock(family: str, kind: str = "encoder", **fields):
@@ -140,19 +144,25 @@ def narrowed(model, ratio: float):
     return small
 
 
-@pytest.mark.parametrize("family", CLASSIFIERS)
+def answer(output) -> torch.Tensor:
+    """Logits, or without a classifier all tokens."""
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+@pytest.mark.parametrize("family", [*CLASSIFIERS, "dinov3_vit"])
 @torch.no_grad()
 def test_a_width_is_the_leading_part_of_every_tensor_and_of_each_half_of_a_head(converted, family):
     """Mask, register tokens and LayerScales too; all components, so that nothing but the slice differs."""
-    model, bundle = converted(family, "classifier")
-    expected = narrowed(model, 0.5)(pixels()).logits
+    model, bundle = converted(family, WITH_HEAD[family])
+    auto, own = CLASSES[WITH_HEAD[family]]
+    expected = answer(narrowed(model, 0.5)(pixels()))
     size = {"width_ratio": "1/2", "allow_untrained": True}
-    plain = AutoModelForImageClassification.from_pretrained(bundle, **size).eval()
-    narrow = LinGeneForImageClassification.from_pretrained(bundle, constrained=True, **size).eval()
-    whole = LinGeneForImageClassification.from_pretrained(bundle, constrained=True).eval()
-    assert far(plain(pixels()).logits, expected) < 1e-5
-    assert far(narrow(pixels()).logits, expected) < 1e-5
-    assert far(whole(pixels(), width_ratio="1/2").logits, expected) < 1e-5
+    plain = auto.from_pretrained(bundle, **size).eval()
+    narrow = own.from_pretrained(bundle, constrained=True, **size).eval()
+    whole = own.from_pretrained(bundle, constrained=True).eval()
+    assert far(answer(plain(pixels())), expected) < 1e-5
+    assert far(answer(narrow(pixels())), expected) < 1e-5
+    assert far(answer(whole(pixels(), width_ratio="1/2")), expected) < 1e-5
     assert narrow.config.hidden_size == 24 and narrow.config.family == family
 
 
@@ -180,7 +190,7 @@ def test_gains_outside_the_components_begin_as_ones(family):
     assert outside and all(torch.equal(one, torch.ones_like(one)) for one in outside.values())
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize("family", DINO)
 @torch.no_grad()
 def test_masked_patches_are_the_mask_token(converted, family):
     """Training without labels hides patches from the student, as the family does."""
@@ -202,10 +212,12 @@ def test_a_family_without_a_mask_token_refuses_masked_patches(converted):
         model(pixels(), bool_masked_pos=torch.ones(3, 36, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize("family", DINO)
 def test_branches_are_dropped_per_image_as_in_stock(tmp_path, family):
-    """Stochastic depth is the family's: with the same seed the same branches are left out, in training only."""
-    model = stock(family, drop_path_rate=0.4)
+    """Stochastic depth is the family's: with the same seed the same branches are left out, in training only; and where
+    positions turn, they are moved as there."""
+    moved = {"pos_embed_shift": 0.1, "pos_embed_jitter": 1.2} if FAMILIES[family].rotates else {}
+    model = stock(family, drop_path_rate=0.4, **moved)
     convert(str(saved(model, tmp_path / "source")), tmp_path / "bundle")
     constrained = LinGeneModel.from_pretrained(tmp_path / "bundle", constrained=True)
     plain = AutoModel.from_pretrained(tmp_path / "bundle")
@@ -218,13 +230,17 @@ def test_branches_are_dropped_per_image_as_in_stock(tmp_path, family):
     assert far(found[0], model.eval()(pixels()).last_hidden_state) > 1e-2
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize("family", DINO)
 def test_hidden_states_attentions_and_gradients_are_the_stock_ones(converted, family):
     """The constrained forward is a path of its own; with checkpointing its gradients are the same once more."""
-    model, bundle = converted(family, "classifier")
-    constrained = LinGeneForImageClassification.from_pretrained(
-        bundle, constrained=True, attn_implementation="eager", output_hidden_states=True, output_attentions=True
-    ).eval()
+    model, bundle = converted(family, WITH_HEAD[family])
+    constrained = (
+        CLASSES[WITH_HEAD[family]][1]
+        .from_pretrained(
+            bundle, constrained=True, attn_implementation="eager", output_hidden_states=True, output_attentions=True
+        )
+        .eval()
+    )
     model.config._attn_implementation = "eager"
     expected = model(pixels((28, 35)), output_hidden_states=True, output_attentions=True)
     found = constrained(pixels((28, 35)))
@@ -236,14 +252,16 @@ def test_hidden_states_attentions_and_gradients_are_the_stock_ones(converted, fa
         constrained.zero_grad()
         if checkpointing:
             constrained.gradient_checkpointing_enable()
-        constrained.train()(pixels(), labels=torch.tensor([0, 1, 4])).loss.backward()
+        torch.manual_seed(0)
+        answer(constrained.train()(pixels()))[:, 0].square().sum().backward()
         gradients.append(
             {name: one.grad.clone() for name, one in constrained.named_parameters() if one.grad is not None}
         )
     unread = {"embeddings.mask_token"}
     assert gradients[0].keys() == gradients[1].keys() == dict(constrained.named_parameters()).keys() - unread
     for name, one in gradients[0].items():
-        if name.endswith("attention.key.bias"):  # softmax takes no notice of it: zero, but for rounding
+        # Softmax takes no notice of it, unless it turns: zero, but for rounding.
+        if name.endswith("attention.key.bias") and not FAMILIES[family].rotates:
             scale = gradients[0][name.replace("key", "query")].norm()
             assert all(found[name].norm() < 1e-5 * scale for found in gradients), name
         else:
@@ -276,7 +294,26 @@ def test_half_precision_interpolates_in_full(converted, family):
     assert far(constrained(values).last_hidden_state.float(), model(pixels((28, 35))).last_hidden_state) < 0.05
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@torch.no_grad()
+def test_positions_that_turn_are_those_of_the_family_in_every_precision(converted):
+    """Angles in bfloat16 would be wrong by more than their rounding; heads, shapes and periods of any kind."""
+    model, bundle = converted("dinov3_vit")
+    values, like = pixels((28, 35)), torch.zeros(1)
+    for theta, size, dtype in ((100.0, (28, 35), torch.float32), (10.0, (7, 63), torch.bfloat16)):
+        config = type(model.config)(**{**SHAPE, "rope_theta": theta})
+        expected = DINOv3ViTRopePositionEmbedding(config).eval()(pixels(size).to(dtype))
+        found = rotary_turns((size[0] // 7, size[1] // 7), 2, 12, theta, like.to(dtype))
+        for one, (other, before) in zip(found, zip(expected, (1, 0)), strict=True):
+            assert one.dtype == dtype and torch.equal(one[:2], torch.full((2, 12), before, dtype=dtype))
+            assert (one[2:].float() - other.float()).abs().max() < (1e-5 if dtype == torch.float32 else 1e-2)
+    constrained = LinGeneModel.from_pretrained(bundle, constrained=True, dtype=torch.bfloat16).eval()
+    plain = AutoModel.from_pretrained(bundle, dtype=torch.bfloat16).eval()
+    expected = model(values).last_hidden_state
+    for one in (constrained, plain):
+        assert far(one(values.bfloat16()).last_hidden_state.float(), expected) < 0.05
+
+
+@pytest.mark.parametrize("family", DINO)
 @torch.no_grad()
 def test_a_backbone_gives_the_feature_maps_of_its_size(converted, family, monkeypatch):
     """`AutoBackbone` of a bundle is the stock backbone; stages are those of the layers that the size has."""
@@ -291,9 +328,11 @@ def test_a_backbone_gives_the_feature_maps_of_its_size(converted, family, monkey
         assert found.shape == (3, 48, 4, 5) and far(found, expected) < 1e-5
     # transformers asks the Hub before it looks at a folder, and takes no path for a name
     monkeypatch.setattr("huggingface_hub.HfApi.repo_exists", lambda *_, **__: True)
-    small = AutoBackbone.from_pretrained(bundle, depth=2, out_features=["stage2"], apply_layernorm=False).eval()
+    stage = 1 if family == "dinov3_vit" else 2  # which norms the last one in any case
+    asked = {"out_features": [f"stage{stage}"], "apply_layernorm": False}
+    small = AutoBackbone.from_pretrained(bundle, depth=2, **asked).eval()
     states = AutoModel.from_pretrained(bundle, depth=2).eval()(values, output_hidden_states=True).hidden_states
-    patches = states[-1][:, -20:].transpose(1, 2).reshape(3, 48, 4, 5)
+    patches = states[stage][:, -20:].transpose(1, 2).reshape(3, 48, 4, 5)
     assert type(small) is backbone and far(small(values).feature_maps[0], patches) < 1e-5
     again = backbone.from_pretrained(saved(small, bundle.parent / "backbone"))
     assert far(again.eval()(values).feature_maps[0], patches) < 1e-5
@@ -321,6 +360,11 @@ def test_a_backbone_that_cannot_be_is_refused_before_weights_are_read(converted,
         ({"family": "vit", "drop_path_rate": 0.1}, "`drop_path_rate` 0.1 is no setting of the family vit"),
         ({"family": "dinov2", "num_register_tokens": 4}, "`num_register_tokens` 4 is no setting of the family dinov2"),
         ({"family": "dinov2_with_registers"}, "`num_register_tokens`.*at least 1"),
+        ({"family": "dinov3_vit"}, "`num_register_tokens`.*at least 1, got 0"),
+        ({"family": "dinov3_vit", "num_register_tokens": 4, "num_attention_heads": 8}, "heads of a multiple of 4.*48"),
+        ({"family": "dinov3_vit", "num_register_tokens": 4, "qkv_bias": False}, "`qkv_bias`.*dinov3_vit is True"),
+        ({"family": "dinov2", "rope_theta": 10.0}, "`rope_theta` 10.0 is no setting of the family dinov2"),
+        ({"family": "dinov2", "pos_embed_rescale": 2.0}, "`pos_embed_rescale` 2.0 is no setting"),
         ({"family": "dinov2", "intermediate_size": 100}, "`intermediate_size`.*whole multiple.*100 of 48"),
         ({"family": "dinov2", "image_size": [28, 42]}, "`image_size`.*square.*28x42"),
         ({"family": "dinov2", "patch_size": (7, 14)}, "`patch_size`.*square.*7x14"),
@@ -333,7 +377,7 @@ def test_what_a_family_cannot_be_is_refused(fields, named):
         LinGeneConfig(**{**own, **fields})
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize("family", DINO)
 def test_images_smaller_than_a_patch_are_refused(converted, family):
     """torch's words for it are about kernels."""
     model = LinGeneModel.from_pretrained(converted(family)[1], constrained=True)
@@ -369,11 +413,11 @@ def test_what_describes_a_bundle_names_its_family(converted, family, kind):
     assert told["family"] == family and ("num_labels" in told) == (kind == "classifier")
     card = render_card(bundle)
     assert f"a stock `{getattr(FAMILIES[family], kind)}`" in card
-    assert ("AutoBackbone" in card) == (family in DINOV2)
+    assert ("AutoBackbone" in card) == (family in DINO)
     assert ("add_pooling_layer=False" in card) == (family == "vit" and kind == "encoder")
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize("family", DINO)
 @torch.no_grad()
 def test_a_pipeline_runs_at_the_processors_image_size(tmp_path, family):
     """The source's own preprocessing is kept, and its size is not that of the stored grid."""

@@ -49,6 +49,7 @@ class Family:
         norms_tokens: whether its tokens are given normed; else only the class token in `pooler_output` is.
         mask_token: whether a token may stand in for patches that are masked.
         registers: whether there are tokens without positions between the class token and the patches.
+        rotates: whether positions turn the queries and keys of patches, in place of a table that is added to them.
         reads_patches: whether its head reads the mean of the patch tokens beside the class token.
     """
 
@@ -82,6 +83,7 @@ class Family:
     norms_tokens: bool = True
     mask_token: bool = False
     registers: bool = False
+    rotates: bool = False
     reads_patches: bool = False
 
     @property
@@ -111,6 +113,9 @@ VIT = {
     "mlp.fc2": "output.dense",
 }
 QKV = ("query", "key", "value")
+KINDS = ("weight", "bias")
+LAYER_SCALES = {"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"}
+BIASES = ("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias")  # settings of their own, all of them there
 TOWER = dict(  # of pictures, beside one of text; no classifier, whose configuration would be of both
     classifier=None,
     backbone=None,
@@ -131,7 +136,7 @@ TOWER = dict(  # of pictures, beside one of text; no classifier, whose configura
 )
 DINOV2 = dict(
     parts={**ATTENTION, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
-    scales={"attention.output": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"},
+    scales=LAYER_SCALES,
     fixed={"layerscale_value": 1.0, "use_swiglu_ffn": False},
     flat={"embeddings.mask_token": 1},
     mlp_ratio=True,
@@ -144,6 +149,7 @@ DINOV2 = dict(
 )
 BIAS_TABLE = "relative_position_bias_table"  # a parameter by itself, no module's weight
 BACKBONE_FIELDS = ("drop_path_rate", "apply_layernorm", "reshape_hidden_states")
+ROTARY_FIELDS = ("rope_theta", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 FAMILIES = {
     "vit": Family(
         config="ViTConfig",
@@ -174,6 +180,36 @@ FAMILIES = {
         registers=True,
         **DINOV2,
     ),
+    "dinov3_vit": Family(
+        config="DINOv3ViTConfig",
+        encoder="DINOv3ViTModel",
+        classifier=None,
+        backbone="DINOv3ViTBackbone",
+        prefix="",
+        parts={
+            **{f"attention.{part}": f"attention.{part[0]}_proj" for part in (*QKV, "output")},
+            "norm1": "norm1",
+            "norm2": "norm2",
+            "mlp.fc1": "mlp.up_proj",
+            "mlp.fc2": "mlp.down_proj",
+        },
+        outside={
+            **{f"embeddings.patch_embeddings.{kind}": f"embeddings.patch_embeddings.{kind}" for kind in KINDS},
+            **{f"layernorm.{kind}": f"norm.{kind}" for kind in KINDS},
+        },
+        blocks="layer.{layer}.",
+        scales=LAYER_SCALES,
+        fields=(*BACKBONE_FIELDS, "num_register_tokens", *ROTARY_FIELDS),
+        fixed={"layerscale_value": 1.0, "use_gated_mlp": False, **dict.fromkeys(BIASES, True)},
+        renamed={"attention_probs_dropout_prob": "attention_dropout"},
+        lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
+        interpolates=True,
+        inner_dropout=False,
+        pools=True,
+        mask_token=True,
+        registers=True,
+        rotates=True,
+    ),
     "ijepa": Family(
         config="IJepaConfig",
         encoder="IJepaModel",
@@ -191,8 +227,8 @@ FAMILIES = {
             "embeddings.cls_token": "embeddings.class_embedding",
             "embeddings.position_embeddings": "embeddings.position_embedding.weight",
             "embeddings.patch_embeddings.weight": "embeddings.patch_embedding.weight",
-            **{f"embeddings.norm.{kind}": f"pre_layrnorm.{kind}" for kind in ("weight", "bias")},  # as it is spelt
-            **{f"layernorm.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")},
+            **{f"embeddings.norm.{kind}": f"pre_layrnorm.{kind}" for kind in KINDS},  # as it is spelt
+            **{f"layernorm.{kind}": f"post_layernorm.{kind}" for kind in KINDS},
         },
         flat={"embeddings.cls_token": 2, "embeddings.position_embeddings": 1},
         **TOWER,
@@ -216,13 +252,13 @@ FAMILIES = {
                     ("pooler.mlp.fc1", "head.mlp.fc1"),
                     ("pooler.mlp.fc2", "head.mlp.fc2"),
                 )
-                for kind in ("weight", "bias")
+                for kind in KINDS
             },
         },
         flat={"embeddings.position_embeddings": 1},
         joined={
             f"head.attention.in_proj_{kind}": tuple(f"pooler.attention.{part}.{kind}" for part in QKV)
-            for kind in ("weight", "bias")
+            for kind in KINDS
         },
         fixed={"vision_use_head": True},
         **TOWER,
@@ -256,7 +292,7 @@ FAMILIES = {
 STAGE = re.compile(r"stage(?P<stage>\d+)\.(?P<inner>.+)")
 # Fields of `LinGeneConfig` that not every family has, and what they are where it has not.
 FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden_states": True}
-FAMILY_FIELDS |= {"num_register_tokens": 0}
+FAMILY_FIELDS |= {"num_register_tokens": 0, "rope_theta": 100.0} | dict.fromkeys(ROTARY_FIELDS[1:])
 WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two towers -> that of pictures
 
 

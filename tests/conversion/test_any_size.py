@@ -19,7 +19,7 @@ from modeling_lingene.conversion.any_size import any_size, one_size, resize_matr
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
 from modeling_lingene.families_lingene import FAMILIES, stock_class
-from test_families import DINOV2, IMAGE_SIZES, far, pixels, saved, stock
+from test_families import DINO, DINOV2, IMAGE_SIZES, far, pixels, saved, stock
 
 
 TIMM_EPS = dict(layer_norm_eps=1e-6)
@@ -67,7 +67,7 @@ def test_the_model_is_itself_afterwards(family):
     assert far(inside, model(pixels((28, 35))).last_hidden_state) < 1e-5
 
 
-@pytest.mark.parametrize("family", DINOV2)
+@pytest.mark.parametrize("family", DINO)
 @torch.no_grad()
 def test_a_graph_of_one_size_holds_its_positions(family):
     """It would make the same ones for every image, by operators that runtimes on devices have no fast way for."""
@@ -75,7 +75,8 @@ def test_a_graph_of_one_size_holds_its_positions(family):
     expected = model(values).last_hidden_state
 
     def made(program: torch.export.ExportedProgram) -> list[str]:
-        return [str(node.target) for node in program.graph.nodes if "upsample" in str(node.target)]
+        words = ("upsample", "aten.cos", "aten.sin")
+        return [str(node.target) for node in program.graph.nodes if any(word in str(node.target) for word in words)]
 
     with one_size(model, (28, 35)):
         program = torch.export.export(model, (values,))
@@ -89,6 +90,8 @@ def test_a_graph_of_one_size_holds_its_positions(family):
     [
         ("dinov2", "onnx", "classifier"),
         ("dinov2", "transformers", "encoder"),
+        ("dinov3_vit", "onnx", "encoder"),
+        pytest.param("dinov3_vit", "program", "encoder", marks=pytest.mark.slow),
         pytest.param("dinov2_with_registers", "program", "classifier", marks=pytest.mark.slow),
         pytest.param("dinov2", "program", "encoder", marks=pytest.mark.slow),
         pytest.param("dinov2_with_registers", "onnx", "encoder", marks=pytest.mark.slow),

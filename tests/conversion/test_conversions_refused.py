@@ -15,6 +15,8 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
 )
 
 from modeling_lingene.conversion.convert import convert
@@ -28,7 +30,6 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "dinov3_vit"}, "rotary positions"),
         ({"model_type": "beit"}, "relative positions"),
         ({"model_type": "resnet"}, "`model_type` 'resnet'"),
         ({"qk_norm": True}, "`qk_norm`"),
@@ -53,6 +54,17 @@ def test_dinov2_with_swiglu_is_refused(tmp_path):
     Dinov2Model(config).save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match="`use_swiglu_ffn` True.*SwiGLU"):
         convert(str(tmp_path / "source"), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("option, value", [("use_gated_mlp", True), ("proj_bias", False), ("mlp_bias", False)])
+def test_dinov3_of_other_blocks_is_refused(tmp_path, option, value):
+    """Its S+, H+ and 7B have gated MLPs."""
+    DINOv3ViTModel(DINOv3ViTConfig(**MLP, num_register_tokens=1, **{option: value})).save_pretrained(
+        tmp_path / "source"
+    )
+    with pytest.raises(ValueError, match=f"`{option}` {value} of .* cannot be expressed by a bundle"):
+        convert(str(tmp_path / "source"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_real_deit_with_its_distillation_token_is_refused(tmp_path):

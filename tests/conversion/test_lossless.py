@@ -22,6 +22,9 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -56,6 +59,12 @@ HEADLESS = {
         Dinov2WithRegistersModel,
         Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=2, layerscale_value=0.3, num_register_tokens=2),
     ),
+    "dinov3": (DINOv3ViTModel, DINOv3ViTConfig(**MLP, layerscale_value=0.3, num_register_tokens=2, rope_theta=50.0)),
+    "dinov3 with biases of keys": (DINOv3ViTModel, DINOv3ViTConfig(**MLP, num_register_tokens=1, key_bias=True)),
+    "dinov3 as backbone": (
+        DINOv3ViTBackbone,
+        DINOv3ViTConfig(**MLP, num_register_tokens=1, query_bias=False, value_bias=False, apply_layernorm=False),
+    ),
 }
 
 
@@ -88,7 +97,7 @@ def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
     model, folder = source(tmp_path, model_class, config)
     report = convert(str(folder), tmp_path / "bundle")
     back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
-    if "dinov2" in kind:
+    if "dino" in kind:
         assert back.config.model_type == config.model_type and back.config.layerscale_value == 1
         assert back.config.apply_layernorm == config.apply_layernorm
         model = AutoModel.from_pretrained(folder).eval()  # of a backbone the encoder

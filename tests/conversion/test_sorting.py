@@ -20,6 +20,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -56,6 +58,8 @@ def stock(model_class=ViTForImageClassification, seed=0, noise=0.08, **fields):
         config_class, own = Dinov2Config, {"mlp_ratio": 2}
     elif model_class is Dinov2WithRegistersForImageClassification:
         config_class, own = Dinov2WithRegistersConfig, {"mlp_ratio": 2, "num_labels": 7}
+    elif model_class is DINOv3ViTModel:
+        config_class, own = DINOv3ViTConfig, {"num_register_tokens": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config_class(**{**SHAPE, **own, **fields}))
@@ -131,6 +135,7 @@ def test_layer_norm_commutes_with_the_rotation():
         {"qkv_bias": False},
         {"model_class": ViTModel},
         {"model_class": Dinov2Model},
+        {"model_class": DINOv3ViTModel},  # norms' biases give its keys biases, which turn
         {"model_class": Dinov2WithRegistersForImageClassification},  # its head reads the patches' mean as well
     ],
 )

@@ -24,6 +24,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     SwinConfig,
     SwinModel,
     Swinv2Config,
@@ -83,6 +85,11 @@ MODELS = {
         lambda: Dinov2WithRegistersModel(
             Dinov2WithRegistersConfig(image_size=16, patch_size=4, num_register_tokens=3, **DINO)
         ),
+        16,
+        4,
+    ),
+    "dinov3": (
+        lambda: DINOv3ViTModel(DINOv3ViTConfig(image_size=64, patch_size=4, num_register_tokens=3, **DINO)),
         16,
         4,
     ),
