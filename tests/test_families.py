@@ -214,10 +214,9 @@ def test_a_family_without_a_mask_token_refuses_masked_patches(converted):
 
 @pytest.mark.parametrize("family", DINO)
 def test_branches_are_dropped_per_image_as_in_stock(tmp_path, family):
-    """Stochastic depth is the family's: with the same seed the same branches are left out, in training only; and where
-    positions turn, they are moved as there."""
-    moved = {"pos_embed_shift": 0.1, "pos_embed_jitter": 1.2} if FAMILIES[family].rotates else {}
-    model = stock(family, drop_path_rate=0.4, **moved)
+    """Stochastic depth is the family's: with the same seed the same branches are left out, in training only."""
+    still = {"pos_embed_rescale": None} if FAMILIES[family].rotates else {}  # see the next test
+    model = stock(family, drop_path_rate=0.4, **still)
     convert(str(saved(model, tmp_path / "source")), tmp_path / "bundle")
     constrained = LinGeneModel.from_pretrained(tmp_path / "bundle", constrained=True)
     plain = AutoModel.from_pretrained(tmp_path / "bundle")
@@ -228,6 +227,16 @@ def test_branches_are_dropped_per_image_as_in_stock(tmp_path, family):
         found.append(one.train()(pixels()).last_hidden_state)
     assert far(found[1], found[0]) < 1e-5 and far(found[2], found[0]) < 1e-5
     assert far(found[0], model.eval()(pixels()).last_hidden_state) > 1e-2
+
+
+@torch.no_grad()
+def test_rotary_positions_are_moved_in_training_by_stock_models_alone(converted):
+    """A teacher's tokens are of patches where they are: moved ones would teach components another function."""
+    model, bundle = converted("dinov3_vit")
+    expected = model(pixels()).last_hidden_state
+    constrained, plain = LinGeneModel.from_pretrained(bundle, constrained=True), AutoModel.from_pretrained(bundle)
+    assert far(constrained.train()(pixels()).last_hidden_state, expected) < 1e-5
+    assert far(plain.train()(pixels()).last_hidden_state, expected) > 1e-2 and plain.config.pos_embed_rescale == 2.0
 
 
 @pytest.mark.parametrize("family", DINO)
@@ -252,7 +261,6 @@ def test_hidden_states_attentions_and_gradients_are_the_stock_ones(converted, fa
         constrained.zero_grad()
         if checkpointing:
             constrained.gradient_checkpointing_enable()
-        torch.manual_seed(0)
         answer(constrained.train()(pixels()))[:, 0].square().sum().backward()
         gradients.append(
             {name: one.grad.clone() for name, one in constrained.named_parameters() if one.grad is not None}

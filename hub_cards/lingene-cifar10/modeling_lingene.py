@@ -57,13 +57,13 @@ class LinGenePreTrainedModel(RecomposingModel):
         return hidden, states, attentions
 
     def _turns(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `rotary_turns`; in training with the places moved as the family does."""
+        """See `rotary_turns`. In training places are not moved, as stock models move theirs (`pos_embed_rescale` and
+        the like): components learn what a teacher says of patches where they are.
+        """
         config = self.config
         grid = tuple(side // step for side, step in zip(pixel_values.shape[-2:], sides(config.patch_size)))
         before = config.stands_for.class_token + config.num_register_tokens
-        augment = (config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)
-        more = {"augment": augment} if self.training else {}
-        return rotary_turns(grid, before, config.head_size, config.rope_theta, pixel_values, **more)
+        return rotary_turns(grid, before, config.head_size, config.rope_theta, pixel_values)
 
     def normed(self, hidden: torch.Tensor, size: Size) -> torch.Tensor:
         """Tokens of a size, (b, t, d), as its final LayerNorm leaves them, which some families leave to the reader."""

@@ -103,12 +103,7 @@ def turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> t
 
 
 def rotary_turns(
-    grid: tuple[int, int],
-    before: int,
-    head_size: int,
-    theta: float,
-    like: torch.Tensor,
-    augment: tuple[float | None, float | None, float | None] = (None, None, None),
+    grid: tuple[int, int], before: int, head_size: int, theta: float, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary positions of DINOv3: cosines and sines of the angles that a token's queries and keys are turned by.
 
@@ -121,20 +116,12 @@ def rotary_turns(
         before: tokens before the patches.
         theta: the longest period, as `rope_theta` of `DINOv3ViTConfig`.
         like: gives dtype and device; angles are computed in float32.
-        augment: for training: both places moved by up to the first, each stretched by up to the second and both
-            together by up to the third, as `pos_embed_shift`, `pos_embed_jitter` and `pos_embed_rescale` there.
 
     Returns:
         Twice (before + patches, head size).
     """
     sides = [(torch.arange(side, dtype=torch.float32, device=like.device) + 0.5) / side * 2 - 1 for side in grid]
     places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
-    shift, jitter, rescale = augment
-    if shift is not None:
-        places = places + places.new_empty(1, 2).uniform_(-shift, shift)
-    for stretch, count in ((jitter, 2), (rescale, 1)):
-        if stretch is not None:
-            places = places * places.new_empty(1, count).uniform_(-math.log(stretch), math.log(stretch)).exp()
     steps = theta ** -(torch.arange(head_size // 4, dtype=torch.float32, device=like.device) * 4 / head_size)
     angles = (2 * math.pi * places[:, :, None] * steps).flatten(1).tile(2)
     angles = functional.pad(angles, (0, 0, before, 0))
