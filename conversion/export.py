@@ -54,8 +54,9 @@ from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, of_patches, output_name, random_images, traced
 from .onnx_files import make_smaller, say_in_file
 from .sources import names_classes
+from .timm_dinov3 import dinov3_arguments, dinov3_state
 from .timm_swin import swin_arguments, swin_state
-from .timm_vit import vit_arguments, vit_state
+from .timm_vit import mlp_ratio, vit_arguments, vit_state
 from .timm_words import leave_out_unsaid, say_preprocessing
 
 
@@ -71,9 +72,10 @@ TIMM_NAMES = {
     "vit": "vit_base_patch16_224",
     "dinov2": "vit_base_patch14_dinov2",
     "dinov2_with_registers": "vit_base_patch14_reg4_dinov2",
+    "dinov3_vit": "vit_base_patch16_dinov3_qkvb",
     "swin": "swin_base_patch4_window7_224",
 }
-TIMM_EPS = {"swin": 1e-5}  # of the norms that a name stands for, where it is not:
+TIMM_EPS = {"swin": 1e-5, "dinov3_vit": 1e-5}  # of the norms that a name stands for, where it is not:
 VIT_EPS = 1e-6
 TIMM_LOAD = (
     "import functools, safetensors.torch, timm; norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
@@ -201,7 +203,8 @@ def _takes(to: str, model: PreTrainedModel, seen: tuple[int, int]) -> tuple[tupl
         seen: of the images that the model gets, as `seen_size` gives it.
     """
     family = family_of(model)
-    if to == "timm" and family.traces_any_size and not family.antialias:  # timm interpolates by averages always
+    averages = not (family.antialias or family.rotates)  # of positions, which timm takes always
+    if to == "timm" and family.traces_any_size and averages:
         return height_and_width(model.config), False
     return seen, family.traces_any_size and to != "executorch"
 
@@ -298,8 +301,12 @@ def _timm(
     publish_model(model, bundle, plain, **hub)
     source = read_transformers(str(plain))
     staged = source.config.stands_for.stages
-    arguments = swin_arguments(source, size) if staged else vit_arguments(source)
-    state = swin_state(source) if staged else vit_state(source)
+    if staged:
+        arguments, state = swin_arguments(source, size), swin_state(source)
+    elif source.config.stands_for.rotates:
+        arguments, state = dinov3_arguments(source, mlp_ratio(source.config)), dinov3_state(source)
+    else:
+        arguments, state = vit_arguments(source), vit_state(source)
     shutil.rmtree(plain)
     eps = source.config.layer_norm_eps
     if eps == TIMM_EPS.get(source.config.family, VIT_EPS):

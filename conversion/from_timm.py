@@ -1,5 +1,5 @@
 """Checkpoints of timm's Vision Transformers: `vit_*`, `deit_*`, `deit3_*`, whatever they were trained by; those with
-register tokens become bundles of DINOv2's family with registers, `*_dinov2` of DINOv2's.
+register tokens become bundles of DINOv2's family with registers, `*_dinov2` of DINOv2's, `*_dinov3*` of DINOv3's.
 
 The named model is built without memory and walked: every module, and every option that is no module, must stand on the
 lists here, or is refused by name. What is only of use in training (dropout, stochastic depth) changes nothing.
@@ -22,9 +22,10 @@ from ..configuration_lingene import LinGeneConfig
 from ..extras import require
 from ..found import TIMM, check_timm_within_reach
 from ..images.batches import image_processor
+from . import timm_dinov3, timm_swin
 from .from_transformers import scaled
 from .sources import Source, check_tensors, read_tensors, shown
-from .timm_swin import SWIN, SWIN_KINDS, SWIN_LEFT_OUT, check_swin, swin_config, swin_layer, swin_outside, swin_shape
+from .timm_swin import PARTS, QKV
 
 
 KINDS = {
@@ -86,14 +87,6 @@ ACTIVATIONS = {
     "ReLU": "relu",
     "SiLU": "silu",
 }
-PARTS = {
-    "norm1": "norm1",
-    "attention.output": "attn.proj",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-QKV = ("attention.query", "attention.key", "attention.value")
 SCALES = {"attention.output": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
 OUTSIDE = {
     "embeddings.cls_token": "cls_token",
@@ -121,6 +114,7 @@ class Layout:
         shape: (tensors) -> what they say of the network, as arguments of `timm.create_model`; of no such network
             nothing.
         left_out: ends of tensors' names with no place in a bundle -> why that changes nothing.
+        today: a tensor's name as it was published -> timm's.
     """
 
     kinds: Mapping[str, str]
@@ -131,6 +125,7 @@ class Layout:
     block: Callable[[Mapping[str, torch.Tensor], nn.Module], Callable[[str, int], torch.Tensor]]
     shape: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    today: Callable[[str], str] = str
 
 
 def read_timm(
@@ -163,12 +158,12 @@ def read_timm(
         check_timm_within_reach("source", name, require("timm"), "; give a file with --weights" * (weights is None))
     bare = _built(name, architecture, **given)
     layout = check_model(name, bare, head_matters=False)
-    if stages and layout.kinds is KINDS:
+    if stages and layout.kinds is not timm_swin.SWIN_KINDS:
         raise ValueError(f"`stages` are of a network that has some, and {name} is a Vision Transformer.")
     if weights is None:
         tensors, left_out = _downloaded(name, architecture), {}
     else:
-        tensors, left_out = _own_tensors(read_tensors(weights), str(weights), prefix)
+        tensors, left_out = _own_tensors(read_tensors(weights), str(weights), prefix, layout.today)
         _check_shape(name, bare, tensors, str(weights), layout.shape)
     dropped = {key: UNASKED for key in tensors if headless and key.startswith("head.")}
     dropped |= {key: why for key in tensors for end, why in layout.left_out.items() if key.endswith(end)}
@@ -255,7 +250,9 @@ def _downloaded(name: str, architecture: str) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | None) -> tuple[dict, dict[str, str]]:
+def _own_tensors(
+    tensors: Mapping[str, torch.Tensor], name: str, prefix: str | None, today: Callable[[str], str]
+) -> tuple[dict, dict[str, str]]:
     """The tensors of one network in timm's names, and what else the file held."""
     prefixes = sorted(key.removesuffix(ANCHOR) for key in tensors if key.endswith(ANCHOR))
     if prefix is not None and prefix not in prefixes:
@@ -272,7 +269,7 @@ def _own_tensors(tensors: Mapping[str, torch.Tensor], name: str, prefix: str | N
         elif bare in LEFT_OUT:
             left_out[key] = LEFT_OUT[bare]
         else:
-            own[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", bare)] = tensor  # as DeiT III was published
+            own[today(bare)] = tensor
     return own, left_out
 
 
@@ -425,15 +422,25 @@ LAYOUTS = {
         outside=_outside,
         block=lambda tensors, model: partial(_block, tensors, model.embed_dim),
         shape=_vit_shape,
+        today=partial(re.sub, r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III's
     ),
-    SWIN: Layout(
-        kinds=SWIN_KINDS,
+    timm_dinov3.EVA: Layout(
+        kinds=timm_dinov3.EVA_KINDS,
+        classifier="head",
+        check=timm_dinov3.check_dinov3,
+        config=lambda model, stages: timm_dinov3.dinov3_config(model),
+        outside=lambda tensors, model, config: timm_dinov3.dinov3_outside(tensors, config),
+        block=lambda tensors, model: partial(timm_dinov3.dinov3_layer, tensors, model.embed_dim),
+        shape=_vit_shape,
+    ),
+    timm_swin.SWIN: Layout(
+        kinds=timm_swin.SWIN_KINDS,
         classifier="head.fc",
-        check=check_swin,
-        config=lambda model, stages: swin_config(model, ACTIVATIONS, stages),
-        outside=lambda tensors, model, config: swin_outside(tensors, config, model.num_classes > 0),
-        block=lambda tensors, model: partial(swin_layer, tensors),
-        shape=swin_shape,
-        left_out=SWIN_LEFT_OUT,
+        check=timm_swin.check_swin,
+        config=lambda model, stages: timm_swin.swin_config(model, ACTIVATIONS, stages),
+        outside=lambda tensors, model, config: timm_swin.swin_outside(tensors, config, model.num_classes > 0),
+        block=lambda tensors, model: partial(timm_swin.swin_layer, tensors),
+        shape=timm_swin.swin_shape,
+        left_out=timm_swin.SWIN_LEFT_OUT,
     ),
 }

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from .from_timm import ACTIVATIONS, OUTSIDE, PARTS, QKV, SCALES
+from ..configuration_lingene import LinGeneConfig
+from .from_timm import ACTIVATIONS, OUTSIDE, SCALES
 from .sources import Source
+from .timm_swin import PARTS, QKV
 
 
 def vit_arguments(source: Source) -> dict[str, Any]:
@@ -19,9 +21,6 @@ def vit_arguments(source: Source) -> dict[str, Any]:
     names = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu", "SiLU": "silu"}
     if config.hidden_act not in activations:
         raise ValueError(f"`hidden_act` {config.hidden_act} is no activation that timm has; export to another format.")
-    ratio = config.intermediate_size / config.hidden_size
-    if int(config.hidden_size * ratio) < config.intermediate_size:  # timm rounds the product down
-        ratio = math.nextafter(ratio, math.inf)
     family, arguments = config.stands_for, {}
     if family.interpolates:  # timm, unlike stock DINOv2, takes averages always
         arguments["dynamic_img_size"] = family.antialias
@@ -35,10 +34,17 @@ def vit_arguments(source: Source) -> dict[str, Any]:
         "embed_dim": config.hidden_size,
         "depth": source.depth,
         "num_heads": config.num_attention_heads,
-        "mlp_ratio": ratio,
+        "mlp_ratio": mlp_ratio(config),
         "qkv_bias": config.qkv_bias,
         "act_layer": names[activations[config.hidden_act]],
     }
+
+
+def mlp_ratio(config: LinGeneConfig) -> float:
+    """Such that timm, which rounds the product with the channels down, has as many MLP units."""
+    ratio = config.intermediate_size / config.hidden_size
+    exact = int(config.hidden_size * ratio) == config.intermediate_size
+    return ratio if exact else math.nextafter(ratio, math.inf)
 
 
 def vit_state(source: Source) -> dict[str, torch.Tensor]:
