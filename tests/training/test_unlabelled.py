@@ -153,6 +153,7 @@ SCHEDULES = {  # each with another option that must come back as well
     "incremental, averaged": {"schedule": "incremental", "freeze_outside": True, "ema": 0.5},
     "simultaneous, recomputed": {"schedule": "simultaneous", "activation_checkpointing": True},
     "one, masked": {"mask_share": 0.3, "networks": 1, "widths": ("1/2",)},
+    "simultaneous, masked, DINOv3": {"schedule": "simultaneous", "mask_share": 0.3, "activation_checkpointing": True},
 }
 
 
@@ -161,8 +162,10 @@ def test_every_schedule_and_sampling_resumes_bit_by_bit(tmp_path, monkeypatch, p
     """Stopped in the first epoch and in the second one: heads, their optimiser and the draws all come back. Patches
     are masked in a family that has a token for them, which is learned."""
     if "mask_share" in SCHEDULES[kind]:
-        config = helpers.tiny_config(family="dinov2", depth=4, num_components=4)
-        init = helpers.bundle(tmp_path / "dinov2", config)
+        family = {"family": "dinov3_vit", "num_register_tokens": 2} if "DINOv3" in kind else {"family": "dinov2"}
+        config = helpers.tiny_config(**family, depth=4, num_components=4)
+        init = tmp_path / "dino"
+        helpers.tiny_model(config, model_class=LinGeneModel).save_pretrained(init)
         image_processor(16).save_pretrained(init)
     whole = trained(tmp_path / "whole", photos, init, **SCHEDULES[kind])
     take, steps = TrainingLoop._step, []
