@@ -203,8 +203,8 @@ def _takes(to: str, model: PreTrainedModel, seen: tuple[int, int]) -> tuple[tupl
         seen: of the images that the model gets, as `seen_size` gives it.
     """
     family = family_of(model)
-    averages = not (family.antialias or family.rotates)  # of positions, which timm takes always
-    if to == "timm" and family.traces_any_size and averages:
+    resized_alike = family.antialias or family.rotates  # timm resizes tables of positions by averages always
+    if to == "timm" and family.traces_any_size and not resized_alike:
         return height_and_width(model.config), False
     return seen, family.traces_any_size and to != "executorch"
 
