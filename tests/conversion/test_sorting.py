@@ -53,13 +53,11 @@ BLOCKS, COUNT = [12, 24, 12], 40
 
 def stock(model_class=ViTForImageClassification, seed=0, noise=0.08, **fields):
     """A stock model, every parameter moved away from its initial value."""
-    config_class, own = ViTConfig, {"num_labels": 7}
-    if model_class is Dinov2Model:
-        config_class, own = Dinov2Config, {"mlp_ratio": 2}
-    elif model_class is Dinov2WithRegistersForImageClassification:
-        config_class, own = Dinov2WithRegistersConfig, {"mlp_ratio": 2, "num_labels": 7}
-    elif model_class is DINOv3ViTModel:
-        config_class, own = DINOv3ViTConfig, {"num_register_tokens": 2}
+    config_class, own = {
+        Dinov2Model: (Dinov2Config, {"mlp_ratio": 2}),
+        Dinov2WithRegistersForImageClassification: (Dinov2WithRegistersConfig, {"mlp_ratio": 2, "num_labels": 7}),
+        DINOv3ViTModel: (DINOv3ViTConfig, {"num_register_tokens": 2}),
+    }.get(model_class, (ViTConfig, {"num_labels": 7}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config_class(**{**SHAPE, **own, **fields}))
