@@ -18,7 +18,7 @@ from converting import relative
 from exports import FORMATS as PLAIN_FORMATS
 from exports import LABELS, MEAN, SHAPE, STD, made, picture
 from pruning_helpers import mixed_config, network
-from transformers import AutoModelForImageClassification, BitImageProcessorPil
+from transformers import AutoModel, AutoModelForImageClassification, BitImageProcessorPil
 
 import helpers
 from helpers import read
@@ -105,16 +105,20 @@ def test_every_family_in_every_device_format_and_weights(tmp_path, fields, to, w
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, {"family": "dinov3_vit", "num_register_tokens": 2}], ids=["vit", "dinov3"])
 @pytest.mark.parametrize("to", DEVICES)
 @torch.no_grad()
-def test_without_a_classifier_a_device_file_gives_the_normed_tokens(tmp_path, to):
-    """All tokens, not the class token alone; no class is named."""
+def test_without_a_classifier_a_device_file_gives_the_normed_tokens(tmp_path, to, fields):
+    """Those of the stock model, all of them and not the class token alone; no class is named."""
     needed(to)
-    headless = made(tmp_path / "bundle", LinGeneModel, **SHAPE)
+    headless = made(tmp_path / "bundle", LinGeneModel, **SHAPE, **fields)
     export(headless.folder, tmp_path / "out", to, **SIZE)
-    values = helpers.images(3)
-    expected = headless.model(values, **SIZE).last_hidden_state
-    assert relative(loaded(tmp_path / "out")(values), expected) < 1e-5
+    stock = AutoModel.from_pretrained(headless.folder, **SIZE).eval()
+    model = loaded(tmp_path / "out")
+    sizes = [(16, 16), *([(8, 12), (24, 16)] if fields and to == "openvino" else [])]
+    for batch, (height, width) in enumerate(sizes, start=2):
+        values = helpers.images(batch, height, width)
+        assert relative(model(values), stock(values).last_hidden_state) < 1e-5
     told = read(tmp_path / "out" / "preprocessing.json")
     assert told["output"] == "last_hidden_state" and told["class_names"] == []
 
