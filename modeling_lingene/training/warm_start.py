@@ -101,14 +101,17 @@ def _config_of(name: str) -> BundleConfig:
 
 
 def content_of(name: str) -> str:
-    """What tells a bundle from another one of the same name: its weights and whatever its configuration says.
+    """What tells a bundle from another one of the same name: its weights and whatever its configuration says, fields
+    at their defaults apart, so that a run goes on with a later version whose configurations have more of them.
 
     Raises:
         ValueError: nothing is there, or it is no bundle.
     """
-    fields = _config_of(name).to_dict()
-    fields.pop("transformers_version", None)
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    config = _config_of(name)
+    fields, defaults = config.to_dict(), type(config)().to_dict()
+    told = {key: value for key, value in fields.items() if key not in defaults or value != defaults[key]}
+    told.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def processor_of(name: str, model: RecomposingModel) -> Any:

@@ -60,6 +60,14 @@ def test_a_finished_run_from_another_bundle_is_not_read_back(tmp_path, init):
         trained(tmp_path / "out", other)
 
 
+def test_a_run_goes_on_with_a_version_whose_configurations_have_a_field_more(tmp_path, monkeypatch, init):
+    """A field that the bundle does not set makes no other start of it."""
+    trained(tmp_path / "out", init)
+    to_dict = LinGeneConfig.to_dict
+    monkeypatch.setattr(LinGeneConfig, "to_dict", lambda config: {**to_dict(config), "later": 5})
+    assert trained(tmp_path / "out", init).is_dir()
+
+
 def test_a_run_does_not_go_on_with_another_teacher_of_the_same_name(tmp_path, init):
     """Half of what was learned came from the one that is gone."""
     teacher = begun(tmp_path / "teacher")
