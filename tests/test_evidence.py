@@ -33,7 +33,7 @@ from decomposition import rows as schedule_rows  # noqa: E402
 from elastic import COST  # noqa: E402
 from elastic import rows as sizes_rows  # noqa: E402
 from protocol import MEASURED, NOISE, Protocol, judged, lowest_good  # noqa: E402
-from render_readme import NEW_ROWS, ROOT, WANT_MORE, narrow_rates  # noqa: E402
+from render_readme import NEW_ROWS, ROOT, WANT_LESS, WANT_MORE, narrow_rates  # noqa: E402
 from scales import SCALES, SEEDS, Row  # noqa: E402
 from sentences import AGAIN, DEFAULT_ROW, stayed  # noqa: E402
 
@@ -128,17 +128,18 @@ def test_rates_are_tried_until_the_best_has_neighbours(best, tried):
     assert Known().choose("row") == best and asked == list(tried)
 
 
-@pytest.mark.parametrize("name", [*TABLES, SWIN, "pruning_fashion", "tuning"])
+@pytest.mark.parametrize("name", [*TABLES, SWIN, "sizes_cifar", "pruning_fashion", "tuning"])
 def test_every_row_has_all_seeds_a_chosen_rate_with_neighbours_its_cost_and_its_command(name):
     """What a reader needs to believe a number, and to repeat it."""
     results = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    assert results["protocol"]["seeds"] == list(SEEDS) and results["rows"]
+    seeds = (0,) if name == "sizes_cifar" else SEEDS  # which says so wherever its numbers stand
+    assert results["protocol"]["seeds"] == list(seeds) and results["rows"]
     images = results["protocol"]["images"]
     for row in results["rows"]:
         tried = {float(rate): accuracy for rate, accuracy in row["rates"].items()}
         assert row["rate"] == lowest_good(tried) and min(tried) < row["rate"] < max(tried), row["row"]
         for part in ("validation", "test"):
-            assert all(len(values) == len(SEEDS) for values in row[part].values())
+            assert all(len(values) == len(seeds) for values in row[part].values())
         assert row["pictures"] == row["epochs"] * images["train"] and row["cost"] > 0
         assert row["hardware"]
 
@@ -244,6 +245,8 @@ def test_new_weights_learn_by_default_at_a_rate_that_is_as_good_as_the_best(resu
         tried = {float(rate): accuracy for rate, accuracy in rows[name]["rates"].items()}
         if (results, name) in WANT_MORE:
             assert max(tried, key=tried.get) == 2 * rate, name
+        elif (results, name) in WANT_LESS:
+            assert max(tried, key=tried.get) <= rate / 2, name
         else:
             assert tried[rate] >= max(tried.values()) - 0.02, name
         shape = SCALES[Table.read(results).results["protocol"]["scale"]].model

@@ -301,9 +301,15 @@ NEW_ROWS = {  # of weights that are new: by their channels, and whether they are
         *("simultaneous, degree weight 1", "dense"),
     ),
     ("sizes_fashion", 64, False): ("one, prefixes, 4 networks",),
+    ("sizes_cifar", 128, False): (
+        *("one, prefixes, 4 networks", "dense"),
+        *("alone, long, 5 layers, width 1", "alone, long, 9 layers, width 1"),
+    ),
     ("schedules_swin", 32, True): ("elastic, degree weight 1", "incremental", "dense"),
 }
 WANT_MORE = {("schedules_swin", "incremental")}  # twice the default's rate: that follows the default schedule
+# At most half of it: one network, whose components no other shares, of nine layers or as wide as the bundle.
+WANT_LESS = {("sizes_cifar", name) for name in NEW_ROWS["sizes_cifar", 128, False][1:]}
 
 
 def new_rates() -> str:
@@ -323,9 +329,25 @@ def new_rates() -> str:
         f"{NEW_RATES['swin']:g} / channels of the first stage. Validation accuracy of the first seed at this rate, "
         f"and at the best: {'; '.join(said)}. Of {len(behind)} ViTs of 16 and 32 channels, trained alone, it is "
         f"{points(min(behind.values()))} to {points(max(behind.values()))} points below the best of the rates that "
-        "were tried. Wider networks were not measured."
+        f"were tried. {alone_in_colour()} Wider networks were not measured."
     )
     return "\n".join(textwrap.wrap(text, 119))
+
+
+def alone_in_colour() -> str:
+    """The best rates of networks of cifar10 that share nothing, which are lower ones."""
+    found, whole = [], SCALES["cifar"].model.hidden_size
+    for name, row in Table.read("sizes_cifar").rows.items():
+        if name == "dense" or name.startswith("alone, "):
+            width = Fraction(1) if name == "dense" else Fraction(name.rpartition(" ")[2])
+            tried = {float(rate): accuracy for rate, accuracy in row["rates"].items()}
+            found.append((int(whole * width), max(tried, key=tried.get)))
+    times = [rate / new_rate(channels, False) for channels, rate in found]
+    told = ", ".join(f"{rate:g} of {channels} channels" for channels, rate in sorted(set(found)))
+    return (
+        f"{len(found)} ViTs of cifar10, trained alone, were best at {told}: {min(times):.2g} to {max(times):.2g} "
+        "times the default, so give a network that shares nothing a lower rate on such pictures."
+    )
 
 
 def narrow_rates() -> list[tuple[str, float, dict[float, float]]]:

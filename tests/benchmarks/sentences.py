@@ -141,7 +141,8 @@ def sizes(table: Table | None = None, bundle: str = DEFAULT_ROW) -> list[str]:
         f"`{name}` {points(table.average(name, 'validation'))} at a cost of {table.rows[name]['cost']:.2f}"
         for name in others
     ]
-    said.append(f"Mean over the sizes on the validation part: {', '.join(ranked)}.")
+    if len(ranked) > 1:
+        said.append(f"Mean over the sizes on the validation part: {', '.join(ranked)}.")
     pairs = [(name, bundle) for name in others if name != bundle] + list(PAIRS)
     said += [
         f"`{name}` against `{other}`, size by size: {table.against(name, other)}."
