@@ -12,7 +12,6 @@ logits, measured by loading the folder as its users will. Above the tolerance th
 import functools
 import io
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import Any
 
 import numpy
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..bundle_lingene import Bundle
 from ..extras import require
@@ -31,6 +29,7 @@ from ..folders import (
     check_empty,
     complete_or_absent,
     is_plain,
+    keep_processor,
     processor_or_none,
     publish_model,
     read_config,
@@ -49,15 +48,10 @@ from ..progress import quiet_loading
 from ..readout import read_readout, write_readout
 from . import devices
 from .any_size import any_size, family_of
-from .from_timm import load_all
-from .from_transformers import read_transformers
 from .graphs import SMALL, WIDE, Outputs, example_images, of_patches, output_name, random_images, traced
 from .onnx_files import make_smaller, say_in_file
 from .sources import names_classes
-from .timm_dinov3 import dinov3_arguments, dinov3_state
-from .timm_swin import swin_arguments, swin_state
-from .timm_vit import mlp_ratio, vit_arguments, vit_state
-from .timm_words import leave_out_unsaid, say_preprocessing
+from .to_timm import TIMM_NAMES, check_patches, write_timm
 
 
 WEIGHTS = ("float32", "float16", "int8")
@@ -68,20 +62,6 @@ CHECK_PICTURES, CHECK_BATCH = 64, 8  # of a set: how many are compared, and how 
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
 PREPROCESSING_FILE = "preprocessing.json"
 UNTRACED = ("transformers", "timm")  # formats that are no graphs
-TIMM_NAMES = {
-    "vit": "vit_base_patch16_224",
-    "dinov2": "vit_base_patch14_dinov2",
-    "dinov2_with_registers": "vit_base_patch14_reg4_dinov2",
-    "dinov3_vit": "vit_base_patch16_dinov3_qkvb",
-    "swin": "swin_base_patch4_window7_224",
-}
-TIMM_EPS = {"swin": 1e-5, "dinov3_vit": 1e-5}  # of the norms that a name stands for, where it is not:
-VIT_EPS = 1e-6
-TIMM_LOAD = (
-    "import functools, safetensors.torch, timm; norm = functools.partial(timm.layers.LayerNorm, eps={eps}); "
-    "model = timm.create_model({name!r}, **{arguments!r}, norm_layer=norm); "
-    f"model.load_state_dict(safetensors.torch.load_file('FOLDER/{SAFE_WEIGHTS_NAME}'))"
-)
 ONNX_LIMIT = 1.8e9  # bytes of weights in one file
 
 
@@ -130,6 +110,8 @@ def export(
     head = hasattr(model, "classifier")
     processor = processor_or_none(bundle, **hub)
     pixels, any_shape = _takes(to, model, seen_size(model.config, processor))
+    if to == "timm":
+        check_patches(bundle, model, pixels)
     if to not in UNTRACED:
         _check_made(bundle, processor, pixels)
     pictures, told = (None, "random images")
@@ -269,14 +251,6 @@ def _differences(
     return {"largest_difference": largest, "relative_difference": relative, "tolerance": limit, **agreement}
 
 
-def _keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
-    """The bundle's preprocessing, beside the model; None where it has none."""
-    processor = processor_or_none(bundle, **hub)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    return processor
-
-
 def _transformers(
     model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
 ) -> dict:
@@ -291,55 +265,6 @@ def _transformers(
     asked = "".join(f", {word}={value!r}" for word, value in {**options, **trusted}.items())
     facts = {"load": f"import transformers; model = transformers.{auto}.from_pretrained('FOLDER'{asked})"}
     return {"loaded": Outputs(again), "facts": facts}
-
-
-def _timm(
-    model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
-) -> dict:
-    timm, name = require("timm"), TIMM_NAMES[model.config.model_type]
-    plain = folder / "plain"
-    publish_model(model, bundle, plain, **hub)
-    source = read_transformers(str(plain))
-    staged = source.config.stands_for.stages
-    if staged:
-        arguments, state = swin_arguments(source, size), swin_state(source)
-    elif source.config.stands_for.rotates:
-        arguments, state = dinov3_arguments(source, mlp_ratio(source.config)), dinov3_state(source)
-    else:
-        arguments, state = vit_arguments(source), vit_state(source)
-    shutil.rmtree(plain)
-    eps = source.config.layer_norm_eps
-    if eps == TIMM_EPS.get(source.config.family, VIT_EPS):
-        built = timm.create_model(name, **arguments)
-        load_all(built, state)
-        say_preprocessing(built, _keep_processor(bundle, folder, hub), bundle)
-        if source.head:
-            names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-            built.pretrained_cfg["label_names"] = names
-        timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
-        leave_out_unsaid(built, folder / CONFIG_NAME)
-        again = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        load = "import timm; model = timm.create_model('local-dir:FOLDER', pretrained=True)"
-    else:  # JSON holds no function, and timm takes the epsilon as part of one
-        _keep_processor(bundle, folder, hub)
-        save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-        norm = functools.partial(timm.layers.LayerNorm, eps=eps)
-        again = timm.create_model(name, **arguments, norm_layer=norm)
-        load_all(again, load_file(folder / SAFE_WEIGHTS_NAME))
-        load = TIMM_LOAD.format(name=name, eps=eps, arguments=arguments)
-    again = again.eval()
-    facts = {"name": name, "arguments": arguments, "load": load}
-
-    def loaded(values: torch.Tensor) -> torch.Tensor:
-        if source.head:
-            return again(values)
-        tokens = again.forward_features(values)
-        if not staged:
-            return tokens
-        tokens = tokens.flatten(1, 2)  # timm gives rows and columns
-        return torch.cat((tokens.mean(dim=1, keepdim=True), tokens), dim=1)  # what stands for the image first
-
-    return {"loaded": loaded, "facts": facts}
 
 
 def _onnx(
@@ -363,7 +288,7 @@ def _onnx(
         )
     if weights != "float32":
         make_smaller(path, weights)
-    processor = _keep_processor(bundle, folder, hub)
+    processor = keep_processor(bundle, folder, hub)
     say_in_file(path, devices.preprocessing(model, processor, None))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -385,7 +310,7 @@ def _program(
     content = io.BytesIO()  # where a disk is full, torch's own writer of files ends the process
     torch.export.save(program, content)
     (folder / PROGRAM_FILE).write_bytes(content.getbuffer())
-    _keep_processor(bundle, folder, hub)
+    keep_processor(bundle, folder, hub)
     facts = {
         "file": PROGRAM_FILE,
         "load": f"import torch; model = torch.export.load('FOLDER/{PROGRAM_FILE}').module()",
@@ -405,7 +330,7 @@ def _device(
 ) -> dict:
     """A format of `devices.py`; where it runs there is no transformers, so its preprocessing is told in full."""
     found = write(model, folder, size, weights)
-    processor = _keep_processor(bundle, folder, hub)
+    processor = keep_processor(bundle, folder, hub)
     write_json(folder / PREPROCESSING_FILE, devices.preprocessing(model, processor, found["batch"]))
     return found
 
@@ -434,7 +359,7 @@ class Format:
 
 FORMATS = {
     "transformers": Format(_transformers),
-    "timm": Format(_timm, ("timm",)),
+    "timm": Format(write_timm, ("timm",)),
     "onnx": Format(_onnx, ("onnx", "onnxscript", "onnxruntime"), WEIGHTS),
     "program": Format(_program),
     "executorch": Format(functools.partial(_device, devices.executorch), ("executorch",)),

@@ -15,55 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..configuration_base_lingene import BundleConfig
-from ..configuration_lingene import LinGeneConfig
 from ..extras import require
 from ..found import TIMM, check_timm_within_reach
 from ..images.batches import image_processor
-from . import timm_dinov3, timm_swin
-from .from_transformers import scaled
+from . import timm_dinov3, timm_swin, timm_vit
 from .sources import Source, check_tensors, read_tensors, shown
-from .timm_swin import PARTS, QKV
 
 
-KINDS = {
-    "": "VisionTransformer",
-    "patch_embed": "PatchEmbed",
-    "patch_embed.proj": "Conv2d",
-    "patch_embed.norm": "Identity",
-    "pos_drop": "Dropout",
-    "patch_drop": "Identity PatchDropout",
-    "norm_pre": "Identity",
-    "blocks": "Sequential",
-    "blocks.*": "Block",
-    "blocks.*.norm1": "LayerNorm",
-    "blocks.*.norm2": "LayerNorm",
-    "blocks.*.attn": "Attention",
-    "blocks.*.attn.qkv": "Linear",
-    "blocks.*.attn.proj": "Linear",
-    "blocks.*.attn.q_norm": "Identity",
-    "blocks.*.attn.k_norm": "Identity",
-    "blocks.*.attn.norm": "Identity",
-    "blocks.*.attn.attn_drop": "Dropout",
-    "blocks.*.attn.proj_drop": "Dropout",
-    "blocks.*.ls1": "Identity LayerScale",
-    "blocks.*.ls2": "Identity LayerScale",
-    "blocks.*.drop_path1": "Identity DropPath",
-    "blocks.*.drop_path2": "Identity DropPath",
-    "blocks.*.mlp": "Mlp",
-    "blocks.*.mlp.fc1": "Linear",
-    "blocks.*.mlp.fc2": "Linear",
-    "blocks.*.mlp.act": "GELU GELUTanh QuickGELU ReLU SiLU",
-    "blocks.*.mlp.norm": "Identity",
-    "blocks.*.mlp.drop1": "Dropout",
-    "blocks.*.mlp.drop2": "Dropout",
-    "norm": "LayerNorm",
-    "fc_norm": "Identity",
-    "head_drop": "Dropout",
-    "head": "Identity Linear",
-}
 PLAIN = {
     "norm_pre": "a norm before the blocks",
     "fc_norm": "average pooling with its own norm",
@@ -79,21 +39,6 @@ PLAIN = {
     "blocks.*.mlp": "an MLP of another kind (SwiGLU, gated)",
     "blocks.*.mlp.norm": "a norm within the MLP",
     "head_dist": "a distillation token",
-}
-ACTIVATIONS = {
-    "GELU": "gelu",
-    "GELUTanh": "gelu_pytorch_tanh",
-    "QuickGELU": "quick_gelu",
-    "ReLU": "relu",
-    "SiLU": "silu",
-}
-SCALES = {"attention.output": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
-OUTSIDE = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
 }
 ANCHOR = "patch_embed.proj.weight"  # every Vision Transformer of timm has it
 PIL_RESAMPLING = {"bilinear": 2, "bicubic": 3}
@@ -209,7 +154,7 @@ def check_model(name: str, model: nn.Module, head_matters: bool) -> Layout:
     Raises:
         ValueError: names the first module or option that a bundle cannot express.
     """
-    layout = LAYOUTS.get(type(model).__name__, LAYOUTS[KINDS[""]])
+    layout = LAYOUTS.get(type(model).__name__, LAYOUTS[timm_vit.VIT])
     for path, module in model.named_modules():
         place = re.sub(r"(^|\.)(blocks|layers)\.\d+", r"\1\2.*", path)
         kind = type(module).__name__
@@ -217,27 +162,19 @@ def check_model(name: str, model: nn.Module, head_matters: bool) -> Layout:
             why = f" ({PLAIN[place]})" if place in PLAIN else ""
             named = f"`{path}` of {name}" if path else name
             raise ValueError(f"{named} is {kind}{why}, which a bundle cannot express.")
+    if layout.kinds is not timm_swin.SWIN_KINDS:
+        _check_margins(name, model.patch_embed)
     layout.check(name, model, head_matters)
     return layout
 
 
-def _check_vit(name: str, model: nn.Module, head_matters: bool) -> None:
-    refused = {
-        "class_token": (not model.has_class_token, "a model without a class token"),
-        "pos_embed": (model.pos_embed is None, "no learned position embeddings"),
-        "global_pool": (
-            head_matters and model.global_pool != "token",
-            f"{model.global_pool!r} pooling in a classifier",
-        ),
-    }
-    for option, (wrong, what) in refused.items():
-        if wrong:
-            raise ValueError(f"`{option}` of {name}: {what} cannot be expressed by a bundle.")
-    attention = model.blocks[0].attn
-    if attention.head_dim * attention.num_heads != model.embed_dim or attention.scale != attention.head_dim**-0.5:
-        raise ValueError(f"`attn` of {name}: heads that do not divide the channels cannot be expressed by a bundle.")
-    if model.blocks[0].attn.proj.bias is None:
-        raise ValueError(f"`proj_bias` of {name}: projections without biases cannot be expressed by a bundle.")
+def _check_margins(name: str, embed: nn.Module) -> None:
+    """Refuse where timm pads or takes no images that are no multiple of a patch: transformers cuts their margins."""
+    if embed.dynamic_img_pad:
+        raise ValueError(f"`dynamic_img_pad` of {name}: images that are padded cannot be expressed by a bundle.")
+    if not embed.strict_img_size and any(side % step for side, step in zip(embed.img_size, embed.patch_size)):
+        size, patch = ("x".join(map(str, pair)) for pair in (embed.img_size, embed.patch_size))
+        raise ValueError(f"`img_size` of {name}: timm takes no images of {size}, no multiple of patches of {patch}.")
 
 
 def _downloaded(name: str, architecture: str) -> dict[str, torch.Tensor]:
@@ -302,12 +239,6 @@ def _patches(anchor: torch.Tensor) -> dict[str, int]:
     return {"embed_dim": width, "in_chans": channels, "patch_size": height}
 
 
-def _vit_shape(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """What its tensors say of a ViT's shape, in timm's words; nothing where they are of none."""
-    blocks = {int(found[1]) for key in tensors if (found := re.match(r"blocks\.(\d+)\.", key))}
-    return {"depth": len(blocks)} if blocks else {}
-
-
 def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[int, int]]:
     """The image size that the positions are for, where it is not the one that the name stands for."""
     count = positions - (0 if model.no_embed_class else model.num_prefix_tokens)
@@ -318,64 +249,6 @@ def _image_size(model: nn.Module, positions: int, name: str) -> dict[str, tuple[
         raise ValueError(f"`pos_embed` of {name} holds {count} positions of patches, which are no square.")
     height, width = model.patch_embed.patch_size
     return {"img_size": (side * height, side * width)}
-
-
-def family_of(model: nn.Module) -> str:
-    """The family whose stock classes give what a timm model gives."""
-    if model.num_reg_tokens:
-        return "dinov2_with_registers"
-    return "dinov2" if "dinov2" in str(model.pretrained_cfg.get("architecture")) else "vit"
-
-
-def _vit_config(model: nn.Module, stages: Sequence[int]) -> BundleConfig:
-    block, (height, width) = model.blocks[0], model.patch_embed.img_size
-    labels = {"num_labels": model.num_classes} if model.num_classes else {}
-    patch_height, patch_width = model.patch_embed.patch_size
-    return LinGeneConfig(
-        hidden_size=model.embed_dim,
-        num_attention_heads=block.attn.num_heads,
-        intermediate_size=block.mlp.fc1.out_features,
-        hidden_act=ACTIVATIONS[type(block.mlp.act).__name__],
-        layer_norm_eps=block.norm1.eps,
-        image_size=height if height == width else [height, width],
-        patch_size=patch_height if patch_height == patch_width else [patch_height, patch_width],
-        num_channels=model.patch_embed.proj.in_channels,
-        qkv_bias=block.attn.qkv.bias is not None,
-        family=family_of(model),
-        num_register_tokens=model.num_reg_tokens,
-        depth=len(model.blocks),
-        **labels,
-    )
-
-
-def _outside(tensors: Mapping[str, torch.Tensor], model: nn.Module, config: BundleConfig) -> dict[str, torch.Tensor]:
-    """What lies outside the blocks; zero what timm has not: a mask token, what a head would read of the patches."""
-    own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
-    positions = tensors["pos_embed"]
-    if model.no_embed_class:  # nothing is added to the class token
-        positions = functional.pad(positions, (0, 0, 1, 0))
-    if model.num_reg_tokens:
-        own["embeddings.register_tokens"] = tensors["reg_token"]
-    if model.num_reg_tokens and not model.no_embed_class:  # registers have positions, which bundles add to them
-        class_position, registers, patches = positions.tensor_split((1, 1 + model.num_reg_tokens), dim=1)
-        own["embeddings.register_tokens"] = own["embeddings.register_tokens"] + registers
-        positions = torch.cat((class_position, patches), dim=1)
-    own["embeddings.position_embeddings"] = positions
-    if model.num_classes:
-        own |= {f"classifier.{kind}": tensors[f"head.{kind}"] for kind in ("weight", "bias")}
-    shapes = config.shared_shapes() | (config.head_shapes() if model.num_classes else {})
-    return own | {key: torch.zeros(shape) for key, shape in shapes.items() if key not in own}
-
-
-def _block(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: int) -> torch.Tensor:
-    """One block tensor of one layer; q, k, v are thirds of one matrix."""
-    part, _, kind = name.rpartition(".")
-    if part in QKV:
-        start = QKV.index(part) * size
-        return tensors[f"blocks.{layer}.attn.qkv.{kind}"][start : start + size]
-    tensor = tensors[f"blocks.{layer}.{PARTS[part]}.{kind}"]
-    scale = tensors.get(f"blocks.{layer}.{SCALES[part]}") if part in SCALES else None
-    return tensor if scale is None else scaled(tensor, scale)
 
 
 def _reference(
@@ -414,14 +287,14 @@ def _processor(model: nn.Module) -> Any:
 
 
 LAYOUTS = {
-    KINDS[""]: Layout(
-        kinds=KINDS,
+    timm_vit.VIT: Layout(
+        kinds=timm_vit.VIT_KINDS,
         classifier="head",
-        check=_check_vit,
-        config=_vit_config,
-        outside=_outside,
-        block=lambda tensors, model: partial(_block, tensors, model.embed_dim),
-        shape=_vit_shape,
+        check=timm_vit.check_vit,
+        config=lambda model, stages: timm_vit.vit_config(model),
+        outside=timm_vit.vit_outside,
+        block=lambda tensors, model: partial(timm_vit.vit_layer, tensors, model.embed_dim),
+        shape=timm_vit.vit_shape,
         today=partial(re.sub, r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III's
     ),
     timm_dinov3.EVA: Layout(
@@ -431,13 +304,13 @@ LAYOUTS = {
         config=lambda model, stages: timm_dinov3.dinov3_config(model),
         outside=lambda tensors, model, config: timm_dinov3.dinov3_outside(tensors, config),
         block=lambda tensors, model: partial(timm_dinov3.dinov3_layer, tensors, model.embed_dim),
-        shape=_vit_shape,
+        shape=lambda tensors: timm_vit.vit_shape(tensors) | timm_dinov3.dinov3_biases(tensors),
     ),
     timm_swin.SWIN: Layout(
         kinds=timm_swin.SWIN_KINDS,
         classifier="head.fc",
         check=timm_swin.check_swin,
-        config=lambda model, stages: timm_swin.swin_config(model, ACTIVATIONS, stages),
+        config=lambda model, stages: timm_swin.swin_config(model, timm_vit.ACTIVATIONS, stages),
         outside=lambda tensors, model, config: timm_swin.swin_outside(tensors, config, model.num_classes > 0),
         block=lambda tensors, model: partial(timm_swin.swin_layer, tensors),
         shape=timm_swin.swin_shape,

@@ -53,14 +53,15 @@ class Kind:
         neutral: fields that change nothing of the encoder, or that its shape says already.
         only: fields that must have one value -> that value, and what another would mean.
         left_out: patterns of tensors with no place in a bundle -> why that changes nothing.
-        absent: patterns of tensors that may be missing and then are zero.
+        absent: patterns of tensors that may be missing and then are zero -> the field that says whether they are there
+            and its default, where one does.
     """
 
     family: str = "vit"
     neutral: frozenset[str] = frozenset()
     only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    absent: frozenset[str] = frozenset()
+    absent: Mapping[str, tuple[str, bool] | None] = field(default_factory=dict)
 
     @property
     def row(self) -> Family:
@@ -104,7 +105,7 @@ KINDS = {
         | {"decoder_intermediate_size"},
         left_out={r"decoder\..*": MASKS},
     ),
-    "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent=frozenset({r"embeddings\.mask_token"})),
+    "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent={r"embeddings\.mask_token": None}),
     "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
     "dinov3_vit": Kind(
         family="dinov3_vit",
@@ -113,7 +114,10 @@ KINDS = {
             "use_gated_mlp": (False, "a gated MLP (SwiGLU)"),
             **{f"{part}_bias": (True, f"no bias ({part})") for part in ("proj", "mlp")},
         },
-        absent=frozenset({r"blocks\.\d+\.attention\.(query|key|value)\.bias"}),
+        absent={
+            rf"blocks\.\d+\.attention\.{part}\.bias": (f"{part}_bias", part != "key")
+            for part in ("query", "key", "value")
+        },
     ),
     "ijepa": Kind(
         family="ijepa",
@@ -171,8 +175,9 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
     tensors, left_out = _named(name, _read(name), kind, config, head)
     outside, blocks = _shapes(config, head)
     expected = {**outside, **blocks}
+    absent = [pattern for pattern, said in kind.absent.items() if said is None or not raw.get(*said)]
     for key in expected.keys() - tensors.keys():
-        if any(re.fullmatch(pattern, key) for pattern in kind.absent):
+        if any(re.fullmatch(pattern, key) for pattern in absent):
             tensors[key] = torch.zeros(expected[key])
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:

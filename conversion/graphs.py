@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..configuration_base_lingene import sides
 from ..measuring.features import normed_tokens
 from .any_size import any_size, family_of
 
@@ -41,8 +42,8 @@ def random_images(model: PreTrainedModel, count: int, size: tuple[int, int]) -> 
 
 def of_patches(model: PreTrainedModel, patches: tuple[int, int]) -> tuple[int, int]:
     """(height, width) in pixels of so many patches."""
-    down, across = patches
-    return down * model.config.patch_size, across * model.config.patch_size
+    down, across = (count * side for count, side in zip(patches, sides(model.config.patch_size)))
+    return down, across
 
 
 def example_images(model: PreTrainedModel, size: tuple[int, int]) -> tuple[torch.Tensor, dict]:
@@ -55,9 +56,9 @@ def example_images(model: PreTrainedModel, size: tuple[int, int]) -> tuple[torch
     batch = {0: torch.export.Dim("batch")}
     if not family_of(model).traces_any_size:
         return random_images(model, 2, size), batch
-    least = 2 * model.config.patch_size
-    sides = {dim: torch.export.Dim(name, min=least) for dim, name in ((2, "height"), (3, "width"))}
-    return random_images(model, 2, of_patches(model, WIDE)), batch | sides
+    least = zip((2, 3), ("height", "width"), of_patches(model, (2, 2)))
+    any_sides = {dim: torch.export.Dim(name, min=pixels) for dim, name, pixels in least}
+    return random_images(model, 2, of_patches(model, WIDE)), batch | any_sides
 
 
 def traced(model: PreTrainedModel, size: tuple[int, int]) -> torch.export.ExportedProgram:

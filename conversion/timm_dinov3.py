@@ -54,12 +54,12 @@ EVA_KINDS = {
 }
 OUTSIDE = {
     "embeddings.cls_token": "cls_token",
-    "embeddings.register_tokens": "reg_token",
     "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
     "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
+REGISTERS = "reg_token"  # where there are any
 BIASES = {"attention.query.bias": "attn.q_bias", "attention.value.bias": "attn.v_bias"}
 SCALES = {"attention.output": "gamma_1", "mlp.fc2": "gamma_2"}
 # Of the rotary embedding, and what another value would mean.
@@ -84,7 +84,6 @@ def check_dinov3(name: str, model: nn.Module, head_matters: bool) -> None:
         "use_rot_pos_emb": (model.rope is None, "no rotary positions"),
         "use_abs_pos_emb": (model.pos_embed is not None, "positions that are added beside rotary ones"),
         "class_token": (model.cls_token is None, "a model without a class token"),
-        "num_reg_tokens": (model.reg_token is None, "a model without register tokens"),
         "attn_head_dim": (
             attention.head_dim * attention.num_heads != model.embed_dim,
             "heads that do not divide the channels",
@@ -115,7 +114,7 @@ def dinov3_config(model: nn.Module) -> LinGeneConfig:
         patch_size=patch_height if patch_height == patch_width else [patch_height, patch_width],
         num_channels=model.patch_embed.proj.in_channels,
         family="dinov3_vit",
-        num_register_tokens=model.reg_token.shape[1],
+        num_register_tokens=0 if model.reg_token is None else model.reg_token.shape[1],
         rope_theta=rope.temperature,
         pos_embed_shift=rope.shift_coords,
         pos_embed_jitter=rope.jitter_coords,
@@ -124,10 +123,17 @@ def dinov3_config(model: nn.Module) -> LinGeneConfig:
     )
 
 
+def dinov3_biases(tensors: Mapping[str, torch.Tensor]) -> dict[str, bool]:
+    """Whether queries and values have biases, as an argument of `timm.create_model`; names of both kinds are known."""
+    return {"qkv_bias": any(key.endswith(BIASES["attention.query.bias"]) for key in tensors)}
+
+
 def dinov3_outside(tensors: Mapping[str, torch.Tensor], config: LinGeneConfig) -> dict[str, torch.Tensor]:
     """The tensors outside the blocks; timm has no mask token."""
     own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
-    return own | {"embeddings.mask_token": torch.zeros(1, 1, config.hidden_size)}
+    registers = tensors[REGISTERS] if config.num_register_tokens else torch.zeros(1, 0, config.hidden_size)
+    own |= {"embeddings.register_tokens": registers, "embeddings.mask_token": torch.zeros(1, 1, config.hidden_size)}
+    return own
 
 
 def dinov3_layer(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: int) -> torch.Tensor:
@@ -168,6 +174,7 @@ def dinov3_arguments(source: Source, mlp_ratio: float) -> dict[str, Any]:
         "mlp_ratio": mlp_ratio,
         "num_reg_tokens": config.num_register_tokens,
         "rope_temperature": config.rope_theta,
+        **{f"rope_{move}_coords": getattr(config, f"pos_embed_{move}") for move in ("shift", "jitter", "rescale")},
     }
 
 
@@ -178,6 +185,8 @@ def dinov3_state(source: Source) -> dict[str, torch.Tensor]:
         ValueError: biases of keys, which timm has not.
     """
     state = {theirs: source.outside[own] for own, theirs in OUTSIDE.items()}
+    if source.config.num_register_tokens:
+        state[REGISTERS] = source.outside["embeddings.register_tokens"]
     for layer in range(source.depth):
         place = f"blocks.{layer}"
         if source.block("attention.key.bias", layer).any():

@@ -1,14 +1,163 @@
-"""A ViT, or DINOv2, in timm's words: the arguments that make it, and its tensors."""
+"""A ViT or a DINOv2 of timm in the names of a bundle, and back: the arguments that make it, and its tensors."""
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 from ..configuration_lingene import LinGeneConfig
-from .from_timm import ACTIVATIONS, OUTSIDE, SCALES
+from .from_transformers import scaled
 from .sources import Source
 from .timm_swin import PARTS, QKV
+
+
+VIT = "VisionTransformer"
+VIT_KINDS = {
+    "": VIT,
+    "patch_embed": "PatchEmbed",
+    "patch_embed.proj": "Conv2d",
+    "patch_embed.norm": "Identity",
+    "pos_drop": "Dropout",
+    "patch_drop": "Identity PatchDropout",
+    "norm_pre": "Identity",
+    "blocks": "Sequential",
+    "blocks.*": "Block",
+    "blocks.*.norm1": "LayerNorm",
+    "blocks.*.norm2": "LayerNorm",
+    "blocks.*.attn": "Attention",
+    "blocks.*.attn.qkv": "Linear",
+    "blocks.*.attn.proj": "Linear",
+    "blocks.*.attn.q_norm": "Identity",
+    "blocks.*.attn.k_norm": "Identity",
+    "blocks.*.attn.norm": "Identity",
+    "blocks.*.attn.attn_drop": "Dropout",
+    "blocks.*.attn.proj_drop": "Dropout",
+    "blocks.*.ls1": "Identity LayerScale",
+    "blocks.*.ls2": "Identity LayerScale",
+    "blocks.*.drop_path1": "Identity DropPath",
+    "blocks.*.drop_path2": "Identity DropPath",
+    "blocks.*.mlp": "Mlp",
+    "blocks.*.mlp.fc1": "Linear",
+    "blocks.*.mlp.fc2": "Linear",
+    "blocks.*.mlp.act": "GELU GELUTanh QuickGELU ReLU SiLU",
+    "blocks.*.mlp.norm": "Identity",
+    "blocks.*.mlp.drop1": "Dropout",
+    "blocks.*.mlp.drop2": "Dropout",
+    "norm": "LayerNorm",
+    "fc_norm": "Identity",
+    "head_drop": "Dropout",
+    "head": "Identity Linear",
+}
+ACTIVATIONS = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_pytorch_tanh",
+    "QuickGELU": "quick_gelu",
+    "ReLU": "relu",
+    "SiLU": "silu",
+}
+SCALES = {"attention.output": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
+OUTSIDE = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+
+
+def check_vit(name: str, model: nn.Module, head_matters: bool) -> None:
+    """Refuse what no module of a timm ViT shows.
+
+    Raises:
+        ValueError: names the first option that a bundle cannot express.
+    """
+    refused = {
+        "class_token": (not model.has_class_token, "a model without a class token"),
+        "pos_embed": (model.pos_embed is None, "no learned position embeddings"),
+        "global_pool": (
+            head_matters and model.global_pool != "token",
+            f"{model.global_pool!r} pooling in a classifier",
+        ),
+    }
+    for option, (wrong, what) in refused.items():
+        if wrong:
+            raise ValueError(f"`{option}` of {name}: {what} cannot be expressed by a bundle.")
+    attention = model.blocks[0].attn
+    if attention.head_dim * attention.num_heads != model.embed_dim or attention.scale != attention.head_dim**-0.5:
+        raise ValueError(f"`attn` of {name}: heads that do not divide the channels cannot be expressed by a bundle.")
+    if model.blocks[0].attn.proj.bias is None:
+        raise ValueError(f"`proj_bias` of {name}: projections without biases cannot be expressed by a bundle.")
+
+
+def _family(model: nn.Module) -> str:
+    """The family whose stock classes give what a timm model gives."""
+    if model.num_reg_tokens:
+        return "dinov2_with_registers"
+    return "dinov2" if "dinov2" in str(model.pretrained_cfg.get("architecture")) else "vit"
+
+
+def vit_config(model: nn.Module) -> LinGeneConfig:
+    """The configuration of a bundle of as many components as layers."""
+    block, (height, width) = model.blocks[0], model.patch_embed.img_size
+    labels = {"num_labels": model.num_classes} if model.num_classes else {}
+    patch_height, patch_width = model.patch_embed.patch_size
+    return LinGeneConfig(
+        hidden_size=model.embed_dim,
+        num_attention_heads=block.attn.num_heads,
+        intermediate_size=block.mlp.fc1.out_features,
+        hidden_act=ACTIVATIONS[type(block.mlp.act).__name__],
+        layer_norm_eps=block.norm1.eps,
+        image_size=height if height == width else [height, width],
+        patch_size=patch_height if patch_height == patch_width else [patch_height, patch_width],
+        num_channels=model.patch_embed.proj.in_channels,
+        qkv_bias=block.attn.qkv.bias is not None,
+        family=_family(model),
+        num_register_tokens=model.num_reg_tokens,
+        depth=len(model.blocks),
+        **labels,
+    )
+
+
+def vit_outside(
+    tensors: Mapping[str, torch.Tensor], model: nn.Module, config: LinGeneConfig
+) -> dict[str, torch.Tensor]:
+    """What lies outside the blocks; zero what timm has not: a mask token, what a head would read of the patches."""
+    own = {key: tensors[theirs] for key, theirs in OUTSIDE.items()}
+    positions = tensors["pos_embed"]
+    if model.no_embed_class:  # nothing is added to the class token
+        positions = functional.pad(positions, (0, 0, 1, 0))
+    if model.num_reg_tokens:
+        own["embeddings.register_tokens"] = tensors["reg_token"]
+    if model.num_reg_tokens and not model.no_embed_class:  # registers have positions, which bundles add to them
+        class_position, registers, patches = positions.tensor_split((1, 1 + model.num_reg_tokens), dim=1)
+        own["embeddings.register_tokens"] = own["embeddings.register_tokens"] + registers
+        positions = torch.cat((class_position, patches), dim=1)
+    own["embeddings.position_embeddings"] = positions
+    if model.num_classes:
+        own |= {f"classifier.{kind}": tensors[f"head.{kind}"] for kind in ("weight", "bias")}
+    shapes = config.shared_shapes() | (config.head_shapes() if model.num_classes else {})
+    return own | {key: torch.zeros(shape) for key, shape in shapes.items() if key not in own}
+
+
+def vit_layer(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: int) -> torch.Tensor:
+    """One block tensor of one layer; q, k, v are thirds of one matrix."""
+    part, _, kind = name.rpartition(".")
+    if part in QKV:
+        start = QKV.index(part) * size
+        return tensors[f"blocks.{layer}.attn.qkv.{kind}"][start : start + size]
+    tensor = tensors[f"blocks.{layer}.{PARTS[part]}.{kind}"]
+    scale = tensors.get(f"blocks.{layer}.{SCALES[part]}") if part in SCALES else None
+    return tensor if scale is None else scaled(tensor, scale)
+
+
+def vit_shape(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """What its tensors say of a ViT's shape, in timm's words; nothing where they are of none."""
+    blocks = {int(found[1]) for key in tensors if (found := re.match(r"blocks\.(\d+)\.", key))}
+    return {"depth": len(blocks)} if blocks else {}
 
 
 def vit_arguments(source: Source) -> dict[str, Any]:

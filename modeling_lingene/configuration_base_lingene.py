@@ -220,6 +220,8 @@ class BundleConfig(PretrainedConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         check_degree("start_degree", self.start_degree)
+        own = {name: check for name, check in self.fields.items() if name not in STORED_FIELDS}
+        check_fields({name: getattr(self, name) for name in own}, own, type(self).__name__, remedy="give such a one")
         self._check_network()
         if (self.coefficient_matrix is not None) != (self.basis == "learned"):
             raise ValueError("`coefficient_matrix` belongs to the basis 'learned': give both or neither.")

@@ -231,6 +231,14 @@ def processor_or_none(name: str | os.PathLike, **hub) -> Any:
     return None
 
 
+def keep_processor(bundle: str | os.PathLike, folder: Path, hub: dict) -> Any:
+    """A bundle's preprocessing, written into a folder as well; None where it has none."""
+    processor = processor_or_none(bundle, **hub)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    return processor
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no half-written one is ever seen."""
     with writing(path):

@@ -51,11 +51,12 @@ measuring.tables measuring.grids measuring.drawing measuring.features measuring.
 markdown citations readme kept  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
-    conversion.timm_swin  conversion.timm_dinov3
+    conversion.timm_swin  conversion.timm_dinov3 conversion.timm_vit
     conversion.from_timm conversion.fitting conversion.report conversion.ordering
-    conversion.matching conversion.rotation conversion.graphs conversion.timm_vit conversion.onnx_files
+    conversion.matching conversion.rotation conversion.graphs conversion.onnx_files
     conversion.devices
     conversion.calibrated conversion.timm_words
+    conversion.to_timm
     conversion.export conversion.convert
 training.losses training.checkpoints training.teachers training.validation training.steps  training.processes
     training.loop training.elastic

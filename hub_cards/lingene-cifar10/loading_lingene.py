@@ -30,7 +30,7 @@ from .beside_lingene import COMMIT, NobodyKnows
 from .budget_lingene import BUDGETS, choose_size
 from .bundle_lingene import FINAL_NORM, HUB_KWARGS, Bundle
 from .configuration_base_lingene import BUNDLE_TYPES, SIZE_FIELDS, BundleConfig, Size
-from .families_lingene import FAMILIES, stock_class
+from .families_lingene import FAMILIES, class_name, stock_class
 from .identity_lingene import settings_of
 from .reading_lingene import read_json, shown
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
@@ -122,6 +122,8 @@ class BundleMixin:
         old_name = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or old_name
         config, kwargs = cls._read_config(name, config, hub, kwargs)
+        if cls.has_head:
+            class_name(config.family, "classifier")  # or nothing else needs to be read
         dtype = read_dtype(dtype or config.dtype)  # Auto classes of some versions pass it on in the configuration only
         check_spelling(kwargs)
         check_pooler(config, kwargs)

@@ -16,10 +16,9 @@ from .configuration_base_lingene import (
     UNITS,
     BundleConfig,
     Size,
-    check_count,
     sides,
 )
-from .families_lingene import FAMILIES, FAMILY_FIELDS
+from .families_lingene import FAMILIES, FAMILY_FIELDS, ROTARY_FIELDS
 from .reading_lingene import FLAG, integer, is_number, number, one_of, optional
 from .recompose_lingene import block_shapes
 from .translating_lingene import stock_config
@@ -93,14 +92,11 @@ class LinGeneConfig(BundleConfig):
     pos_embed_rescale: float | None = None
 
     def _check_network(self):
-        check_count("num_attention_heads", self.num_attention_heads)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` {self.hidden_size} is not a multiple of `num_attention_heads` "
                 f"{self.num_attention_heads}."
             )
-        if self.family not in PLAIN_FAMILIES:
-            raise ValueError(f"`family` must be one of {', '.join(PLAIN_FAMILIES)}, got {self.family!r}.")
         family = self.stands_for
         for name, only in family.lacks.items():
             if getattr(self, name) != only:
@@ -108,7 +104,7 @@ class LinGeneConfig(BundleConfig):
         for name, none in FAMILY_FIELDS.items():
             if name not in family.fields and getattr(self, name) != none:
                 raise ValueError(f"`{name}` {getattr(self, name)!r} is no setting of the family {self.family}.")
-        if family.registers and self.num_register_tokens < 1:
+        if family.registers and not family.rotates and self.num_register_tokens < 1:
             raise ValueError(
                 f"`num_register_tokens` of the family {self.family} must be at least 1, got "
                 f"{self.num_register_tokens!r}; dinov2 is a family without register tokens."
@@ -192,8 +188,9 @@ class LinGeneConfig(BundleConfig):
     def stock_config(self, size: Size, **fields) -> PretrainedConfig:
         fields |= {name: getattr(self, name) for name in (*VIT_FIELDS, *self.stands_for.fields)}
         fields |= self.narrowed(size.width_ratio)
-        for name in ("initializer_range", "layer_norm_eps"):  # JSON may say 1, and stock configurations want 1.0
-            fields[name] = float(fields[name])
+        for name in ("initializer_range", "layer_norm_eps", *ROTARY_FIELDS):
+            if fields.get(name) is not None:  # JSON may say 1, and stock configurations want 1.0
+                fields[name] = float(fields[name])
         config = stock_config(self.family, {**fields, "num_hidden_layers": size.depth, **self._label_fields()})
         config.output_hidden_states, config.return_dict = self.output_hidden_states, self.return_dict
         return self._with_attention(config)

@@ -61,7 +61,7 @@ class RecomposingModel(BundleMixin, PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, Embeddings):
             for name, tensor in module.named_parameters(recurse=False):
-                if name in ("mask_token", "register_tokens"):
+                if name == "mask_token":  # registers that begin alike would stay alike
                     init.zeros_(tensor)
                 else:
                     init.trunc_normal_(tensor, std=std)

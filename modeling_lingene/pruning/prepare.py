@@ -34,7 +34,7 @@ from .choose import check_target
 from .compare import nearest_size
 from .costs import Costs, costs_of
 from .settings import DENSE, PruneSettings
-from .write import HEADLESS, dense_network
+from .write import HEADLESS, check_pruned, dense_network
 
 
 NAMES = {"macs": "MACs", "params": "parameters"}
@@ -101,7 +101,7 @@ def dense_folder(model: str | Path, size: dict, out: Path) -> str:
     """What is pruned, as a stock model: the one named, or the size of a bundle, written out.
 
     Raises:
-        ValueError: no model, no such size, or a bundle without a classifier.
+        ValueError: no model, no such size, or a bundle without a classifier or of a family that is not pruned.
     """
     check_holds_model("model", model, "a ViT or a bundle")
     try:
@@ -114,6 +114,7 @@ def dense_folder(model: str | Path, size: dict, out: Path) -> str:
                 f"`{next(iter(size))}` chooses a size of a bundle, and {model} is a {config.model_type} model."
             )
         return str(model)
+    check_pruned(str(model), config.family)
     if not Bundle(model, config).has_head:  # loaded as a classifier it would get a random one
         raise ValueError(HEADLESS.format(model))
     if not (out / "dense").is_dir():

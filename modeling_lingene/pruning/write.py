@@ -23,19 +23,22 @@ HEADLESS = "`model` {} has no classifier; fine-tune it on images with labels fir
 Bottlenecks = Sequence[Mapping[str, Bottleneck]]  # per layer, by mixer
 
 
+def check_pruned(name: str, family: str) -> None:
+    """Refuse a model of a family that is not pruned."""
+    if family not in PRUNED:
+        raise ValueError(f"`model` {name} is a {family} model; those that can be pruned: {', '.join(PRUNED)}.")
+
+
 def dense_network(source: Source) -> PrunedClassifier:
     """A trained network with its own weights, in float32, as what pruning starts from.
 
     Raises:
         ValueError: it has no classifier, or is of a family that is not pruned.
     """
+    own = source.config
+    check_pruned(source.name, own.family)
     if not source.head:
         raise ValueError(HEADLESS.format(source.name))
-    own = source.config
-    if own.family not in PRUNED:
-        raise ValueError(
-            f"`model` {source.name} is a {own.family} model; those that can be pruned: {', '.join(PRUNED)}."
-        )
     kind, tensors = PRUNED[own.family], dict(source.outside)
     for name in own.component_shapes():
         stack = next(stack for stack in own.stacks if name.startswith(stack))

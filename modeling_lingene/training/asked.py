@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..folders import write_json
-from .checkpoints import check_identity
+from .checkpoints import CONTENT, check_identity
 from .record import flag_words
 
 
@@ -65,6 +65,8 @@ def check_asked(out: Path, identity: dict, command: str, kinds: Iterable[type]) 
     except ValueError as error:
         differing = {name: value for name, value in stored.items() if name not in identity or value != identity[name]}
         flags = shlex.join(_words(differing, kinds))
+        if any(name.endswith(CONTENT) for name in differing):  # which no flag brings back
+            raise
         way = f"{command} --resume {shlex.quote(str(out))}"
         raise ValueError(
             f"{error} {way} goes on with its settings{f'; or repeat {flags}' if flags else ''}."

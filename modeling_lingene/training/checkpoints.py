@@ -21,6 +21,7 @@ from ..measuring.tables import bytes_shown
 from ..writing_lingene import writing
 
 
+CONTENT = "_content"  # ends the names of what tells models from others of the same name
 NAMED, WEIGHTS = (CONFIG_NAME, IMAGE_PROCESSOR_NAME), (".safetensors", ".bin")  # of a model in a folder
 STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
 CHECKPOINT = re.compile(r"\d{3}-\d{9}")
@@ -132,7 +133,7 @@ def contents(**folders: str | os.PathLike) -> dict[str, str]:
         if folder.name and folder.is_dir():
             files = [file for file in sorted(folder.iterdir()) if file.name in NAMED or file.suffix in WEIGHTS]
             state = {file.name: file_sha256(file) for file in files}
-            found[f"{name}_content"] = _digest(state)
+            found[f"{name}{CONTENT}"] = _digest(state)
     return found
 
 

@@ -37,7 +37,7 @@ from ..measuring.yardsticks import Sets
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import tell
 from .asked import RUN_FILE, check_asked, keep_asked
-from .checkpoints import STAGING, check_identity, contents
+from .checkpoints import CONTENT, STAGING, check_identity, contents
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop
 from .losses import Objective
@@ -199,7 +199,7 @@ def _identity(recipe: Recipe, accelerator: Accelerator) -> dict:
     if networks > batch_size:
         raise ValueError(f"`networks` {networks} share the images of a batch, and `batch_size` is {batch_size}.")
     identity = recipe.identity(accelerator.num_processes) | contents(teacher=recipe.teacher)
-    return identity | {"init_content": content_of(recipe.init)} if recipe.init else identity
+    return identity | {f"init{CONTENT}": content_of(recipe.init)} if recipe.init else identity
 
 
 def _trained(

@@ -124,6 +124,16 @@ def test_an_exported_model_takes_images_of_every_size(tmp_path, bundles, family,
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["crop_size"]["height"] == 28
 
 
+@pytest.mark.parametrize("to", ["onnx", "program", "timm"])
+@torch.no_grad()
+def test_patches_that_are_no_squares_are_exported_too(tmp_path, to):
+    """Images of any size, by the comparison that every export makes."""
+    pytest.importorskip({"onnx": "onnxruntime", "program": "torch", "timm": "timm"}[to])
+    model = stock("dinov3_vit", num_hidden_layers=1, patch_size=[7, 14])
+    convert(str(saved(model, tmp_path / "source")), tmp_path / "bundle")
+    assert export(tmp_path / "bundle", tmp_path / "out", to)["relative_difference"] < 1e-5
+
+
 @pytest.mark.parametrize("family", DINOV2)
 @torch.no_grad()
 def test_timm_gets_its_own_dinov2_and_gives_it_back(tmp_path, bundles, family):

@@ -67,6 +67,17 @@ def test_dinov3_of_other_blocks_is_refused(tmp_path, option, value):
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("part", ["q_proj", "v_proj"])
+def test_biases_that_a_dinov3_should_have_are_missed(tmp_path, part):
+    """transformers fills them with zeros, so that no comparison shows it."""
+    DINOv3ViTModel(DINOv3ViTConfig(**MLP, num_register_tokens=1)).save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    state = {key: tensor for key, tensor in load_file(file).items() if not key.endswith(f"{part}.bias")}
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks `blocks\.0\.attention\.(query|value)\.bias`"):
+        convert(str(tmp_path / "source"), tmp_path / "bundle")
+
+
 def test_a_real_deit_with_its_distillation_token_is_refused(tmp_path):
     """As transformers saves it."""
     config = DeiTConfig(**MLP, num_labels=7)

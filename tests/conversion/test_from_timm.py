@@ -54,17 +54,17 @@ def test_a_timm_model_comes_through(tmp_path, name):
 def test_a_timm_classifier_on_the_class_token_is_half_of_a_head(tmp_path, name, positions):
     """DINOv2's head in transformers reads the patches too: by nothing. Positions of registers are part of them."""
     timm = pytest.importorskip("timm")
-    from modeling_lingene.conversion import from_timm
+    from modeling_lingene.conversion import timm_vit
 
     options = {"num_classes": 7, "img_size": 42, "no_embed_class": positions == "of patches"}
     model = changed(timm.create_model(name, **options))
     tensors = model.state_dict()
-    config = from_timm._vit_config(model, ())
-    outside = from_timm._outside(tensors, model, config)
+    config = timm_vit.vit_config(model)
+    outside = timm_vit.vit_outside(tensors, model, config)
     shapes = config.shared_shapes() | config.head_shapes()
     assert {key: tuple(tensor.shape) for key, tensor in outside.items()} == shapes
     layers = {
-        part: [from_timm._block(tensors, model.embed_dim, part, layer) for layer in range(12)]
+        part: [timm_vit.vit_layer(tensors, model.embed_dim, part, layer) for layer in range(12)]
         for part in config.component_shapes()
     }
     back = stock_model(outside, layers, config.stock_config(config.size()), True, dtype=torch.float32).eval()

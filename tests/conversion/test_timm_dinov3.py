@@ -58,7 +58,8 @@ def test_other_periods_and_training_settings_come_along(tmp_path):
         ("vit_small_patch16_dinov3", {"rope_grid_offset": 0.5}, "`rope.grid_offset` of .* an offset of places"),
         ("vit_small_patch16_dinov3", {"rope_rotate_half": False}, "`rope.rotate_half` of .* neighbouring channels"),
         ("vit_small_patch16_dinov3", {"use_abs_pos_emb": True}, "`use_abs_pos_emb` of .* added beside rotary ones"),
-        ("vit_small_patch16_dinov3", {"num_reg_tokens": 0}, "`num_reg_tokens` of .* without register tokens"),
+        ("vit_small_patch16_dinov3", {"img_size": 18}, "`img_size` of .* no images of 18x18, no multiple of .* 4x4"),
+        ("vit_small_patch16_dinov3", {"dynamic_img_pad": True}, "`dynamic_img_pad` of .* padded"),
         ("vit_small_patch16_dinov3", {"qk_norm": True}, "`blocks.0.attn.q_norm` of .* is LayerNorm"),
     ],
 )
@@ -85,6 +86,66 @@ def test_a_classifier_is_refused_or_left_out(tmp_path):
     back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
     assert relative(back(values).last_hidden_state, model.forward_features(values)) < 1e-5
     assert report["left_out"].keys() == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb"])
+def test_weights_of_the_other_name_are_told_by_their_biases(tmp_path, name):
+    """Each of the two has a name with biases and one without."""
+    _, path, _ = timm_source(tmp_path, name, depth=1)
+    other = name.removesuffix("_qkvb") if name.endswith("_qkvb") else f"{name}_qkvb"
+    has = name.endswith("_qkvb")
+    told = f"qkv_bias {has} in place of {not has}.*--model-args qkv_bias={has}"
+    with pytest.raises(ValueError, match=told):
+        convert(f"timm:{other}", tmp_path / "bundle", weights=str(path), model_args={"depth": 1})
+    given = {"depth": 1, "qkv_bias": has}
+    assert convert(f"timm:{other}", tmp_path / "bundle", weights=str(path), model_args=given)
+
+
+@torch.no_grad()
+def test_without_registers_it_comes_and_goes(tmp_path):
+    """timm has no tensor for none."""
+    timm = pytest.importorskip("timm")
+    arguments = {**SHAPE, "num_reg_tokens": 0}
+    model = changed(timm.create_model("vit_small_patch16_dinov3_qkvb", **arguments))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    given = {"weights": str(tmp_path / "weights.safetensors"), "model_args": arguments}
+    convert("timm:vit_small_patch16_dinov3_qkvb", tmp_path / "bundle", **given)
+    export(tmp_path / "bundle", tmp_path / "out", "timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    values = helpers.images(3, 16)
+    expected = model.forward_features(values)
+    assert relative(again.forward_features(values), expected) < 1e-5
+    back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+    assert relative(back(values).last_hidden_state, expected) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_move_in_training_after_an_export_as_before(tmp_path):
+    """Or tuning in timm would be without what the family trains with."""
+    timm = pytest.importorskip("timm")
+    moves = {"pos_embed_shift": 0.1, "pos_embed_jitter": 1.2, "pos_embed_rescale": 2.0}
+    convert(str(saved(stock("dinov3_vit", num_hidden_layers=1, **moves), tmp_path / "source")), tmp_path / "bundle")
+    export(tmp_path / "bundle", tmp_path / "out", "timm")
+    rope = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).rope
+    assert [rope.shift_coords, rope.jitter_coords, rope.rescale_coords] == list(moves.values())
+
+
+@pytest.mark.parametrize("family", ["dinov2_with_registers", "dinov3_vit"])
+def test_images_that_timm_does_not_take_are_refused_by_an_export(tmp_path, family):
+    """Transformers cuts their margins; timm asks for whole patches."""
+    pytest.importorskip("timm")
+    convert(str(saved(stock(family, num_hidden_layers=1, image_size=45), tmp_path / "source")), tmp_path / "bundle")
+    with pytest.raises(ValueError, match="`to` timm: .* takes images of 45x45, no multiple of its patches of 7x7"):
+        export(tmp_path / "bundle", tmp_path / "out", "timm")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plain_model_that_timm_cannot_express_is_named_as_it_was_given(tmp_path):
+    """Not by the folder that it is written into first."""
+    pytest.importorskip("timm")
+    source = saved(stock("dinov3_vit", num_hidden_layers=1, use_gated_mlp=True), tmp_path / "source")
+    with pytest.raises(ValueError, match=f"`use_gated_mlp` True of {source}: a gated MLP"):
+        export(source, tmp_path / "out", "timm")
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6])

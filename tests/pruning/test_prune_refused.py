@@ -57,6 +57,7 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         ("headless", "`model` .* has no classifier; fine-tune it"),
         ("headless bundle", "`model` .* has no classifier; fine-tune it"),
         ("headless Swin", "`model` .* has no classifier; fine-tune it"),
+        ("DINOv3 bundle", "`model` .* is a dinov3_vit model; those that can be pruned: vit, swin"),
         (
             "classes",
             "`model` .* has no class 7, 8, 9 of digits; it knows 0, 1, 2, 3, .*7 in all.*Train it on these",
@@ -87,6 +88,9 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(tmp_path, vit, case, s
         ViTModel(ViTConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)).save_pretrained(model)
     elif case == "headless bundle":
         save_headless(helpers.tiny_model(helpers.tiny_config(num_labels=10), model_class=LinGeneModel), model)
+    elif case == "DINOv3 bundle":
+        config = helpers.tiny_config(family="dinov3_vit", num_register_tokens=1)
+        save_headless(helpers.tiny_model(config, model_class=LinGeneModel), model)
     elif case == "headless Swin":
         config = helpers.tiny_swin(num_labels=10).config
         save_headless(helpers.tiny_model(config, model_class=LinGeneSwinModel), model)

@@ -60,6 +60,15 @@ def test_a_finished_run_from_another_bundle_is_not_read_back(tmp_path, init):
         trained(tmp_path / "out", other)
 
 
+def test_another_content_is_not_said_to_be_resumable(tmp_path, init):
+    """No flag brings the old one back."""
+    own = begun(tmp_path / "own")
+    trained(tmp_path / "out", own)
+    LinGeneForImageClassification.from_pretrained(own, constrained=True, num_components=2).save_pretrained(own)
+    with pytest.raises(ValueError, match=r"differing in init_content .* or delete this one\.$"):
+        trained(tmp_path / "out", own)
+
+
 def test_a_run_goes_on_with_a_version_whose_configurations_have_a_field_more(tmp_path, monkeypatch, init):
     """A field that the bundle does not set makes no other start of it."""
     trained(tmp_path / "out", init)
