@@ -21,6 +21,7 @@ from lingene import telling
 from lingene.main import options_of
 from modeling_lingene import folders
 from modeling_lingene.conversion import export as module
+from modeling_lingene.conversion import to_timm
 from modeling_lingene.conversion.export import export
 from test_writing import error_with_limit
 
@@ -61,9 +62,9 @@ def test_a_head_that_is_still_zero_is_exported(tmp_path):
 
 SAVES = {
     "transformers": (ViTForImageClassification, "save_pretrained"),
-    "timm": (module, "save_file"),
+    "timm": (to_timm, "save_file"),
     "onnx": (torch.onnx, "export"),
-    "program": (module, "_keep_processor"),  # the program itself is written by no function of a library
+    "program": (module, "keep_processor"),  # the program itself is written by no function of a library
 }
 
 
