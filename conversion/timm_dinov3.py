@@ -14,50 +14,18 @@ from ..configuration_lingene import LinGeneConfig
 from .from_transformers import scaled
 from .sources import Source
 from .timm_swin import PARTS, QKV
+from .timm_vit import OUTSIDE, VIT_KINDS
 
 
 EVA = "Eva"
-EVA_KINDS = {
+EVA_KINDS = {path: kinds for path, kinds in VIT_KINDS.items() if not path.startswith("blocks.*.ls")} | {
     "": EVA,
-    "patch_embed": "PatchEmbed",
-    "patch_embed.proj": "Conv2d",
-    "patch_embed.norm": "Identity",
-    "pos_drop": "Dropout",
     "patch_drop": "PatchDropoutWithIndices",
     "rope": "RotaryEmbeddingDinoV3",
-    "norm_pre": "Identity",
     "blocks": "ModuleList",
     "blocks.*": "EvaBlock",
-    "blocks.*.norm1": "LayerNorm",
-    "blocks.*.norm2": "LayerNorm",
     "blocks.*.attn": "EvaAttention",
-    "blocks.*.attn.qkv": "Linear",
-    "blocks.*.attn.proj": "Linear",
-    "blocks.*.attn.q_norm": "Identity",
-    "blocks.*.attn.k_norm": "Identity",
-    "blocks.*.attn.norm": "Identity",
-    "blocks.*.attn.attn_drop": "Dropout",
-    "blocks.*.attn.proj_drop": "Dropout",
-    "blocks.*.drop_path1": "Identity DropPath",
-    "blocks.*.drop_path2": "Identity DropPath",
-    "blocks.*.mlp": "Mlp",
-    "blocks.*.mlp.fc1": "Linear",
-    "blocks.*.mlp.fc2": "Linear",
     "blocks.*.mlp.act": "GELU",
-    "blocks.*.mlp.norm": "Identity",
-    "blocks.*.mlp.drop1": "Dropout",
-    "blocks.*.mlp.drop2": "Dropout",
-    "norm": "LayerNorm",
-    "fc_norm": "Identity",
-    "head_drop": "Dropout",
-    "head": "Identity Linear",
-}
-OUTSIDE = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
 }
 REGISTERS = "reg_token"  # where there are any
 BIASES = {"attention.query.bias": "attn.q_bias", "attention.value.bias": "attn.v_bias"}

@@ -51,7 +51,7 @@ measuring.tables measuring.grids measuring.drawing measuring.features measuring.
 markdown citations readme kept  card  hub  zoo
 conversion.sources conversion.any_size  conversion.moments
     conversion.calibration conversion.alignment conversion.closed_form conversion.from_transformers
-    conversion.timm_swin  conversion.timm_dinov3 conversion.timm_vit
+    conversion.timm_swin  conversion.timm_vit  conversion.timm_dinov3
     conversion.from_timm conversion.fitting conversion.report conversion.ordering
     conversion.matching conversion.rotation conversion.graphs conversion.onnx_files
     conversion.devices
