@@ -26,6 +26,7 @@ from .processes import decided_on_main
 
 
 CACHE, CACHE_FILE = "teacher", "cache.json"
+REMEMBERED_BYTES = 1 << 30
 GIGABYTE = 10**9
 
 
@@ -101,6 +102,31 @@ class CachedTeacher:
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(b, *shape) of a batch's pictures."""
         return torch.from_numpy(self.answers[batch["index"].cpu().numpy()]).to(self.device)
+
+
+class RememberedTeacher:
+    """Gives what a teacher said of pictures that stay as they are, in the batches that they came in; it is asked again
+    for what does not fit in memory.
+
+    Args:
+        teacher: batch -> (b, ...).
+        room: bytes of the CPU's memory.
+    """
+
+    def __init__(self, teacher: Callable[[dict], torch.Tensor], room: int = REMEMBERED_BYTES):
+        self.teacher, self.room = teacher, room
+        self.answers: dict[tuple[int, ...], torch.Tensor] = {}  # by the pictures of the batch
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Its answer, where the batch is."""
+        pictures = tuple(batch["index"].tolist())
+        if pictures not in self.answers:
+            answer = self.teacher(batch)
+            if answer.nbytes > self.room:
+                return answer
+            self.room -= answer.nbytes
+            self.answers[pictures] = answer.cpu()
+        return self.answers[pictures].to(batch["pixel_values"].device)
 
 
 def open_cache(out: Path, identity: dict, accelerator: Accelerator) -> Path:

@@ -28,7 +28,7 @@ from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_token
 from .loop import TrainingLoop
 from .processes import layout
 from .settings import Recipe
-from .teacher_cache import CachedTeacher, check_cache, open_cache
+from .teacher_cache import CachedTeacher, RememberedTeacher, check_cache, open_cache
 from .warm_start import fit_sizes, processor_of, resized_by, start_of
 
 
@@ -119,7 +119,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     if recipe.init and student.heads:
         shown = accelerator.is_main_process
         fit_heads(student.to(accelerator.device), sources[0], teacher, recipe.training.seed, shown)
-    teachers = [teacher, teacher]
+    teachers = [teacher, RememberedTeacher(teacher)]  # which every size and every epoch ask of the same pictures
     if recipe.cache_teacher:
         folder, size = open_cache(out, identity, accelerator), recipe.training.batch_size
         files = zip(sources, ("train", "held_out"))

@@ -28,8 +28,9 @@ from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_data
 from modeling_lingene.readout import read_readout, write_readout
 from modeling_lingene.training import recipes
+from modeling_lingene.training.encoders import Encoder
 from modeling_lingene.training.loop import TrainingLoop
-from modeling_lingene.training.teacher_cache import CachedTeacher
+from modeling_lingene.training.teacher_cache import CachedTeacher, RememberedTeacher
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +288,30 @@ def test_the_cache_gives_every_picture_its_own_tokens_and_asks_once(tmp_path):
         for (batch,) in source.batches("seed", Layout(4)):
             assert torch.equal(cache(batch), batch["pixel_values"][:, :, :5, 0])
     assert teacher.asked == 14 and (tmp_path / "train.f32").stat().st_size == 14 * 15 * 4
+
+
+def test_a_teacher_is_asked_once_of_pictures_that_stay_as_far_as_memory_goes():
+    """Every size and every epoch is judged on the pictures held out, and a teacher's pass is dearer than a narrow
+    size's."""
+    source = helpers.source(14)
+    for room, asked in ((14 * 60, 14), (8 * 60, 14 + 2 * 6), (0, 3 * 14)):  # bytes of three channels of five pixels
+        teacher = Counted()
+        remembered = RememberedTeacher(teacher, room)
+        for _ in range(3):
+            for batch in source.in_order(Layout(4)):
+                assert torch.equal(remembered(batch), batch["pixel_values"][:, :, :5, 0])
+        assert teacher.asked == asked
+
+
+def test_the_sizes_of_a_run_share_what_its_teacher_said_of_the_pictures_held_out(tmp_path, monkeypatch, photos, init):
+    """Four sizes at the end and three epochs ask as often as one."""
+    asked = []
+    answer = Encoder.answer
+    monkeypatch.setattr(Encoder, "answer", lambda self, values: asked.append(len(values)) or answer(self, values))
+    trained(tmp_path, photos, init, epochs=3)
+    black, pictures, held = 1, 36, 4
+    heads, epochs = pictures, 3 * pictures
+    assert len(history(tmp_path)) == 3 and sum(asked) == black + heads + epochs + held + held  # losses, then cosines
 
 
 def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(tmp_path, monkeypatch, photos, init):

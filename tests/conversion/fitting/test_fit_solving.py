@@ -6,13 +6,11 @@ Against numpy's dense solvers.
 """
 
 import itertools
-from contextlib import nullcontext
 
 import numpy
 import pytest
 import torch
 from fits import (
-    COUNT,
     DEPTH,
     HEADS,
     layers_of,
@@ -25,7 +23,6 @@ from fits import (
     weights_of,
     with_layers,
 )
-from torch.overrides import TorchFunctionMode
 
 import helpers
 from modeling_lingene.conversion import fitting
@@ -332,33 +329,3 @@ def test_rounds_never_raise_the_objective_of_fixed_layers():
         assert len(seen) == rounds
     assert all(later <= before * (1 + 1e-6) for before, later in zip(values, values[1:]))
     assert values[-1] < 0.99 * values[0]
-
-
-class Rounded(TorchFunctionMode):
-    """Matrix products as units for bfloat16 make them: of rounded factors, added up in float32."""
-
-    products = 0
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        def rounded(value):
-            return value.bfloat16().float() if getattr(value, "dtype", None) == torch.float32 else value
-
-        name, first = function.__name__, 1 if function.__name__.startswith("addmm") else 0
-        if name in ("matmul", "__matmul__", "mm", "bmm", "einsum", "linear", "addmm", "addmm_"):
-            last = 2 if name == "linear" else len(arguments)
-            self.products += 1
-            arguments = (*arguments[:first], *map(rounded, arguments[first:last]), *arguments[last:])
-        return function(*arguments, **(keywords or {}))
-
-
-@pytest.mark.parametrize("fit", ["kronecker", "matched"])
-def test_products_in_bfloat16_cost_a_fit_nothing(fit):
-    """What processors with units for it make of `coarse_products`: what is fitted is as near in exact arithmetic."""
-    values = helpers.images(COUNT)
-    stacks, table, left = measured(stock(), values), normal(DEPTH, 3, seed=5), []
-    for mode in (nullcontext(), Rounded()):
-        with mode:
-            turned, components, own = fit_block(stacks, table, fit, HEADS, rounds=6)
-        left.append(objective(turned, components, own, fit))
-    assert mode.products > 500 and left[0] != left[1]
-    assert left[1] < 1.01 * left[0]
