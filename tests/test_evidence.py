@@ -151,7 +151,8 @@ def test_the_command_of_a_row_is_one_that_a_shell_takes(name):
     assert results["rows"]
     for row in results["rows"]:
         *command, option, name = shlex.split(row["command"])
-        assert command == shlex.split(results["command"]) and (option, name) == ("--rows", row["row"])
+        precision = ["--precision", "bf16"] if row.get("precision", "no") == "bf16" else []
+        assert command == shlex.split(results["command"]) + precision and (option, name) == ("--rows", row["row"])
 
 
 def test_rows_of_one_table_cost_what_they_say():
@@ -291,10 +292,37 @@ def test_the_recipe_of_every_size_trains_as_the_row_that_was_best():
         assert getattr(recipe.decomposition, name) == row.settings[name], name
 
 
+def test_every_row_of_the_backbone_learns_at_the_rate_that_was_best_and_it_has_neighbours():
+    """Longer trainings have the rate of the shortest; what is at another's rate has that one's."""
+    rows = {row["row"]: row for row in json.loads((RESULTS / "backbone.json").read_text())["rows"]}
+    trained = [name for name in rows if "rate" in rows[name]]
+    assert trained
+    for name in trained:
+        tried = {float(rate): loss for rate, loss in rows[name]["rates"].items()}
+        assert rows[name]["rate"] == min(tried, key=tried.get) and min(tried) < rows[name]["rate"] < max(tried), name
+        if name.endswith(backbone.ROTATED_RATE):
+            assert rows[name]["rates"] == rows["elastic, rotated, 1"]["rates"]
+
+
+@pytest.mark.parametrize(
+    "rate, lower, higher", [(1e-5, 3e-6, 3e-5), (3e-6, 1e-6, 1e-5), (3e-5, 1e-5, 1e-4), (1e-4, 3e-5, 3e-4)]
+)
+def test_rates_of_the_backbone_go_on_by_ones_and_threes(rate, lower, higher):
+    assert backbone.beside(rate, lower=True) == lower and backbone.beside(rate, lower=False) == higher
+
+
+def test_rows_that_are_known_are_of_the_same_scale(tmp_path):
+    file = tmp_path / "backbone.json"
+    file.write_text(json.dumps({"scale": "gpu", "rows": [{"row": "layers"}]}))
+    assert backbone.known_rows(file, "gpu") == {"layers": {"row": "layers"}}
+    with pytest.raises(ValueError, match="backbone.json is of the scale gpu, not of cpu"):
+        backbone.known_rows(file, "cpu")
+
+
 @pytest.mark.parametrize(
     "row, rate",
     [
-        ("elastic, rotated, 1, 4 networks", UNLABELLED_RATE),
+        ("elastic, rotated, 1", UNLABELLED_RATE),
         ("depths, identity heads", UNLABELLED_RATE),
         ("healed, 6 components", HEALING_RATE),
     ],
@@ -302,6 +330,5 @@ def test_the_recipe_of_every_size_trains_as_the_row_that_was_best():
 def test_a_trained_backbone_learns_at_the_rate_that_was_best(row, rate):
     """As many times higher as a step has more images: the linear rule, to a factor of two."""
     (found,) = [one for one in json.loads((RESULTS / "backbone.json").read_text())["rows"] if one["row"] == row]
-    assert found["rate"] == float(min(found["rates"], key=found["rates"].get))
     more = TrainingSettings().batch_size / backbone.SCALES["cpu"].training.batch_size
     assert 0.5 <= rate / (more * found["rate"]) <= 2

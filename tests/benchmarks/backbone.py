@@ -11,14 +11,20 @@ cosine compares with the source's tokens, as `lingene sweep --reference` does. S
     sorted   heads and units in one order for all layers, the stream as it is: the earlier `--sort`
     plain    `lingene convert`
 
-A bundle draws one network a step over all depths and widths, or several that share its images; `alone` trains one
-width of the rotated start for as many pictures. One teacher, the source; losses are those of the validation part,
-through each run's own heads. The rate is the one with the lowest mean loss of the sizes there, for each row by itself:
-after a short try, or, of rows whose networks share a step and those `tried whole`, after the shorter training. The two
-are not tuned alike: compare rows that were tried in one way.
+A bundle draws four networks a step over all depths and widths, which share its images; `alone` trains one width of
+the rotated start for as many pictures, `depths` a bundle whose layers alone are left out, `healed` one of fewer
+components. One teacher, the source; losses are those of the validation part, through each run's own heads. The rate of
+a row is the one with the lowest mean loss of its sizes there after one epoch, tried on until the best has neighbours;
+longer trainings take it from there. Rows at `the rate of rotated` take that of the rotated start in its place: of
+starts whose narrow widths begin far off, the mean is lowest where the full width is ruined.
+
+With `--precision bf16` steps, and the passes of what is judged and of the source, compute in bfloat16 by autocast; a
+row says which it was, and how many pictures judged it. What is done in the work folder, or stands in the results file
+of `--known`, is not run again.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import resource
@@ -27,13 +33,17 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import transformers
 from preparing import write_set
 from protocol import slug
-from transformers import AutoModel, BitImageProcessor
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from transformers import AutoModel, BitImageProcessor, Dinov2Model
 
 from modeling_lingene.configuration_lingene import LinGeneConfig
 from modeling_lingene.conversion.calibration import calibration_images
@@ -54,8 +64,7 @@ from modeling_lingene.training.steps import TrainingSettings
 PIXELS = 126
 DEPTH, DEPTHS, WIDTHS, COUNTS = 12, (6, 8, 10), ("1/2", "2/3", "5/6"), (3, 4, 6, 9)
 STARTS = ("rotated", "sorted", "plain")
-SHARED = 4  # networks that share the images of a step, in a row that names them
-WHOLE = "tried whole"  # each rate by the shorter training, as rows of shared steps are
+ROTATED_RATE = "the rate of rotated"
 SHOWN = ("depth", "width_ratio", "num_components", "feature_loss")
 
 
@@ -64,42 +73,31 @@ class Scale:
     """What a machine can do.
 
     Args:
-        pictures: for training; for a try of a rate; voters with labels; judged pictures.
+        pictures: for training; voters with labels; judged pictures.
         calibration: images for fewer components; a quarter of them orders channels and chooses layers.
-        epochs: of the shorter and the longer training; longer ones of networks that share a step and of widths alone.
-        rates: tried for every row.
+        epochs: of the shortest training, which chooses rates; of all starts; of the rotated start alone, the first of
+            these with widths alone beside it.
+        rate: tried first.
         training: everything else.
     """
 
-    pictures: tuple[int, int, int, int]
+    pictures: tuple[int, int, int]
     calibration: int
     epochs: tuple[int, ...]
-    rates: tuple[float, ...]
+    rate: float
     training: TrainingSettings
 
 
 CPU = TrainingSettings(batch_size=32, device="cpu", evaluate_every=0, keep_checkpoints=1)
 SCALES = {
-    "cpu": Scale(
-        (4000, 1000, 1000, 500),
-        256,
-        (1, 3, 12, 30),
-        (1e-6, 3e-6, 1e-5, 3e-5),
-        CPU,
-    ),
-    "smoke": Scale(  # a try of minutes, and no measurement
-        (64, 32, 60, 40),
-        16,
-        (1, 1),
-        (3e-4,),
-        dataclasses.replace(CPU, batch_size=16),
-    ),
+    "cpu": Scale((4000, 1000, 3925), 256, (1, 3, 12, 30), 1e-5, CPU),
+    "smoke": Scale((64, 60, 40), 16, (1, 2, 3), 3e-4, dataclasses.replace(CPU, batch_size=16)),  # no measurement
     "gpu": Scale(
-        (9000, 2000, 9000, 3925),
+        (9000, 9000, 3925),
         512,
-        (3, 30),
-        (1e-6, 3e-6, 1e-5, 3e-5),
-        dataclasses.replace(CPU, batch_size=128, device="auto", precision="bf16"),
+        (1, 3, 12, 30),
+        3e-5,
+        dataclasses.replace(CPU, batch_size=128, device="auto"),
     ),
 }
 
@@ -111,29 +109,34 @@ class Backbone:
         data: a labelled set with `train` and `test`.
         work: folder for everything that is made.
         scale: name.
+        precision: of training and of passes that are judged: no or bf16.
+        known: a results file whose rows are not run again.
+
+    Raises:
+        ValueError: `known` is of another scale.
     """
 
-    def __init__(self, data: str, work: Path, scale: str):
+    def __init__(self, data: str, work: Path, scale: str, precision: str = "no", known: Path | None = None):
         self.work, self.name, self.scale, self.data = work, scale, SCALES[scale], data
-        self.source, self.pictures, self.tried = work / "source", work / "pictures", work / "tried"
-        self.judged = work / "judged"
+        self.source, self.pictures, self.judged = work / "source", work / "pictures", work / "judged"
+        self.precision, self.known = precision, known_rows(known, scale) if known else {}
         self._make_source()
         self._make_sets()
-        short, *longer = self.scale.epochs
+        short, longer, *longest = self.scale.epochs
         self.rows = {
             **{f"untrained, {start}": self.widths_of for start in STARTS},
-            f"elastic, rotated, {short}": self.trained,
-            f"elastic, plain, {short}": self.trained,
-            **{f"{count} components": self.components for count in COUNTS},
+            **{f"elastic, {start}, {epochs}": self.trained for start in STARTS for epochs in (short, longer)},
+            **{
+                f"elastic, {start}, {epochs}, {ROTATED_RATE}": self.trained
+                for start in STARTS[1:]
+                for epochs in (short, longer)
+            },
+            **{f"elastic, rotated, {epochs}": self.trained for epochs in longest},
+            **{f"alone, {width}, {epochs}": self.trained for epochs in (short, longest[0]) for width in WIDTHS},
             "layers": self.layers,
-            f"elastic, sorted, {short}": self.trained,
-            **{f"elastic, {start}, {longer[0]}": self.trained for start in STARTS},
-            **{f"elastic, rotated, {epochs}, {SHARED} networks": self.trained for epochs in self.scale.epochs},
-            "depths, linear heads": self.trained,
-            "depths, identity heads": self.trained,
-            **{f"healed, {count} components": self.trained for count in (6, 9)},
-            f"elastic, rotated, {short}, {WHOLE}": self.trained,
-            **{f"alone, {width}, {epochs}, {WHOLE}": self.trained for epochs in self.scale.epochs for width in WIDTHS},
+            **{f"depths, {heads} heads": self.trained for heads in ("linear", "identity")},
+            **{f"{count} components": self.components for count in COUNTS},
+            **{f"healed, {count} components": self.trained for count in COUNTS},
         }
 
     def _make_source(self) -> None:
@@ -153,26 +156,31 @@ class Backbone:
         if (self.judged / "parts.json").is_file():
             return
         train, test = load_images(self.data, "train"), load_images(self.data, "test")
-        trained, tried, voters, judged = self.scale.pictures
+        trained, voters, judged = self.scale.pictures
 
         def part(images, count):
             return images if count >= len(images) else split_off(images, count / len(images), seed=0)[1]
 
         write_set({"train": part(train, trained)}, self.pictures)
-        write_set({"train": part(train, tried)}, self.tried)
         write_set({"train": part(train, voters), "test": part(test, judged)}, self.judged)
 
     def finish(self, name: str) -> dict:
         """A row, from its file where it is done."""
-        file = self.work / "rows" / f"{slug(name)}.json"
+        file = self.row_file(name)
         if file.is_file():
             return json.loads(file.read_text())
+        if name in self.known:
+            return self.known[name]
         file.parent.mkdir(exist_ok=True)
         hardware = device_name(None if self.scale.training.device == "auto" else "cpu")
-        row = {"row": name, "hardware": hardware, **self.rows[name](name)}
+        row = {"row": name, "hardware": hardware, "precision": self.precision, "judged": self.scale.pictures[-1]}
+        row |= self.rows[name](name)
         row["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
         write_json(file, row)
         return row
+
+    def row_file(self, name: str) -> Path:
+        return self.work / "rows" / f"{slug(name)}.json"
 
     def start(self, kind: str) -> Path:
         """A bundle of as many components as layers."""
@@ -199,7 +207,8 @@ class Backbone:
         train, test = load_images(str(self.judged), "train"), load_images(str(self.judged), "test")
         metrics = {"metric": "cosine,knn,probe", "reference": str(self.source)}
         metrics = metrics if compared else {"metric": "knn,probe"}
-        rows = sweep(bundle, test, out=bundle, train=train, latency=False, allow_untrained=True, **metrics, **grid)
+        with passes_in_bfloat16() if self.precision == "bf16" else contextlib.nullcontext():
+            rows = sweep(bundle, test, out=bundle, train=train, latency=False, allow_untrained=True, **metrics, **grid)
         kept = {"depth", "width_ratio", "num_components", "params", "macs", "knn", "probe"}
         return [{key: value for key, value in row.items() if key in kept or "cosine" in key} for row in rows]
 
@@ -229,9 +238,9 @@ class Backbone:
         bundle, depths = self.start("layers"), sorted({*DEPTHS, *COUNTS, DEPTH})
         return {"sizes": self.measured(bundle, depths=depths, components=(DEPTH,))}
 
-    def recipe(self, name: str, rate: float, tried: bool) -> Recipe:
+    def recipe(self, name: str, rate: float) -> Recipe:
         kind, what, *others = name.split(", ")
-        epochs, heads = 1 if tried else int((others or [self.scale.epochs[0]])[0]), "linear"
+        epochs, heads = int((others or self.scale.epochs)[0]), "linear"
         if kind == "alone":
             init, decomposition = self._narrow(what), DecompositionSettings("simultaneous", totals=(DEPTH,))
         elif kind == "healed":
@@ -239,16 +248,17 @@ class Backbone:
             decomposition = DecompositionSettings("simultaneous", totals=(int(what.split()[0]),))
         elif kind == "depths":
             init, heads = self.start("layers"), what.split()[0]
-            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS, networks=1)
+            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS)
         else:
-            init, drawn = self.start(what), {"depths": DEPTHS, "widths": WIDTHS}
-            networks = SHARED if others[-1].endswith("networks") else 1
-            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), networks=networks, **drawn)
+            init = self.start(what)
+            decomposition = DecompositionSettings("elastic", totals=(DEPTH,), depths=DEPTHS, widths=WIDTHS)
         return Recipe(
-            data=str(self.tried if tried else self.pictures),
+            data=str(self.pictures),
             init=str(init),
             teacher=str(self.source),
-            training=dataclasses.replace(self.scale.training, epochs=epochs, learning_rate=rate),
+            training=dataclasses.replace(
+                self.scale.training, epochs=epochs, learning_rate=rate, precision=self.precision
+            ),
             decomposition=decomposition,
             objective=Objective(kind="features", feature_heads=heads),
             validation_share=0.05,
@@ -267,33 +277,43 @@ class Backbone:
         return bundle
 
     def choose(self, name: str) -> dict[float, float]:
-        """The mean loss of the sizes on the validation part after a try, by learning rate: the full size alone begins
-        as the teacher, and is best where nothing is learned. Rows whose networks share a step, and those that say so,
-        are tried by their shorter training as a whole, as short tries favour low rates. Longer trainings of the same
-        go by the same try.
-        """
-        losses, short = {}, self.shorter(name)
-        for rate in self.scale.rates[1:] if whole_try(short) else self.scale.rates:
-            rows = decompose(self.recipe(short, rate, tried=not whole_try(short)), self.tried_in(short, rate))
-            losses[rate] = statistics.mean(row["feature_loss"] for row in rows)
+        """The mean loss of a row's sizes on the validation part after its shortest training, by learning rate; the
+        full size alone begins as the teacher, and is best where nothing is learned."""
+        short = self.shortest(name)
+        if short in self.known and not self.row_file(short).is_file():
+            return {float(rate): loss for rate, loss in self.known[short]["rates"].items()}
+
+        def loss(rate: float) -> float:
+            rows = self.decomposed(short, rate, self.tried_in(short, rate))
+            return statistics.mean(row["feature_loss"] for row in rows)
+
+        losses = {self.scale.rate: loss(self.scale.rate)}
+        while (best := min(losses, key=losses.get)) in (min(losses), max(losses)):
+            further = beside(best, lower=best != max(losses))
+            losses[further] = loss(further)
         return losses
 
-    def shorter(self, name: str) -> str:
-        """The row whose training is that of a row but short."""
-        parts, epochs = name.split(", "), {str(one) for one in self.scale.epochs}
-        return ", ".join(str(self.scale.epochs[0]) if part in epochs else part for part in parts)
+    def decomposed(self, name: str, rate: float, out: Path) -> list[dict]:
+        """A training; flash attention of CPUs is slow in bfloat16, backwards, at 82 tokens."""
+        slow = self.precision == "bf16" and self.scale.training.device == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext():
+            return decompose(self.recipe(name, rate), out)
 
-    def tried_in(self, name: str, rate: float) -> Path:
-        return self.work / "tries" / f"{slug(name)}-{rate:g}"
+    def shortest(self, name: str) -> str:
+        """The row whose training is that of a row but short, at rates of its own."""
+        kind, what, *others = name.split(", ")
+        return ", ".join([kind, what, *([str(self.scale.epochs[0])] if others else [])])
+
+    def tried_in(self, short: str, rate: float) -> Path:
+        return self.work / "tries" / f"{slug(short)}-{rate:g}"
 
     def trained(self, name: str) -> dict:
         """A training, its losses and what its features are worth."""
-        tried = self.choose(name)
+        own, short = name.removesuffix(f", {ROTATED_RATE}"), self.shortest(name)
+        tried = self.choose(name if own == name else f"elastic, rotated, {self.scale.epochs[0]}")
         rate = min(tried, key=tried.get)
-        out = self.work / "runs" / slug(name)
-        if whole_try(name) and name == self.shorter(name):
-            out = self.tried_in(name, rate)
-        losses = decompose(self.recipe(name, rate, tried=False), out)
+        out = self.tried_in(short, rate) if own == short else self.work / "runs" / slug(name)
+        losses = self.decomposed(name, rate, out)
         bundle, history = out / "bundle", json.loads((out / "history.json").read_text())["epochs"]
         made = json.loads((bundle / "training.json").read_text())
         config = LinGeneConfig.from_pretrained(bundle)
@@ -306,7 +326,7 @@ class Backbone:
             grid["depths"] = (*DEPTHS, DEPTH)
         return {
             "rate": rate,
-            "rates": {f"{one:g}": loss for one, loss in tried.items()},
+            "rates": {f"{one:g}": loss for one, loss in sorted(tried.items())},
             "pictures": len(history) * round(0.95 * self.scale.pictures[0]),
             "seconds": round(sum(row["seconds"] for row in history), 1),
             "hardware": made["hardware"],
@@ -316,18 +336,54 @@ class Backbone:
 
     def collect(self) -> dict:
         line = f"python tests/benchmarks/backbone.py --data DATA --work DIR --scale {self.name}"
-        files = {json.loads(file.read_text())["row"] for file in (self.work / "rows").glob("*.json")}
-        done = [
-            self.finish(name) | {"command": f"{line} --rows {shlex.quote(name)}"}
-            for name in self.rows
-            if name in files
-        ]
-        return {"command": line, "scale": self.name, "pictures": list(self.scale.pictures), "rows": done}
+        done = [name for name in self.rows if name in self.known or self.row_file(name).is_file()]
+        rows = [self.finish(name) for name in done]
+        for row in rows:
+            precision = "" if row["precision"] == "no" else f" --precision {row['precision']}"
+            row["command"] = f"{line}{precision} --rows {shlex.quote(row['row'])}"
+        trained, voters, _ = self.scale.pictures
+        return {"command": line, "scale": self.name, "trained": trained, "voters": voters, "rows": rows}
 
 
-def whole_try(name: str) -> bool:
-    """Whether a row's rates are tried by its shorter training as a whole."""
-    return name.endswith(("networks", WHOLE))
+@contextlib.contextmanager
+def passes_in_bfloat16() -> Iterator[None]:
+    """Encoders compute by autocast; what is then made of their tokens is not."""
+    begun = []
+
+    def begin(module: nn.Module, _) -> None:
+        if isinstance(module, Dinov2Model):  # one on the device meta has its MACs counted
+            begun.append(torch.autocast(module.device.type.replace("meta", "cpu"), torch.bfloat16))
+            begun[-1].__enter__()
+
+    def end(module: nn.Module, *_) -> None:
+        if isinstance(module, Dinov2Model):
+            begun.pop().__exit__(None, None, None)
+
+    hooks = register_module_forward_pre_hook(begin), register_module_forward_hook(end)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def known_rows(file: Path, scale: str) -> dict[str, dict]:
+    """The rows of a results file, by name.
+
+    Raises:
+        ValueError: they are of another scale.
+    """
+    results = json.loads(file.read_text(encoding="utf-8"))
+    if results["scale"] != scale:
+        raise ValueError(f"{file} is of the scale {results['scale']}, not of {scale}.")
+    return {row["row"]: row for row in results["rows"]}
+
+
+def beside(rate: float, lower: bool) -> float:
+    """The next of 1, 3, 10, 30 and so on."""
+    digits, exponent = f"{rate:e}".split("e")
+    step = {(1, True): 0.3, (1, False): 3, (3, True): 1, (3, False): 10}[round(float(digits)), lower]
+    return float(f"{step}e{exponent}")
 
 
 def main() -> None:
@@ -336,9 +392,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--rows", help="separated by semicolons; default all")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of training and of what is judged")
+    parser.add_argument("--known", type=Path, help="results file whose rows are not run again")
     parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
     arguments = parser.parse_args()
-    backbone = Backbone(arguments.data, arguments.work, arguments.scale)
+    backbone = Backbone(arguments.data, arguments.work, arguments.scale, arguments.precision, arguments.known)
     if arguments.collect:
         return write_json(arguments.collect, backbone.collect())
     for name in arguments.rows.split(";") if arguments.rows else backbone.rows:

@@ -43,17 +43,21 @@ def backbone_rows() -> dict[str, dict]:
     return {row["row"]: row for row in rows}
 
 
+def chance(one: dict, other: dict) -> float:
+    """Two standard errors of a difference of two rows' accuracies, at the most: what is nearer is called equal."""
+    return 2 * (0.25 / one["judged"] + 0.25 / other["judged"]) ** 0.5
+
+
 def backbone() -> list[str]:
-    """Only what lies further apart than chance: two standard errors of a difference of judged pictures."""
+    """Only what lies further apart than chance."""
     results = json.loads((RESULTS / "backbone.json").read_text(encoding="utf-8"))
-    rows, (trained, _, voters, judged) = backbone_rows(), results["pictures"]
-    chance = 2 * (2 * 0.25 / judged) ** 0.5
+    rows = backbone_rows()
     first, machines = next(iter(rows.values())), " and ".join(dict.fromkeys(row["hardware"] for row in rows.values()))
     said = [
-        f"The source is a trained ViT-S/14 at 126 pixels; up to {trained:,} unlabelled pictures of Imagenette train, "
-        f"{voters:,} of these, with labels, vote or fit the probe, {judged:,} others are judged; one seed, so that "
-        f"differences under {points(chance)} points of k-NN or probe say nothing. {machines}, torch "
-        f"{first['versions']['torch'].partition('+')[0]}."
+        f"The source is a trained ViT-S/14 at 126 pixels; {results['trained']:,} unlabelled pictures of Imagenette "
+        f"train, a twentieth of them to choose by, and {results['voters']:,} of these, with labels, vote or fit the "
+        f"probe. One seed. {machines}, torch {first['versions']['torch'].partition('+')[0]}.",
+        *judging(rows),
     ]
     rotated = rows["untrained, rotated"]["sizes"]
     for other, what in (("sorted", "the earlier `--sort`"), ("plain", "no sorting")):
@@ -67,8 +71,8 @@ def backbone() -> list[str]:
             said.append(
                 f"Untrained, cosine of the class token with the source, `--sort` against {what}: {', '.join(told)}."
             )
-    said += fits(rows) + against_layers(rows, chance) + rates(rows) + alone_at_each_width(rows, chance)
-    longest = [name for name in rows if name.startswith("elastic, rotated") and name.endswith("4 networks")][-1]
+    said += fits(rows) + against_layers(rows) + rates(rows) + alone_at_each_width(rows)
+    longest = [name for name in rows if name.startswith("elastic, rotated")][-1]
     row = rows[longest]
     trained, before = row["sizes"], rotated
     said.append(
@@ -86,19 +90,37 @@ def backbone() -> list[str]:
             f"(`{longest}`) after untrained: {', '.join(told)} of the width."
         )
     return said + [
-        f"`{one}` against `{other}`, the probe at each width: {beside(rows[one], rows[other], chance)}."
+        f"`{one}` against `{other}`, the probe at each size: {beside(rows[one], rows[other])}."
         for one, other in BESIDE
         if one in rows and other in rows
     ]
 
 
 ALONE = {
-    "elastic, rotated, 1, tried whole": "alone, {width}, 1, tried whole",
-    "elastic, rotated, 12, 4 networks": "alone, {width}, 12, tried whole",
+    "elastic, rotated, 1": "alone, {width}, 1",
+    "elastic, rotated, 12": "alone, {width}, 12",
 }
 
 
-def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
+def judging(rows: dict[str, dict]) -> list[str]:
+    """By how many pictures each row was judged, and in which precision it was trained and judged."""
+    kinds = {(row["judged"], row["precision"]): [] for row in rows.values()}
+    for name, row in rows.items():
+        kinds[row["judged"], row["precision"]].append(name)
+    most = max(kinds, key=lambda kind: len(kinds[kind]))
+    said = []
+    for kind, names in kinds.items():
+        of = "all others" if kind == most and len(kinds) > 1 else ", ".join(f"`{name}`" for name in names)
+        of = "all" if len(kinds) == 1 else of
+        alike = {"judged": kind[0]}
+        said.append(
+            f"{kind[0]:,} pictures of the test part judge, in {'bfloat16' if kind[1] == 'bf16' else 'float32'} as in "
+            f"training, {of}: differences under {points(chance(alike, alike))} points of k-NN or probe say nothing."
+        )
+    return said
+
+
+def alone_at_each_width(rows: dict[str, dict]) -> list[str]:
     """A bundle's widths against each trained by itself for as many pictures, rates tried alike."""
     said = []
     for bundle, alone in ALONE.items():
@@ -106,12 +128,12 @@ def alone_at_each_width(rows: dict[str, dict], chance: float) -> list[str]:
         for (_, width, _), one in rows.get(bundle, {"sizes": {}})["sizes"].items():
             row = rows.get(alone.format(width=width))
             if row and row["pictures"] == rows[bundle]["pictures"]:
-                pairs.append((width, one, *row["sizes"].values()))
+                pairs.append((width, one, *row["sizes"].values(), chance(row, rows[bundle])))
         for metric, what in (("probe", "the probe"), ("knn", "k-NN")) if pairs else ():
             told = [
-                f"{verdict(one[metric] - other[metric], chance)} at {width} "
+                f"{verdict(one[metric] - other[metric], bound)} at {width} "
                 f"({points(one[metric])} and {points(other[metric])})"
-                for width, one, other in pairs
+                for width, one, other, bound in pairs
             ]
             said.append(f"`{bundle}` against a width trained alone for as many pictures, {what}: {', '.join(told)}.")
     return said
@@ -128,15 +150,21 @@ def fits(rows: dict[str, dict]) -> list[str]:
     return [f"The default fit on 256 pictures of 82 tokens: {'; '.join(told)}."] if told else []
 
 
-def against_layers(rows: dict[str, dict], chance: float) -> list[str]:
+def against_layers(rows: dict[str, dict]) -> list[str]:
     """Components against as many layers of the source, chosen: equal in what is stored, not in MACs."""
-    layers = {depth: one for (depth, *_), one in rows.get("layers", {"sizes": {}})["sizes"].items()}
-    fitted = {count: one for row in rows.values() if "fit" in row for (*_, count), one in row["sizes"].items()}
-    shared = sorted(layers.keys() & fitted.keys())
-    pairs = [(fitted[count]["probe"] - layers[count]["probe"]) for count in shared]
-    if not pairs:
+    if "layers" not in rows:
         return []
-    told = counted([(verdict(difference, chance), difference) for difference in pairs])
+    layers = {depth: one for (depth, *_), one in rows["layers"]["sizes"].items()}
+    fitted = {count: (one, row) for row in rows.values() if "fit" in row for (*_, count), one in row["sizes"].items()}
+    shared = sorted(layers.keys() & fitted.keys())
+    told = []
+    for count in shared:
+        one, row = fitted[count]
+        difference = one["probe"] - layers[count]["probe"]
+        told.append((verdict(difference, chance(row, rows["layers"])), difference))
+    if not told:
+        return []
+    told = counted(told)
     return [
         f"Untrained, {', '.join(map(str, shared))} components against as many layers of the source, chosen on the "
         f"same pictures, the probe: {told}. N components store what N layers do, and compute all twelve."
@@ -144,46 +172,44 @@ def against_layers(rows: dict[str, dict], chance: float) -> list[str]:
 
 
 def rates(rows: dict[str, dict]) -> list[str]:
-    """What each learning rate came to; a row whose lowest was the best says so."""
+    """What each learning rate came to, of rows that chose theirs: longer ones have it from the shortest."""
     said = []
     for name, row in rows.items():
-        if "rates" in row:
-            losses = {float(rate): loss for rate, loss in row["rates"].items()}
-            told = ", ".join(f"{loss:.2f} at {rate:g}" for rate, loss in sorted(losses.items()))
-            ends = {min(losses): "lowest", max(losses): "highest"}
-            edge = f"; the {ends[row['rate']]} that was tried is the best" if row["rate"] in ends else ""
-            whole = name.endswith(("networks", "tried whole"))
-            tried = "the shorter training at each rate" if whole else "a try of each rate"
-            said.append(f"`{name}`: mean loss of its sizes on the validation part after {tried}, {told}{edge}.")
+        if "rates" in row and name.split(", ")[2:] in ([], ["1"]):
+            told = ", ".join(f"{loss:.2f} at {rate}" for rate, loss in sorted(row["rates"].items(), key=by_rate))
+            note = f" ({row['note']})" if "note" in row else ""
+            said.append(f"`{name}`: mean loss of its sizes on the validation part, {told}{note}.")
     return said
 
 
+def by_rate(found: tuple[str, float]) -> float:
+    return float(found[0])
+
+
+ROTATED_RATE = ", the rate of rotated"
 BESIDE = (
-    ("elastic, rotated, 1", "untrained, rotated"),
-    ("elastic, rotated, 1, 4 networks", "untrained, rotated"),
-    ("elastic, rotated, 1, 4 networks", "elastic, rotated, 1, tried whole"),
-    ("elastic, rotated, 3, 4 networks", "untrained, rotated"),
-    ("elastic, rotated, 12, 4 networks", "untrained, rotated"),
-    ("elastic, rotated, 12, 4 networks", "elastic, rotated, 3, 4 networks"),
-    ("elastic, rotated, 30, 4 networks", "untrained, rotated"),
-    ("elastic, rotated, 30, 4 networks", "elastic, rotated, 12, 4 networks"),
-    ("elastic, rotated, 1", "elastic, plain, 1"),
-    ("elastic, rotated, 1", "elastic, sorted, 1"),
-    ("elastic, rotated, 3", "elastic, rotated, 1"),
+    *((f"elastic, rotated, {epochs}", "untrained, rotated") for epochs in (1, 3, 12, 30)),
+    ("elastic, rotated, 12", "elastic, rotated, 3"),
+    ("elastic, rotated, 30", "elastic, rotated, 12"),
+    *(
+        (f"elastic, rotated, {epochs}", f"elastic, {start}, {epochs}{rate}")
+        for epochs in (1, 3)
+        for start in ("sorted", "plain")
+        for rate in ("", ROTATED_RATE)
+    ),
     ("depths, identity heads", "depths, linear heads"),
-    ("healed, 6 components", "6 components"),
-    ("healed, 9 components", "9 components"),
+    *((f"healed, {count} components", f"{count} components") for count in (3, 4, 6, 9)),
 )
 
 
-def verdict(difference: float, chance: float) -> str:
-    return "equal" if abs(difference) < chance else "better" if difference > 0 else "worse"
+def verdict(difference: float, bound: float) -> str:
+    return "equal" if abs(difference) < bound else "better" if difference > 0 else "worse"
 
 
-def beside(one: dict, other: dict, chance: float) -> str:
+def beside(one: dict, other: dict) -> str:
     """The sizes that two rows share, by their probes, in words."""
     pairs = []
     for size in one["sizes"].keys() & other["sizes"].keys():
         difference = one["sizes"][size]["probe"] - other["sizes"][size]["probe"]
-        pairs.append((verdict(difference, chance), difference))
+        pairs.append((verdict(difference, chance(one, other)), difference))
     return counted(pairs)
