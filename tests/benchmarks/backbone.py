@@ -102,6 +102,23 @@ SCALES = {
 }
 
 
+def rows_of(scale: Scale) -> dict[str, str]:
+    """By name the method of `Backbone` that measures it."""
+    short, longer, *longest = scale.epochs
+    trained = [f"elastic, {start}, {epochs}" for start in STARTS for epochs in (short, longer)]
+    trained += [f"{row}, {ROTATED_RATE}" for row in trained if "rotated" not in row]
+    trained += [f"elastic, rotated, {epochs}" for epochs in longest]
+    trained += [f"alone, {width}, {epochs}" for epochs in (short, longest[0]) for width in WIDTHS]
+    trained += [f"depths, {heads} heads" for heads in ("linear", "identity")]
+    return {
+        **{f"untrained, {start}": "widths_of" for start in STARTS},
+        **dict.fromkeys(trained, "trained"),
+        "layers": "layers",
+        **{f"{count} components": "components" for count in COUNTS},
+        **{f"healed, {count} components": "trained" for count in COUNTS},
+    }
+
+
 class Backbone:
     """The rows of one scale.
 
@@ -122,22 +139,7 @@ class Backbone:
         self.precision, self.known = precision, known_rows(known, scale) if known else {}
         self._make_source()
         self._make_sets()
-        short, longer, *longest = self.scale.epochs
-        self.rows = {
-            **{f"untrained, {start}": self.widths_of for start in STARTS},
-            **{f"elastic, {start}, {epochs}": self.trained for start in STARTS for epochs in (short, longer)},
-            **{
-                f"elastic, {start}, {epochs}, {ROTATED_RATE}": self.trained
-                for start in STARTS[1:]
-                for epochs in (short, longer)
-            },
-            **{f"elastic, rotated, {epochs}": self.trained for epochs in longest},
-            **{f"alone, {width}, {epochs}": self.trained for epochs in (short, longest[0]) for width in WIDTHS},
-            "layers": self.layers,
-            **{f"depths, {heads} heads": self.trained for heads in ("linear", "identity")},
-            **{f"{count} components": self.components for count in COUNTS},
-            **{f"healed, {count} components": self.trained for count in COUNTS},
-        }
+        self.rows = {row: getattr(self, way) for row, way in rows_of(self.scale).items()}
 
     def _make_source(self) -> None:
         if (self.source / "preprocessor_config.json").is_file():

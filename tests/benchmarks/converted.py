@@ -2,6 +2,7 @@
 
 import json
 
+from backbone import SCALES, rows_of
 from comparing import RESULTS, counted, points
 
 
@@ -59,6 +60,8 @@ def backbone() -> list[str]:
         f"probe. One seed. {machines}, torch {first['versions']['torch'].partition('+')[0]}.",
         *judging(rows),
     ]
+    if owed := [f"`{name}`" for name in rows_of(SCALES[results["scale"]]) if name not in rows]:
+        said.append(f"Still to be run: {', '.join(owed)}.")
     rotated = rows["untrained, rotated"]["sizes"]
     for other, what in (("sorted", "the earlier `--sort`"), ("plain", "no sorting")):
         if f"untrained, {other}" in rows:
