@@ -146,11 +146,15 @@ def fits(rows: dict[str, dict]) -> list[str]:
     """What fewer components than layers take."""
     told = [
         f"{row['row']} {row['fit']['seconds']:.0f} s and {row['fit']['peak_gib']:.1f} GiB (the whole process) with "
-        f"{row['fit']['threads']} {'thread' if row['fit']['threads'] == 1 else 'threads'}"
+        f"{threads(row['fit'])}"
         for row in rows.values()
         if "fit" in row
     ]
     return [f"The default fit on 256 pictures of 82 tokens: {'; '.join(told)}."] if told else []
+
+
+def threads(fit: dict) -> str:
+    return "1 thread" if fit["threads"] == 1 else f"{fit['threads']} threads"
 
 
 def against_layers(rows: dict[str, dict]) -> list[str]:

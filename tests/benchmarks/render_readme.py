@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from comparing import Table, points, with_range
-from converted import backbone_rows, rates
+from converted import backbone_rows, rates, threads
 from scales import SCALES, label
 from sentences import DEFAULT_ROW, SENTENCES, sizes
 
@@ -288,7 +288,7 @@ def calibration_times() -> str:
     base = results["ViT-Base, 6 components"]
     text = (
         f"Six of 12 components of a ViT-Small, 256 images of 82 tokens, took {small['seconds'] / 60:.0f} minutes and "
-        f"{small['peak_gib']:.1f} GiB on {small['threads']} threads; of a ViT-Base, 256 of 197 tokens, "
+        f"{small['peak_gib']:.1f} GiB on {threads(small)}; of a ViT-Base, 256 of 197 tokens, "
         f"{base['seconds'] / 60:.0f} minutes and {base['peak_gib']:.1f} GiB on {results['hardware']}. A GPU is used "
         "where there is one."
     )
