@@ -325,6 +325,7 @@ def test_rows_that_are_known_are_of_the_same_scale(tmp_path):
         ("elastic, rotated, 1", UNLABELLED_RATE),
         ("depths, identity heads", UNLABELLED_RATE),
         ("healed, 6 components", HEALING_RATE),
+        ("healed, 9 components", HEALING_RATE),
     ],
 )
 def test_a_trained_backbone_learns_at_the_rate_that_was_best(row, rate):
