@@ -2,7 +2,7 @@
 
 import json
 
-from backbone import SCALES, rows_of
+from backbone import ROTATED_RATE, SCALES, rows_of
 from comparing import RESULTS, counted, points
 
 
@@ -107,9 +107,9 @@ ALONE = {
 
 def judging(rows: dict[str, dict]) -> list[str]:
     """By how many pictures each row was judged, and in which precision it was trained and judged."""
-    kinds = {(row["judged"], row["precision"]): [] for row in rows.values()}
+    kinds: dict[tuple[int, str], list[str]] = {}
     for name, row in rows.items():
-        kinds[row["judged"], row["precision"]].append(name)
+        kinds.setdefault((row["judged"], row["precision"]), []).append(name)
     most = max(kinds, key=lambda kind: len(kinds[kind]))
     said = []
     for kind, names in kinds.items():
@@ -171,10 +171,9 @@ def against_layers(rows: dict[str, dict]) -> list[str]:
         told.append((verdict(difference, chance(row, rows["layers"])), difference))
     if not told:
         return []
-    told = counted(told)
     return [
         f"Untrained, {', '.join(map(str, shared))} components against as many layers of the source, chosen on the "
-        f"same pictures, the probe: {told}. N components store what N layers do, and compute all twelve."
+        f"same pictures, the probe: {counted(told)}. N components store what N layers do, and compute all twelve."
     ]
 
 
@@ -193,7 +192,6 @@ def by_rate(found: tuple[str, float]) -> float:
     return float(found[0])
 
 
-ROTATED_RATE = ", the rate of rotated"
 BESIDE = (
     *((f"elastic, rotated, {epochs}", "untrained, rotated") for epochs in (1, 3, 12, 30)),
     ("elastic, rotated, 12", "elastic, rotated, 3"),
@@ -202,7 +200,7 @@ BESIDE = (
         (f"elastic, rotated, {epochs}", f"elastic, {start}, {epochs}{rate}")
         for epochs in (1, 3)
         for start in ("sorted", "plain")
-        for rate in ("", ROTATED_RATE)
+        for rate in ("", f", {ROTATED_RATE}")
     ),
     ("depths, identity heads", "depths, linear heads"),
     *((f"healed, {count} components", f"{count} components") for count in (3, 4, 6, 9)),
