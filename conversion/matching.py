@@ -4,7 +4,10 @@
 
 x enters layer l of the source, y layer l of the approximation, on the same images. An error made below is so met by
 the layers above. y changes with every pass; moments are averaged over passes and begin with x for y, or the layers
-would overshoot together. The pass whose answers are nearest to the source's is kept.
+would overshoot together. They still swing, so that what is judged is the mean of the components, and of the
+coefficients, over the passes, late ones counting more (after Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992);
+each pass begins with the components of the one before, or means would mix different bases. The mean whose answers are
+nearest to the source's is kept.
 """
 
 import math
@@ -21,7 +24,7 @@ from .moments import GIVEN, Stack, damped, linear_maps, paired_moments
 
 PASSES = 11
 PATIENCE, GAIN = 4, 0.01  # no more passes after so many without an answer that is nearer by this share
-MIXING = 0.3  # of a pass's moments with those before
+MIXING = 0.3  # of a pass, its moments and what is fitted to them, with those before
 DAMPING = 0.3  # of the mean diagonal, towards the source's own weights
 ROWS = 4  # tokens of a pass for every input of the widest map
 JUDGED = 64  # images on which passes are compared, the first ones
@@ -50,23 +53,25 @@ def match(
         progress: called once per pass.
 
     Returns:
-        Components and coefficients of the best pass, the start included.
+        Components and coefficients, means over passes, of the pass at which they were best; the start included.
     """
     depth, (source, model) = len(table), (build({part: own.weights for part, own in stacks.items()}) for _ in range(2))
     judged = pixel_values[:JUDGED]
     expected = class_outputs_of(source, judged)
     widest, tokens = stacks["mlp.fc2"].inputs.shape[-1], float(stacks["mlp.fc2"].inputs[0, -1, -1])
     share = min(len(pixel_values), math.ceil(ROWS * widest / tokens))
-    best, nearer = (float("inf"), components, table), 0
+    mean = (components, table)
+    best, nearer = (float("inf"), *mean), 0
     found = {part: (stack.weights @ stack.inputs, stack.inputs) for part, stack in stacks.items()}
     for number in range(passes + 1):
-        put(model, {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()})
+        put(model, _layers(*mean))
         far = distance(class_outputs_of(model, judged), expected, classes)
         nearer = number if far < (1 - GAIN) * best[0] else nearer
         if far < best[0]:
-            best = (far, components, table)
+            best = (far, *mean)
         if number == passes or number - nearer >= PATIENCE:
             break
+        put(model, _layers(components, table))
         order = torch.arange(len(pixel_values)).roll(-number * share)
         seen = paired_moments(source, model, pixel_values[order[:share]], depth)
         for part, (cross, own) in seen.items():
@@ -75,8 +80,18 @@ def match(
         components, table = _fitted(
             {part: _arriving(stack, *found[part]) for part, stack in stacks.items()}, components
         )
+        counts = max(MIXING, 1 / (number + 1))
+        mean = (
+            {part: torch.lerp(before, components[part], counts) for part, before in mean[0].items()},
+            torch.lerp(mean[1], table, counts),
+        )
         progress()
     return best[1:]
+
+
+def _layers(components: Mapping[str, torch.Tensor], table: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By part (l, o, i)."""
+    return {part: torch.einsum("ln,noi->loi", table, own) for part, own in components.items()}
 
 
 def _fitted(

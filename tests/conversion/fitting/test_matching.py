@@ -114,3 +114,25 @@ def test_passes_take_other_images_in_turn_and_are_compared_on_the_same(begun, mo
     assert {len(one) for one in taken} == {share} and share < 70
     assert sum(taken, []) == [index % 70 for index in range(int(4 * share))]
     assert len(judged) == 6 and all(torch.equal(some, values[: matching.JUDGED]) for some in judged)
+
+
+def test_what_is_given_back_is_the_mean_over_passes(begun, monkeypatch):
+    """Of all passes alike, and of later ones a fixed share: passes swing, and what they swing around is nearer."""
+    stacks, components, table, values = begun
+    fitted, one_round, far = [], matching._fitted, iter(range(9, 0, -1))
+
+    def remembered(*given):
+        fitted.append(one_round(*given))
+        return fitted[-1]
+
+    monkeypatch.setattr(matching, "_fitted", remembered)
+    monkeypatch.setattr(matching, "distance", lambda *_: float(next(far)))
+    found, coefficients = match(stacks, components, table, made, True, values, 6)
+    counts = numpy.array([1.0])
+    for number in range(2, 7):
+        share = max(0.3, 1 / number)
+        counts = numpy.append(counts * (1 - share), share)
+    assert relative(coefficients, sum(count * table for count, (_, table) in zip(counts, fitted))) < 1e-5
+    for part, own in found.items():
+        assert relative(own, sum(count * parts[part] for count, (parts, _) in zip(counts, fitted))) < 1e-5
+        assert relative(own, fitted[-1][0][part]) > 1e-3
