@@ -38,7 +38,7 @@ def class_and_patches(model: nn.Module, pixel_values: torch.Tensor) -> tuple[tor
         model: a transformers encoder, or a classifier, of which the encoder is asked; in its own dtype.
         pixel_values: (b, 3, h, w).
     """
-    is_encoder = type(model) is MODEL_MAPPING.get(type(model.config), None)
+    is_encoder = isinstance(model, MODEL_MAPPING.get(type(model.config), ()))
     encoder = model if is_encoder else model.base_model  # of an encoder it may be a part, as with DINOv3
     weight = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
     tokens = normed_tokens(encoder, encoder(pixel_values=pixel_values.to(weight.device, weight.dtype))).float()

@@ -138,7 +138,11 @@ SHAPE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_s
 
 @pytest.mark.parametrize(
     "model_class, config_class",
-    [(Dinov2WithRegistersModel, Dinov2WithRegistersConfig), (DINOv3ViTModel, DINOv3ViTConfig)],
+    [
+        (Dinov2WithRegistersModel, Dinov2WithRegistersConfig),
+        (DINOv3ViTModel, DINOv3ViTConfig),
+        (type("Own", (DINOv3ViTModel,), {}), DINOv3ViTConfig),
+    ],
 )
 def test_registers_are_no_patches(model_class, config_class):
     """They stand between the class token and the patches; a family without them has none in its configuration. What
