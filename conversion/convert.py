@@ -365,7 +365,7 @@ def bundle_config(source: Source, num_components: int | None, basis: dict) -> Bu
     count = most if num_components is None else num_components
     if check_count("num_components", count) > most:
         raise ValueError(f"`num_components` must be from 1 to the {most} layers, got {count!r}.")
-    return type(source.config)(**{**kept, **given}, reference_components=count)
+    return type(source.config)(**{**kept, **given, "reference_components": count, "trained_components": [count]})
 
 
 def check_images(source: Source) -> torch.Tensor:

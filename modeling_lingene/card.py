@@ -18,6 +18,7 @@ from .configuration_base_lingene import BundleConfig
 from .folders import SIZE_PICTURES
 from .kept import kept
 from .markdown import text
+from .measuring.metrics import seen_size
 from .measuring.tables import bytes_shown, readable
 from .progress import duration
 from .readme import CARD_FILE
@@ -117,6 +118,17 @@ def shape_of(config: BundleConfig) -> dict[str, str]:
         "heads of the stages": ", ".join(map(str, config.num_heads)),
         "MLP units, window": f"{config.mlp_ratio:g} times the channels, {config.window_size} patches",
     }
+
+
+def images_of(config: BundleConfig, processor: Any) -> dict[str, str]:
+    """How large the images are that a bundle gets, all costs being of these, and what other ones it takes.
+
+    Args:
+        processor: its preprocessing; None where it has none.
+    """
+    seen, stored = _sides(seen_size(config, processor)), _sides(config.image_size)
+    others = f" by its preprocessing, others are taken; positions are stored for {stored}"
+    return {"seen": seen, "images": f"{seen} pixels{others if config.stands_for.interpolates else ''}"}
 
 
 def pictures(folder: Path, rows: Sequence[dict], converted: dict | None) -> list[tuple[str, str]]:
@@ -240,6 +252,12 @@ def _untrained(config: BundleConfig) -> list[str]:
     if config.trained_depths and len(config.trained_depths) < config.most_components:
         depths = ", ".join(map(str, config.trained_depths))
         said.append(f"Depths other than {depths} were never trained.")
+    most, trained = config.reference_components, config.trained_components
+    counts = None if trained is None else sorted({*trained, most})
+    if counts == [most] != [1]:
+        said.append(f"Fewer than {most} components were never trained: they are a start for training, no models.")
+    elif counts and len(counts) < most:
+        said.append(f"Numbers of components other than {', '.join(map(str, counts))} were never trained.")
     return said
 
 

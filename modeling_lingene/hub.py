@@ -32,6 +32,7 @@ from .budget_lingene import METRICS, metric_of
 from .bundle_lingene import Bundle
 from .card import (
     first_sizes,
+    images_of,
     keywords,
     layers_of,
     license_of,
@@ -50,6 +51,7 @@ from .folders import (
     PREDICTIONS_FILE,
     SIZE_PICTURES,
     check_folder,
+    processor_or_none,
     read_config,
     read_conversion,
     read_training,
@@ -142,6 +144,7 @@ def render_card(
         config=config,
         layers=layers_of(config),
         shape=shape_of(config),
+        **images_of(config, processor_or_none(folder)),
         family=config.stands_for,
         widths=", ".join(map(str, config.legal_width_ratios)),
         table=size_table(rows, fetched=bundle.download_bytes) if rows else None,

@@ -87,7 +87,8 @@ class BundleMixin:
             pretrained_model_name_or_path: a bundle, by folder or by name on the Hub.
             depth, width_ratio, num_components: the size; each default is all that is stored.
             constrained: keep the components as parameters; the result saves as a (smaller) bundle.
-            allow_untrained: accept a width or, without a warning, a depth that was never trained: an initialisation.
+            allow_untrained: accept a width or, without a warning, a depth or a number of components that was never
+                trained: an initialisation.
             max_params, max_macs, max_latency_ms: instead of a size, take the cheapest measured one within the budget
                 (parameters; multiply-accumulates of one image; milliseconds) that one standard error does not tell
                 from the best.
@@ -135,7 +136,7 @@ class BundleMixin:
         if not allow_untrained:
             config.check_trained(size)
             if not budget:
-                cls._warn_of_depth(bundle, size)
+                cls._warn_of_size(bundle, size)
         if cls.has_head and not bundle.has_head:
             logger.warning(f"{name} holds no classifier: its head is new and has to be trained.")
         if verify:
@@ -194,17 +195,22 @@ class BundleMixin:
         return config.size(*asked)
 
     @staticmethod
-    def _warn_of_depth(bundle: Bundle, size: Size) -> None:
-        known = {bundle.config.reference_depth, *bundle.config.trained_depths}
-        if size.depth in known:
-            return
-        try:
-            if size.depth in {row["depth"] for row in bundle.measured()}:
-                return
-            said = f"was neither trained ({sorted(known)}) nor measured"
-        except NobodyKnows:
-            said = f"was not trained ({sorted(known)}), nor is it known here whether it was measured"
-        logger.warning(f"Depth {size.depth} of {bundle.name} {said}: measure this model before relying on it.")
+    def _warn_of_size(bundle: Bundle, size: Size) -> None:
+        """Of a depth, and of a number of components, that was neither trained nor measured."""
+        config = bundle.config
+        depths, counts = {config.reference_depth, *config.trained_depths}, {config.reference_components}
+        counts = None if config.trained_components is None else counts | {*config.trained_components}
+        for field, known, name in (("depth", depths, "Depth"), ("num_components", counts, "Number of components")):
+            asked = getattr(size, field)
+            if known is None or asked in known:
+                continue
+            try:
+                if asked in {row[field] for row in bundle.measured()}:
+                    continue
+                said = f"was neither trained ({sorted(known)}) nor measured"
+            except NobodyKnows:
+                said = f"was not trained ({sorted(known)}), nor is it known here whether it was measured"
+            logger.warning(f"{name} {asked} of {bundle.name} {said}: measure this model before relying on it.")
 
     def save_pretrained(
         self,

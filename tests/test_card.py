@@ -146,6 +146,14 @@ def test_a_card_says_what_its_bundle_is_not_for(folder):
     page = hub.render_card(folder)
     assert "Widths 1/4, 3/4 were never trained" in page and "knows 7 classes" in page
     assert "No size was measured" in page and "int8" not in page and "16x16 pixels" in page
+    assert "components were never" not in page and "components other than" not in page and "1 to 5 |" in page
+    for trained, said, row in (
+        ([5], "Fewer than 5 components were never trained: they are a start for training, no models.", "5"),
+        ([1, 2, 5], "Numbers of components other than 1, 2, 5 were never trained.", "1, 2, 5"),
+    ):
+        edit(folder / "config.json", lambda config, now=trained: config.update(trained_components=now))
+        page = hub.render_card(folder)
+        assert f"* {said}\n" in page and f"1 to 5; trained at {row} |" in page
     folders.write_sizes(folder, ROWS)
     folders.write_training(folder, FACTS)
     page = hub.render_card(folder)

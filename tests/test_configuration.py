@@ -371,6 +371,14 @@ def test_sized_at_an_untrained_width_has_no_trained_ratio():
     assert tiny_config().sized(tiny_config().size(width_ratio="1/4")).trained_width_ratios == []
 
 
+@pytest.mark.parametrize("trained, kept", [(None, None), ([1, 2, 5], [1, 2]), ([5], [])])
+def test_sized_keeps_the_numbers_of_components_that_are_left(trained, kept):
+    """Not recorded stays not recorded."""
+    config = tiny_config(trained_components=trained)
+    assert config.sized(config.size(num_components=3)).trained_components == kept
+    assert config.trained_components == trained
+
+
 def test_sized_keeps_labels_and_the_columns_of_a_learned_matrix():
     """The matrix shrinks with the components, or the smaller configuration is refused when it is loaded."""
     names = {number: f"class {number}" for number in range(7)}

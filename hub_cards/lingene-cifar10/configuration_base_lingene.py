@@ -85,7 +85,7 @@ STORED_FIELDS: dict[str, Check] = {
     "coefficient_matrix": optional(items(items(number(-1e12, 1e12)))),
     "depth_map": optional(one_of(*DEPTH_MAPS)),
     "depth_rows": optional(OBJECT),
-    "trained_depths": optional(items(LAYERS)),
+    **dict.fromkeys(("trained_depths", "trained_components"), optional(items(LAYERS))),
     "trained_width_ratios": optional(items(RATIO)),
     "weights_id": optional(TEXT),
     "width_ratio": optional(RATIO),
@@ -129,6 +129,7 @@ class BundleConfig(PretrainedConfig):
         depth_map: `resample` recomputes the coefficients at the new depth, `select` keeps rows of the reference ones.
         depth_rows: `{depth: rows}` chosen on data, for `select`.
         trained_depths: depths seen in training; default the reference depth.
+        trained_components: numbers of components seen in training, or converted to; None where it is not recorded.
         trained_width_ratios: width ratios seen in training, as fraction strings; default full width only.
         isolated_activation: widths between the smallest trained one and 1 are the trailing channels, heads and units,
             not the leading ones (Scala).
@@ -161,6 +162,7 @@ class BundleConfig(PretrainedConfig):
     depth_map: str | None = None
     depth_rows: dict[int, list[int]] | None = None
     trained_depths: list[int | str] | None = None
+    trained_components: list[int] | None = None
     trained_width_ratios: list[str] | None = None
     isolated_activation: bool = False
     weights_id: str | None = None
@@ -294,8 +296,8 @@ class BundleConfig(PretrainedConfig):
             if asked > known:
                 raise ValueError(
                     f"`depth` {asked} is above `reference_depth` {known}{f' of {stack}' if stack else ''}, and this "
-                    f"bundle selects layers (`depth_map` 'select'); use 1 to {known}, or resample with "
-                    "depth_map='resample'."
+                    f"bundle selects layers: use 1 to {known}. In Python, `from_pretrained` with the depth map that "
+                    "resamples makes more."
                 )
         given = _first(width_ratio, self.width_ratio, 1)
         ratio = self.read_ratio(given)
@@ -397,6 +399,8 @@ class BundleConfig(PretrainedConfig):
         legal = config.legal_width_ratios
         config.trained_width_ratios = [str(ratio) for ratio in ratios if ratio in legal]
         config.reference_components = size.num_components
+        if self.trained_components is not None:
+            config.trained_components = [count for count in self.trained_components if count <= size.num_components]
         if config.coefficient_matrix is not None:
             config.coefficient_matrix = [row[: size.num_components] for row in config.coefficient_matrix]
         config.depth, config.width_ratio, config.num_components = size.depth, None, None

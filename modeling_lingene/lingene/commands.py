@@ -74,7 +74,7 @@ COMMANDS = {
     ),
     "decompose": Command(
         f"{WORK}.training:decompose",
-        "train a bundle: components, and every number of them measured",
+        "train a bundle: components, and the sizes of it that were trained measured",
         (
             made_by("modeling_lingene.training.options:add_recipe_options"),
             QUIET,
@@ -115,8 +115,8 @@ COMMANDS = {
                 "--model-args",
                 type=arguments,
                 metavar="NAME=VALUE,...",
-                help="of timm:NAME, where the file's network has another shape: depth=6,embed_dim=192,num_heads=3; of "
-                "a Swin 'depths=[2,2,6,2]' and the like",
+                help="of timm:NAME, where the file's network has another shape: --model-args "
+                "depth=6,embed_dim=192,num_heads=3; of a Swin --model-args 'depths=[2,2,6,2]' and the like",
             ),
             option("--headless", action="store_true", help="leave the classifier out"),
             option("--num-components", type=int, help="default: as many as layers, which loses nothing"),
@@ -129,7 +129,11 @@ COMMANDS = {
                 metavar="N,N",
                 help="of a Swin to decompose (default: the deepest)",
             ),
-            option("--fit", help="weights, activations, weighted, kronecker, aligned, matched (default: the last)"),
+            option(
+                "--fit",
+                help="weights, activations, weighted, kronecker, aligned, matched (default: the last with "
+                "--calibrate, else the first)",
+            ),
             option("--rounds", type=int, help="of the last three (default: 20, and 10 before matching)"),
             option("--depths", type=integers, default=(), metavar="N,N", help="choose the layers to keep there"),
             option(

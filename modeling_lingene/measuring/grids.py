@@ -55,6 +55,7 @@ def checked_sizes(
 def grid_sizes(
     config: BundleConfig, depths: Sequence[int], widths: Sequence[str], components: Sequence[int]
 ) -> list[Size]:
+    """Every size of a grid, which is that of the sizes trained where nothing else is asked for."""
     count = config.reference_components
     doubling = [2**power for power in range(count.bit_length()) if 2**power < count]
     if not (widths or config.trained_width_ratios):
@@ -63,7 +64,7 @@ def grid_sizes(
         config,
         depths or config.trained_depths,
         widths or config.trained_width_ratios,
-        components or [*doubling, count],
+        components or [*(doubling if config.trained_components is None else config.trained_components), count],
     )
 
 

@@ -17,6 +17,8 @@ GROUPS = {"training": TrainingSettings, "objective": Objective, "augmentation": 
 
 KINDS = {"settings": PruneSettings, **GROUPS}
 BASE = {"training": TRAINING, "objective": Objective(), "augmentation": Augmentation()}
+WITHOUT_LABELS = {"kind", "feature_heads", "mask_share"}  # fields of an objective that a pruning has not
+TOLD = {"learning_rate": "peak of the cosine, AdamW"}  # no start has a rate of its own here
 
 
 def add_prune_options(command: argparse.ArgumentParser) -> None:
@@ -27,7 +29,7 @@ def add_prune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--augment", choices=AUGMENTATIONS, help="augmentation by name; flags below change parts")
     add_fields(command, PruneSettings)
     for name, settings in GROUPS.items():
-        add_fields(command.add_argument_group(name), settings, BASE[name])
+        add_fields(command.add_argument_group(name), settings, BASE[name], WITHOUT_LABELS, TOLD)
 
 
 def asked_pruning(flags: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def prune(
         out: folder: `model/` (the result), `best/` (the best state of the tuning so far), `results.json`,
             `layers.png`, and the states to go on from.
         settings: target and search.
-        training: of search and tuning; default 30 epochs at 5e-4.
-        objective, augmentation: of both.
+        training: of search and tuning; default 30 epochs, and where it has no learning rate 5e-4.
+        objective, augmentation: of both; an objective with labels.
         size: `from_pretrained`'s keywords for a size of a bundle.
         resume: go on with a run that was interrupted, read a finished one back; without it `out` must be new or empty.
 
@@ -80,7 +80,11 @@ def prune(
         ImportError: matplotlib is missing; the message says what to install.
     """
     out, training = Path(out), training or TRAINING
+    if training.learning_rate == -1:
+        training = replace(training, learning_rate=TRAINING.learning_rate)
     objective, augmentation = objective or Objective(), augmentation or Augmentation()
+    if objective.kind != "labels":
+        raise ValueError(f"`objective` {objective.kind} learns without labels, and a pruning learns from labels.")
     accelerator = make_accelerator(training, out)
     asked = {**asdict(settings), **asdict(objective), **asdict(augmentation), "size": size or {}}
     asked |= {**training.identity(accelerator.num_processes), "model": str(model)}

@@ -14,7 +14,8 @@ class PruneSettings:
     """What is asked for, and how it is found.
 
     Args:
-        data: as for `load_images`; searched and tuned on its split `train`, measured on `test`, or a fifth held out.
+        data: digits, a folder of images, parquet files, a name on the Hub; searched and tuned on its split `train`,
+            measured on `test`, or a fifth held out.
         target_macs: share of the dense network's MACs that the result may have, such as 0.5.
         target_params: or of its parameters.
         search: `none`, from the worth of every part by some images, as much as a few steps on each of them;

@@ -57,10 +57,13 @@ ABOUT = {
     "digits": "`lingene quickstart`: one run, every prefix at three depths. tests/benchmarks/results/quickstart.json.",
     "fashion_mnist": "One run, every prefix at three depths. Not measured; fashion_mnist_sizes has widths as well.",
     "fashion_mnist_sizes": (
-        "One run, every prefix at four widths and three depths: hub_cards/lingene-fashion-mnist. "
+        "One run, every prefix at four widths and three depths: hub_cards/lingene-fashion-mnist, which was trained "
+        "with one network a step at a learning rate of 0.002. "
         "tests/benchmarks/README.md has a shorter one with a teacher, beside each size trained alone."
     ),
-    "tiny_imagenet_32": "Never run: written for one GPU, every prefix. Parquet files of 32 pixels.",
+    "tiny_imagenet_32": (
+        "Never run: written for one GPU, every prefix. --data FOLDER names its parquet files of 32 pixels."
+    ),
     "paper_imagenet": (
         "LinDec, section 4.1: ImageNet-1k, DeiT-Base shape, 1, 2, 4, 8, 12 components, 100 epochs a phase; "
         "83.70 % there. Never run here: weeks of GPU time, and images that are not ours to bring."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lingene.options import depths, integers, words
+from lingene.telling import speak_in_flags
 
 from ..images.augmentation import AUGMENTATIONS, Augmentation
 from .decomposition import DecompositionSettings
@@ -67,6 +68,7 @@ class _Recipe(argparse.Action):
             texts = described(type(settings))
             for field, action in actions.items():
                 action.help = _text(texts[field], getattr(settings, field), name)
+        speak_in_flags(parser)
 
 
 def add_resume_option(command: argparse.ArgumentParser) -> None:
@@ -107,14 +109,15 @@ def given(arguments: argparse.Namespace, settings: type) -> dict[str, Any]:
 
 
 def add_fields(
-    group: Any, settings: type, base: Any = None, skip: set[str] = frozenset()
+    group: Any, settings: type, base: Any = None, skip: set[str] = frozenset(), told: dict[str, str] | None = None
 ) -> dict[str, argparse.Action]:
     """A flag for every field of some settings, by field.
 
     Args:
         base: whose values stand where nothing is given; default the defaults of the fields.
+        told: texts of some fields in place of their own.
     """
-    types, texts, added = get_type_hints(settings), described(settings), {}
+    types, texts, added = get_type_hints(settings), described(settings) | (told or {}), {}
     for field in dataclasses.fields(settings):
         if field.name not in skip:
             kind = types[field.name]

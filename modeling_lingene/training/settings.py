@@ -86,6 +86,7 @@ class ModelSettings:
             **(labels if labelled else {}),
         )
         config.trained_depths = trained_depths(config, decomposition.depths)
+        config.trained_components = list(decomposition.prefixes(config.reference_components))
         return config
 
     @property

@@ -221,5 +221,6 @@ def fit_sizes(model: RecomposingModel, settings: DecompositionSettings) -> None:
     """Write the sizes that will have been trained into a model's configuration."""
     config = model.config
     config.trained_depths = trained_depths(config, settings.depths)
+    config.trained_components = list(settings.prefixes(config.reference_components))
     config.trained_width_ratios = settings.trained_widths(config.head_unit)
     config.isolated_activation = settings.isolated_activation

@@ -120,6 +120,18 @@ def test_messages_and_help_name_what_can_be_typed(command):
     assert words & {action.dest for action in own._actions if action.option_strings} == set()
 
 
+def test_a_recipes_values_are_told_in_flags_too(lingene):
+    """They take the place of texts that were in flags already."""
+    told = lingene("decompose", "--recipe", "digits", "--help").out
+    assert "(digits: " in told and "`--init`" in told and not re.search("`(init|stages|full_share)`", told)
+
+
+def test_an_example_in_a_help_text_can_be_typed(lingene):
+    """Names of another library's arguments are not ours: `depth=6` was shown as --depths 6."""
+    told = " ".join(lingene("convert", "--help").out.split())
+    assert "--model-args depth=6,embed_dim=192,num_heads=3" in told
+
+
 def test_what_is_no_argument_of_a_command_stays_as_it_was():
     """Fields of files, paths and code have `=` and backticks too."""
     flags = {"depth": "--depth", "out": "--out", "bundle": "BUNDLE", "allow_untrained": "--allow-untrained"}

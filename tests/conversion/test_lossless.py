@@ -36,7 +36,7 @@ from transformers import (
 )
 
 import helpers
-from modeling_lingene import LinGeneForImageClassification, LinGeneModel
+from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, LinGeneModel
 from modeling_lingene.conversion.closed_form import check_condition, condition, solve
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.folders import read_processor
@@ -156,6 +156,7 @@ def test_the_tiny_bundle_of_the_other_tests_converts_too(tmp_path):
     bundle = helpers.bundle(tmp_path / "tiny")
     AutoModelForImageClassification.from_pretrained(bundle, depth=4).save_pretrained(tmp_path / "plain")
     assert convert(str(tmp_path / "plain"), tmp_path / "bundle")["depth"] == 4
+    assert LinGeneConfig.from_pretrained(tmp_path / "bundle").trained_components == [4]  # its first ones are no model
 
 
 def test_fewer_layers_are_selected(tmp_path):

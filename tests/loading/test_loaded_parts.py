@@ -190,6 +190,23 @@ def test_only_a_depth_neither_trained_nor_measured_warns_and_once(load, tmp_path
         assert all(record.levelno == logging.WARNING and str(depth) in record.getMessage() for record in records)
 
 
+@pytest.mark.parametrize("trained, warned", [(None, []), ([5], [1, 2, 4]), ([1, 2, 5], [4]), ([], [1, 2, 4])])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_only_components_neither_trained_nor_measured_warn(load, tmp_path, caplog, constrained, trained, warned):
+    """The first of a lossless conversion's are no model; of bundles of before it is not recorded. All that is stored
+    passes, as the full depth does."""
+    folder = helpers.bundle(tmp_path / "bundle", helpers.tiny_config(trained_components=trained))
+    write_sizes(folder, [row(6, "1", 3, 900, 90, 0.5)])
+    for count in range(1, 6):
+        caplog.clear()
+        load(folder, num_components=count, constrained=constrained)
+        found = [text for text in caplog.messages if text.startswith(f"Number of components {count} of {folder} was ")]
+        assert len(found) == (count in warned), f"{count} components"
+        assert all("neither trained (" in text and text.endswith("before relying on it.") for text in found)
+    load(folder, num_components=4, allow_untrained=True, constrained=constrained)
+    assert len([text for text in caplog.messages if "of components 4" in text]) == 0
+
+
 BUDGETS = [
     ({"max_params": 1e9}, (6, "1", 4)),
     ({"max_params": 1000}, (6, "1", 5)),

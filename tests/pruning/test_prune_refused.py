@@ -19,6 +19,7 @@ from modeling_lingene import LinGeneModel, LinGeneSwinModel
 from modeling_lingene.cli import main
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.pruning.prune import prune
+from modeling_lingene.training.losses import Objective
 
 
 pytest.importorskip("sklearn")
@@ -43,6 +44,17 @@ def test_settings_that_cannot_be_are_refused(changes, said):
     """By name, when they are made."""
     with pytest.raises(ValueError, match=said):
         replace(SETTINGS, **changes)
+
+
+def test_an_objective_without_labels_is_refused_and_none_of_its_flags_is_there(tmp_path, vit, capsys):
+    """They were taken, and the network learned from labels all the same."""
+    with pytest.raises(ValueError, match="`objective` features learns without labels, and a pruning learns from"):
+        prune(vit, tmp_path / "out", SETTINGS, TRAINING, objective=Objective(kind="features"))
+    assert not (tmp_path / "out").exists()
+    for flag in ("--objective", "--feature-heads", "--mask-share"):
+        with pytest.raises(SystemExit):
+            main(["prune", str(vit), "--target-macs", "0.5", "--data", "digits", "--out", "out", flag, "labels"])
+        assert f"`{flag} labels` is none of its options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from helpers import files, read
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, folders
 from modeling_lingene.images.data import EncodedImages
 from modeling_lingene.measuring import drawing, metrics, sweep
+from modeling_lingene.measuring.grids import grid_sizes
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,13 @@ def test_the_default_grid_is_what_was_trained_with_components_doubling_up_to_all
     """Every size once, largest first."""
     grid = itertools.product((6, 3), ("1", "1/2"), (5, 4, 2, 1))
     assert [size_of(row) for row in whole.rows] == list(grid)
+
+
+@pytest.mark.parametrize("trained, counts", [(None, [5, 4, 2, 1]), ([5], [5]), ([1, 3, 5], [5, 3, 1]), ([], [5])])
+def test_the_default_grid_has_the_numbers_of_components_that_were_trained(trained, counts):
+    """Where it is recorded: a lossless conversion's first components are no model to measure."""
+    sizes = grid_sizes(helpers.tiny_config(trained_components=trained), (6,), ("1",), ())
+    assert [size.num_components for size in sizes] == counts
 
 
 def test_every_row_is_what_a_user_gets_who_loads_that_size(whole):

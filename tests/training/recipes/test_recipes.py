@@ -42,7 +42,8 @@ def test_every_schedule_gives_a_bundle_with_every_prefix_measured_at_every_train
     for name in ("bundle", "best"):
         model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / name, depth=2)
         assert model.config.id2label == {index: f"class {index}" for index in range(7)}
-    assert check_folder(tmp_path / "out" / "bundle").trained_depths == [2, 3]
+    config = check_folder(tmp_path / "out" / "bundle")
+    assert config.trained_depths == [2, 3] and config.trained_components == [1, 3]
 
 
 def parts_of_a_run(monkeypatch, tmp_path, **changes) -> tuple[dict, dict]:

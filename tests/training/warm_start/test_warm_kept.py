@@ -163,6 +163,7 @@ def test_the_sizes_that_were_trained_are_written_down(tmp_path, init):
     before = LinGeneConfig.from_pretrained(init)
     assert before.trained_width_ratios == ["1/2", "1"] and before.trained_depths == [6]
     after = LinGeneConfig.from_pretrained(trained(tmp_path / "out", init, depths=(4, 2)))
+    assert after.trained_components == [1, 2, 4, after.reference_components] != before.trained_components
     assert after.trained_width_ratios == ["1"] and after.trained_depths == [2, 4, 6]
     with pytest.raises(ValueError, match="`width_ratio` 1/2 was never trained"):
         stock(tmp_path / "out" / "bundle", width_ratio="1/2")
