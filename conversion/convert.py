@@ -389,6 +389,10 @@ def write(
     model.save_pretrained(folder)
     processor = source.processor
     if processor is None:
+        logger.warning(
+            "The source has no preprocessing: its pictures are taken to have mean and deviation 0.5. Where they have "
+            "others, give it its preprocessor_config.json, and convert again."
+        )
         processor = image_processor(config.image_size, config.num_channels)
     processor.save_pretrained(folder)
     write_readout(folder, chained(source.readout, source.turned_before))

@@ -163,7 +163,10 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
     raw, _ = PretrainedConfig.get_config_dict(name)
     kind, foreign = _kind(name, raw), AutoConfig.from_pretrained(name)
     foreign = tower_config(foreign)
+    tensors = _read(name)
     architecture = (raw.get("architectures") or [""])[0]
+    if not architecture and any(key.startswith("classifier.") for key in tensors):  # nor does every folder say
+        architecture = "ForImageClassification"
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
     head = classifies and not headless
     if head and kind.row.classifier is None:
@@ -171,8 +174,13 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
             f"`headless`: {name} is a {architecture}, and a bundle of the family {kind.family} has no classifier; "
             "give --headless, which leaves it out."
         )
+    if head and sorted(foreign.id2label) != list(range(foreign.num_labels)):
+        raise ValueError(
+            f"`id2label` of {name} must number its {foreign.num_labels} classes from 0 on, as its outputs are, and "
+            f"numbers {', '.join(map(str, sorted(foreign.id2label)[:10]))}."
+        )
     config = _bundle_config(name, foreign, raw, kind, stages)
-    tensors, left_out = _named(name, _read(name), kind, config, head)
+    tensors, left_out = _named(name, tensors, kind, config, head)
     outside, blocks = _shapes(config, head)
     expected = {**outside, **blocks}
     absent = [pattern for pattern, said in kind.absent.items() if said is None or not raw.get(*said)]
@@ -293,11 +301,9 @@ def _named(
 
 
 def _reference(name: str, head: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model in transformers' own class, masking off."""
+    """The model in transformers' own class."""
     options = {"attn_implementation": "eager", "dtype": torch.float32}
     config = AutoConfig.from_pretrained(name)
-    if config.model_type == "vit_mae":
-        config.mask_ratio = 0.0
     with quiet_loading():
         if head:
             model = AutoModelForImageClassification.from_pretrained(name, config=config, **options)

@@ -69,7 +69,9 @@ def outputs(folder: Path, head: bool, pixel_values: torch.Tensor, device: str = 
 
 def _loaded(folder: Path, head: bool, device: str, **size) -> nn.Module:
     with quiet_loading():
-        model = model_class(read_config(folder), head).from_pretrained(folder, dtype=torch.float32, **size)
+        model = model_class(read_config(folder), head).from_pretrained(
+            folder, dtype=torch.float32, allow_untrained=True, **size
+        )
     return model.eval().to(device)
 
 

@@ -70,14 +70,18 @@ class Source:
         ).eval()
 
 
+NO_CLASSES = ("regression", "multi_label_classification")
+
+
 def names_classes(config: PretrainedConfig, head: bool) -> bool:
     """Whether a model's answers are scores of classes, whose probabilities tell how near two of them are: there is a
-    classifier, not of a single output, whose probability is always 1, and not for regression.
+    classifier, not of a single output, whose probability is always 1, and neither for regression nor for several
+    labels at once, whose probabilities are each their own.
 
     Args:
         config: of a bundle, or a family's own.
     """
-    return head and config.num_labels > 1 and config.problem_type != "regression"
+    return head and config.num_labels > 1 and config.problem_type not in NO_CLASSES
 
 
 def changed(config: BundleConfig, **fields) -> BundleConfig:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 
 from ..extras import require
 
@@ -172,7 +173,21 @@ def picture_transform(
             f"`rand_augment` must be a specification of timm, such as rand-m9-mstd0.5-inc1; got "
             f"{augmentation.rand_augment!r}: {error}."
         ) from None
+    _keep_a_bit(vary)
     return _PictureTransform(vary, None if augmentation.resized_crop else (width, height), grey)
+
+
+def _keep_a_bit(part: Any) -> None:
+    """At its greatest magnitude timm posterises to no bits, which Pillow refuses from 13 on: to one in every part."""
+    if str(getattr(part, "name", "")).startswith("Posterize"):
+        part.aug_fn = _posterised
+    inner = [getattr(part, where, None) for where in ("transforms", "ops", "policy")]
+    for one in part if isinstance(part, (list, tuple)) else [found for found in inner if found is not None]:
+        _keep_a_bit(one)
+
+
+def _posterised(picture: Image.Image, bits: int, **_) -> Image.Image:
+    return picture if bits >= 8 else ImageOps.posterize(picture, max(bits, 1))
 
 
 @dataclass(frozen=True)

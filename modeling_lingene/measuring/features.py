@@ -56,6 +56,9 @@ def normed_tokens(encoder: nn.Module, output: Any) -> torch.Tensor:
         output: what it gave.
     """
     family, tokens = family_row(encoder.config), output.last_hidden_state
+    if (places := getattr(output, "ids_restore", None)) is not None:  # of a masked autoencoder, which shuffles patches
+        patches = tokens[:, 1:].take_along_dim(places[:, :, None], 1)
+        tokens = torch.cat((tokens[:, :1], patches), dim=1)
     if family is None:
         return tokens
     if not family.norms_tokens and hasattr(encoder, "normed"):  # of components
@@ -79,7 +82,11 @@ class AutoEncoder:
     def from_pretrained(name: str | Path, **asked) -> Any:
         where = {key: asked[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in asked}
         kind = WHOLE.get(AutoConfig.from_pretrained(name, **where).model_type)
-        return (stock_class(kind, "encoder") if kind else AutoModel).from_pretrained(name, **asked)
+        found = (stock_class(kind, "encoder") if kind else AutoModel).from_pretrained(name, **asked)
+        model = found[0] if isinstance(found, tuple) else found  # with what loading told
+        if hasattr(model.config, "mask_ratio"):  # a masked autoencoder's is of its training alone
+            model.config.mask_ratio = 0.0
+        return found
 
 
 def load_encoder(name: str | Path, config: PretrainedConfig, **asked) -> nn.Module:

@@ -43,6 +43,7 @@ from modeling_lingene.folders import read_processor
 from modeling_lingene.images.batches import batches
 from modeling_lingene.images.data import LabelledImages
 from modeling_lingene.measuring.evaluation import evaluate_model
+from modeling_lingene.measuring.features import class_and_patches, load_encoder
 
 
 DECODER = dict(decoder_num_hidden_layers=1, decoder_hidden_size=24, decoder_num_attention_heads=2)
@@ -113,10 +114,49 @@ def test_an_encoder_comes_through_token_by_token(tmp_path, kind):
         assert relative(tokens, expected[:, 1:]) < 1e-5
         assert relative(back(values).last_hidden_state[:, 0], expected[:, 0]) < 1e-5
         assert all(key.startswith("decoder.") for key in report["left_out"]) and len(report["left_out"]) > 10
+        for encoder in (
+            load_encoder(tmp_path / "source", config),
+            back,
+        ):  # as they are measured, and asked as teachers
+            token, patches = class_and_patches(encoder, values)
+            assert relative(token, expected[:, 0]) < 1e-5
+            assert relative(patches, back(values).last_hidden_state[:, 1:]) < 1e-5
     else:
         assert relative(back(values).last_hidden_state, model(values).last_hidden_state) < 1e-5
         extra = {"pooler.dense.weight", "pooler.dense.bias"} if type(model) is ViTModel else set()
         assert report["left_out"].keys() == extra
+
+
+def test_a_classifier_comes_along_where_no_class_is_named(tmp_path):
+    """Not every writer says which class a checkpoint is of; its head was left out, as if nobody had asked for it."""
+    model, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(str(folder), tmp_path / "bundle")
+    values = pixels(model.config)
+    with torch.no_grad():
+        found = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()(values).logits
+        assert relative(found, model(values).logits) < 1e-5
+
+
+def test_classes_that_are_not_numbered_like_outputs_are_refused(tmp_path):
+    """Pipelines and exports looked for a class 1 that had no name."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(3 * int(index)): name for index, name in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="`id2label` of .* must number its 7 classes from 0 on.* numbers 0, 3, 6"):
+        convert(str(folder), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_preprocessing_that_is_assumed_is_told(tmp_path, caplog):
+    """The mean and deviation of 0.5 came without a word, and are not those of every backbone."""
+    _, folder = source(tmp_path, *CLASSIFIERS["vit"])
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    convert(str(folder), tmp_path / "bundle")
+    assert any("has no preprocessing" in text and "deviation 0.5" in text for text in caplog.messages)
 
 
 def test_the_encoder_alone_may_be_asked_for(tmp_path):

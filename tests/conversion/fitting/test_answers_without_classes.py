@@ -50,7 +50,11 @@ def with_outputs(model, count, problem_type=None):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=[(1, None), (1, "regression"), (3, "regression")], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(1, None), (1, "regression"), (3, "regression"), (3, "multi_label_classification")],
+    ids=str,
+)
 def regression(request, tmp_path_factory):
     """A network whose outputs name no classes, and its folder."""
     model, folder = with_outputs(stock(), *request.param), tmp_path_factory.mktemp("regression") / "vit"
