@@ -17,11 +17,13 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..folders import check_writable
 from ..identity_lingene import file_sha256
+from ..images.data import LabelledImages
 from ..measuring.tables import bytes_shown
 from ..writing_lingene import writing
 
 
 CONTENT = "_content"  # ends the names of what tells models from others of the same name
+PICTURES, COMPARED = f"pictures{CONTENT}", 64  # of every set so many
 NAMED, WEIGHTS = (CONFIG_NAME, IMAGE_PROCESSOR_NAME), (".safetensors", ".bin")  # of a model in a folder
 STATE_FILE, STAGING = "state.json", ".checkpoint.partial"
 CHECKPOINT = re.compile(r"\d{3}-\d{9}")
@@ -137,6 +139,19 @@ def contents(**folders: str | os.PathLike) -> dict[str, str]:
     return found
 
 
+def contents_of_pictures(*sets: LabelledImages | None) -> dict[str, str]:
+    """What tells sets of images from others in the same place, as `pictures_content` of a run's identity: their
+    labels, and some pictures of each, spread evenly.
+    """
+    told = hashlib.sha256()
+    for images in filter(None, sets):
+        told.update(json.dumps([images.class_names, images.labels]).encode())
+        for index in sorted({place * len(images) // COMPARED for place in range(COMPARED)}):
+            picture, _ = images.decoded(index)
+            told.update(picture.tobytes() if picture is not None else b"unreadable")
+    return {PICTURES: told.hexdigest()}
+
+
 def _digest(state: dict) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
@@ -150,7 +165,10 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 def check_identity(folder: Path, stored: dict, asked: dict) -> None:
     """Refuse to go on with, or read back, a run of other settings; names what differs."""
-    differing = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
+    names = stored.keys() | asked.keys()
+    if PICTURES not in stored:  # of a run that was begun before this was kept
+        names -= {PICTURES}
+    differing = sorted(key for key in names if stored.get(key) != asked.get(key))
     if differing:
         told = ", ".join(f"{key} ({stored.get(key)!r} there, {asked.get(key)!r} asked)" for key in differing)
         raise ValueError(

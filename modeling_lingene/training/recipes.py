@@ -37,7 +37,7 @@ from ..measuring.yardsticks import Sets
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import tell
 from .asked import RUN_FILE, check_asked, keep_asked
-from .checkpoints import CONTENT, STAGING, check_identity, contents
+from .checkpoints import CONTENT, STAGING, check_identity, contents, contents_of_pictures
 from .decomposition import DecompositionSettings, phases
 from .loop import TrainingLoop
 from .losses import Objective
@@ -209,6 +209,7 @@ def _trained(
     check_augmentation(recipe.augmentation)
     begin = start_without_labels if recipe.unlabelled else _start
     start = begin(recipe, out, identity, accelerator)
+    seen = {} if recipe.streaming else contents_of_pictures(start.source.images, start.others()[0])
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
 
     def save(folder: Path, state: dict) -> None:
@@ -228,11 +229,11 @@ def _trained(
         start.source,
         recipe.training,
         out,
-        identity=identity,
+        identity=identity | seen,
         on_best=lambda state: save(out / "best", state),
         on_begin=begun,
         accelerator=accelerator,
-        **(start.parts() if recipe.unlabelled else _parts(recipe, start, (out, identity, accelerator))),
+        **(start.parts() if recipe.unlabelled else _parts(recipe, start, (out, identity | seen, accelerator))),
     )
     history = loop.fit(todo)
     rows = feature_rows(loop, start, _sizes(recipe, start)) if measuring and recipe.unlabelled else []

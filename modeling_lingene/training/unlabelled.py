@@ -23,6 +23,7 @@ from ..measuring.yardsticks import JUDGES, Sets, check_sets, metric_names, open_
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar
 from ..readout import Readout, read_readout, write_readout
+from .checkpoints import contents_of_pictures
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder, stated_width
 from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_tokens, feature_metric, fit_heads
 from .loop import TrainingLoop
@@ -121,7 +122,8 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
         fit_heads(student.to(accelerator.device), sources[0], teacher, recipe.training.seed, shown)
     teachers = [teacher, RememberedTeacher(teacher)]  # which every size and every epoch ask of the same pictures
     if recipe.cache_teacher:
-        folder, size = open_cache(out, identity, accelerator), recipe.training.batch_size
+        known = identity | contents_of_pictures(pictures, held)
+        folder, size = open_cache(out, known, accelerator), recipe.training.batch_size
         files = zip(sources, ("train", "held_out"))
         teachers = [
             CachedTeacher(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeling_lingene.training.checkpoints import Checkpoints, check_identity, contents
+from modeling_lingene.training.checkpoints import PICTURES, Checkpoints, check_identity, contents
 
 
 IDENTITY = {"epochs": 3, "data": "digits", "totals": [1, 2, 4]}
@@ -263,6 +263,7 @@ def test_another_run_is_refused_with_every_differing_field_and_both_values(tmp_p
     with pytest.raises(ValueError, match=told[0]):
         check_identity(tmp_path, IDENTITY, asked)
     check_identity(tmp_path, IDENTITY, dict(IDENTITY))
+    check_identity(tmp_path, IDENTITY, {**IDENTITY, PICTURES: "kept since"})
 
 
 def test_an_identity_is_compared_as_json_gives_it_back(tmp_path):

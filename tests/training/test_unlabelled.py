@@ -331,3 +331,29 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
     with pytest.raises(ValueError, match="`out` .* another run, differing in learning_rate"):
         trained(tmp_path, photos, init, cache_teacher=True, learning_rate=0.5)
     assert trained(tmp_path, photos, init, cache_teacher=True)
+
+
+@pytest.mark.filterwarnings("ignore:1 left out of")
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("change", ["replaced", "gone", "more"])
+def test_a_run_does_not_go_on_with_other_pictures(tmp_path, monkeypatch, photos, init, cached, change):
+    """What the teacher said of the earlier ones was learned for them, by their places, without a word."""
+    folder = shutil.copytree(photos, tmp_path / "photos")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrainingLoop, "fit" if cached else "full_state", stop)
+        recipes.train(recipe(folder, init, cache_teacher=cached), tmp_path / "out")
+    picture = folder / "12.png"
+    if change == "gone":
+        picture.unlink()
+    else:
+        helpers.pictures(1, seed=5).images[0].save(picture if change == "replaced" else folder / "more.png")
+    before = helpers.files(tmp_path / "out")
+    with pytest.raises(ValueError, match="`out` .* another run, differing in pictures_content"):
+        recipes.train(recipe(folder, init, cache_teacher=cached), tmp_path / "out")
+    assert helpers.files(tmp_path / "out") == before
+    shutil.rmtree(folder), shutil.copytree(photos, folder)
+    assert recipes.train(recipe(folder, init, cache_teacher=cached), tmp_path / "out")
