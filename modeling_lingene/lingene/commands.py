@@ -53,6 +53,8 @@ class Command:
 
 WORK = "modeling_lingene.commands"
 RESUMED = "lingene {name} --resume {place} goes on."
+KEPT = ("run.json", "sweep.json")  # in that place: what it goes on by
+UNKEPT = "Nothing to go on by was written yet: give the whole command again{flag}."
 ANALYSES = (
     "trend: the linear trend of weights over depth, of any stack of equal layers; components: what each "
     "component of a bundle looks at in pictures, alone and with those before it; coefficients: how much of every "

@@ -12,7 +12,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from .commands import COMMANDS
+from .commands import COMMANDS, KEPT, RESUMED, UNKEPT
 from .options import named
 from .telling import (
     Parser,
@@ -97,10 +97,18 @@ def _run(argv: list[str]) -> int:
         return _fail(name, str(error), 1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # of several processes the main one
-            then = COMMANDS[name].resume.format(name=name, place=shlex.quote(str(place)))
-            print(f"\nlingene {name}: interrupted. {then}", file=sys.stderr)
+            print(f"\nlingene {name}: interrupted. {_then(name, place)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _then(name: str, place: object) -> str:
+    """What to do after a command was interrupted that writes to a place."""
+    said = COMMANDS[name].resume
+    if said == RESUMED and not any(Path(str(place), file).is_file() for file in KEPT):
+        said = UNKEPT
+    flag = "" if name == "sweep" else ", with --resume"  # which goes on by itself
+    return said.format(name=name, place=shlex.quote(str(place)), flag=flag)
 
 
 def _bars(quiet: bool) -> contextlib.AbstractContextManager:

@@ -142,17 +142,25 @@ def test_the_folder_must_be_named_and_be_one(capsys, line):
     assert "`--out`" in capsys.readouterr().err and not Path("a").exists()
 
 
+@pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("line", ["", "--resume"])
-def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, line):
-    """`--resume` is a flag and that sentence too; one must not overwrite the other."""
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, tmp_path, capsys, line, begun):
+    """`--resume` is a flag and that sentence too; one must not overwrite the other. A run that has not kept its
+    settings yet, as while its teacher is asked, cannot go on by its folder alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
 
     def interrupted(*_, **__):
+        if begun:
+            Path("out", "run.json").write_text("{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipes, "decompose", interrupted)
     assert cli.main(["decompose", "--out", "out", "--data", "faces", *line.split()]) == 130
     told = capsys.readouterr().err.strip()
-    assert told == "lingene decompose: interrupted. lingene decompose --resume out goes on."
+    whole = "Nothing to go on by was written yet: give the whole command again, with --resume."
+    then = "lingene decompose --resume out goes on." if begun else whole
+    assert told == f"lingene decompose: interrupted. {then}"
 
 
 @pytest.mark.parametrize("command", ["decompose", "prune"])
