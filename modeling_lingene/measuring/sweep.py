@@ -408,6 +408,14 @@ def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool
     return found
 
 
+def _on_the_same(row: dict, other: dict) -> bool:
+    """Whether two rows are of the same images, as far as they tell: folders of one name hold others, mostly not as
+    many of them.
+    """
+    count = other.get("images")
+    return all(row.get(key) == other[key] for key in ("dataset", "split")) and row.get("images", count) == count
+
+
 def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
     """Rows of other sizes on the same images and by the same metric stay, and profiles; others would not compare.
 
@@ -416,7 +424,7 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
     """
     sizes, metric = ("depth", "width_ratio", "num_components"), metric_of(rows)
     old, whole = {tuple(row[key] for key in sizes): row for row in before}, {}
-    same = {name for name, row in old.items() if all(row.get(key) == rows[0][key] for key in ("dataset", "split"))}
+    same = {name for name, row in old.items() if _on_the_same(row, rows[0])}
     for name in same:
         compared = metric != "cosine" or old[name].get("reference") == rows[0]["reference"]
         if metric in old[name] and compared:

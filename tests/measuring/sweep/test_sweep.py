@@ -267,7 +267,7 @@ def test_the_pictures_show_all_sizes_of_the_file(folder, caplog, monkeypatch, ch
     assert [sorted(map(size_of, shown)) for shown in drawn] == 2 * [sorted(map(size_of, merged))]
 
 
-@pytest.mark.parametrize("change", [{"dataset": "unmade"}, {"split": "test"}], ids=str)
+@pytest.mark.parametrize("change", [{"dataset": "unmade"}, {"split": "test"}, {"images": 3}], ids=str)
 def test_rows_on_other_images_are_replaced_with_a_warning(folder, caplog, change):
     """Accuracies on two sets do not compare; the sizes that are gone are counted."""
     same = OLD[0] | {"depth": 4}
