@@ -43,7 +43,6 @@ from modeling_lingene.pruning.options import asked_pruning
 from modeling_lingene.pruning.prune import prune
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.losses import Objective
-from modeling_lingene.training.steps import TrainingSettings
 from modeling_lingene.writing_lingene import partial_name
 from test_hub_server import in_new_process
 
@@ -212,14 +211,6 @@ def test_a_finished_run_is_read_back_and_another_is_refused(done, vit):
     assert prune(vit, folder, SETTINGS, TRAINING, resume=True) == results
     with pytest.raises(ValueError, match=r"differing in target_macs \(0.5 there, 0.6 asked\)"):
         prune(vit, folder, replace(SETTINGS, target_macs=0.6), TRAINING, resume=True)
-
-
-def test_a_pruning_that_is_given_no_learning_rate_has_its_own(tmp_path, vit):
-    """Of all trainings, -1 is none: a loop's own rate is no trained network's."""
-    asked = replace(SETTINGS, calibration_images=8, tune=False)
-    prune(vit, tmp_path / "run", asked, TrainingSettings(epochs=1, device="cpu"))
-    kept = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert kept["asked"]["training"]["learning_rate"] == kept["identity"]["learning_rate"] == 5e-4
 
 
 def test_a_run_goes_on_with_the_model_and_the_teacher_that_it_began_with(tmp_path):

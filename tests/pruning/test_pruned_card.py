@@ -3,6 +3,7 @@
 pytest tests/pruning/test_pruned_card.py
 """
 
+import json
 import shlex
 from dataclasses import replace
 
@@ -117,3 +118,11 @@ def test_the_recorded_command_tells_what_the_command_would_not_take_by_itself(ep
     assert ("--epochs 60" in facts["command"]) == (epochs == 60) and "--learning-rate" not in facts["command"]
     arguments = vars(build_parser("prune").parse_args(shlex.split(facts["command"])[1:]))
     assert asked_pruning(arguments, {})["training"] == training and facts["base_model"] == "org/vit"
+
+
+def test_a_pruning_that_is_given_no_learning_rate_has_its_own(tmp_path, vit):
+    """Of all trainings, -1 is none: a loop's own rate is no trained network's."""
+    asked = replace(SETTINGS, calibration_images=8, tune=False)
+    prune(vit, tmp_path / "run", asked, TrainingSettings(epochs=1, device="cpu"))
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert kept["asked"]["training"]["learning_rate"] == kept["identity"]["learning_rate"] == 5e-4
