@@ -94,7 +94,7 @@ def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
     """The configuration of a bundle.
 
     Raises:
-        ValueError: the name is a model, but not a bundle; or nothing is there.
+        ValueError: the name is a model, but not a bundle; nothing is there; the size it asks for is none of its own.
     """
     if not (os.path.isdir(bundle) and hub.get("subfolder")):
         check_holds_model("bundle", bundle, BUNDLE)
@@ -109,7 +109,12 @@ def read_config(bundle: str | os.PathLike, **hub) -> BundleConfig:
         if os.path.isdir(bundle) and is_known(bundle):
             raise wrong_kind("bundle", bundle, BUNDLE)
         raise ValueError(f"`bundle` {bundle} is a {shown(model_type)} model by `{CONFIG_NAME}`, not {BUNDLE}.")
-    return KINDS[model_type].config.from_pretrained(bundle, **hub)
+    config = KINDS[model_type].config.from_pretrained(bundle, **hub)
+    try:
+        config.size()
+    except ValueError as error:
+        raise ValueError(f"`{CONFIG_NAME}` of {bundle} asks for a size that it cannot have: {error}") from None
+    return config
 
 
 def model_type_of(name: str | os.PathLike, **hub) -> str | None:

@@ -14,6 +14,7 @@ import shlex
 import pytest
 from asking import FIELDS, FLAGS, OTHERS, SINGLE
 
+from lingene.telling import flags_of, in_flags
 from modeling_lingene import cli
 from modeling_lingene.images.augmentation import AUGMENTATIONS
 from modeling_lingene.training.named import ABOUT, RECIPES
@@ -154,11 +155,14 @@ def test_help_after_a_recipe_shows_its_values_and_help_alone_the_defaults(capsys
         with pytest.raises(SystemExit):
             cli.main(["decompose", *line, "--help"])
         pages.append("".join(capsys.readouterr().out.split()))  # lines break at hyphens, too
+    parser = argparse.ArgumentParser()
+    add_recipe_options(parser)
+    flags = flags_of(parser)
     for settings in (RECIPES[recipe], *(getattr(RECIPES[recipe], group) for group in GROUPS)):
         for name, value in vars(settings).items():
             if name not in ("data", *GROUPS) and value not in ("", ()):
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-                text = f"{described(type(settings))[name]} ({recipe}: {shown})"
+                text = in_flags(f"{described(type(settings))[name]} ({recipe}: {shown})", flags)
                 assert "".join(text.split()) in pages[0], name
     assert f"({recipe}:" not in pages[1] and "tostage.(default:192)" in pages[1]
 
