@@ -163,9 +163,8 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
     raw, _ = PretrainedConfig.get_config_dict(name)
     kind, foreign = _kind(name, raw), AutoConfig.from_pretrained(name)
     foreign = tower_config(foreign)
-    tensors = _read(name)
     architecture = (raw.get("architectures") or [""])[0]
-    if not architecture and any(key.startswith("classifier.") for key in tensors):  # nor does every folder say
+    if not architecture and any(key.startswith("classifier.") for key in _read(name)):  # not every folder says
         architecture = "ForImageClassification"
     classifies = architecture.endswith("ForImageClassification") and foreign.num_labels > 0
     head = classifies and not headless
@@ -180,7 +179,7 @@ def read_transformers(name: str, headless: bool = False, stages: Sequence[int] =
             f"numbers {', '.join(map(str, sorted(foreign.id2label)[:10]))}."
         )
     config = _bundle_config(name, foreign, raw, kind, stages)
-    tensors, left_out = _named(name, tensors, kind, config, head)
+    tensors, left_out = _named(name, _read(name), kind, config, head)
     outside, blocks = _shapes(config, head)
     expected = {**outside, **blocks}
     absent = [pattern for pattern, said in kind.absent.items() if said is None or not raw.get(*said)]
