@@ -111,7 +111,7 @@ def convert(
         depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
         sort: turn the channels so that the leading ones keep most of what passes on the images, and put the heads and
             MLP units that matter most first (of every layer by itself where there are as many components as layers),
-            so that narrower widths are a better start for training. Exact at full width; without a classifier tokens
+            so that narrower widths are a better start for training. Exact at full width; tokens, though not logits,
             are then in another basis, and `readout.safetensors` brings them back.
         widths: at which `sort` has to be good; default every legal one.
         device: for the calibration; default the GPU if there is one.
@@ -128,7 +128,7 @@ def convert(
     check_empty(out)
     name, device = str(name), check_device(device)
     source = open_source(name, weights, prefix, headless, stages, model_args)
-    if not (source.head or weights is not None or name.startswith(TIMM)):
+    if weights is None and not name.startswith(TIMM):
         source = replace(source, turned_before=read_readout(name))
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, 1 if rounds is None else rounds), sort)
@@ -139,7 +139,7 @@ def convert(
         check_expressed(source, name, answers)
     if sort:
         source = in_order(source, pixel_values, ratios, fit, device, seed)
-        config = changed(config, qkv_bias=True)
+        config = changed(config, qkv_bias=True, turned=True)
     calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
     config, components = solve_all(source, config, fit, rounds or ROUNDS.get(fit, 1), calibration)
     with complete_or_absent(out) as folder:
@@ -308,7 +308,7 @@ def compare(
     gc.collect()  # the model's tensors, before another one is loaded
     images, expected, told = answers
     answered = outputs(folder, source.head, images)
-    if source.readout is not None:
+    if source.readout is not None and not source.head:
         matrix, bias = source.readout
         answered = (answered.double() @ matrix.T + bias).float()
     found = logit_error(answered, expected)
@@ -365,7 +365,9 @@ def bundle_config(source: Source, num_components: int | None, basis: dict) -> Bu
     count = most if num_components is None else num_components
     if check_count("num_components", count) > most:
         raise ValueError(f"`num_components` must be from 1 to the {most} layers, got {count!r}.")
-    return type(source.config)(**{**kept, **given, "reference_components": count, "trained_components": [count]})
+    stored = {"reference_components": count, "trained_components": [count]}
+    stored["turned"] = source.config.turned or source.turned_before is not None
+    return type(source.config)(**{**kept, **given, **stored})
 
 
 def check_images(source: Source) -> torch.Tensor:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy
 import torch
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
-from ..bundle_lingene import Bundle
+from ..bundle_lingene import READOUT_FILE, Bundle
 from ..extras import require
 from ..families_lingene import layers_of
 from ..folders import (
@@ -45,7 +45,7 @@ from ..measuring.features import prefix_tokens
 from ..measuring.metrics import count_macs, count_parameters, height_and_width, seen_size
 from ..measuring.yardsticks import has_classifier
 from ..progress import quiet_loading
-from ..readout import read_readout, write_readout
+from ..readout import is_turned, read_readout, write_readout
 from . import devices
 from .any_size import any_size, family_of
 from .graphs import SMALL, WIDE, Outputs, example_images, of_patches, output_name, random_images, traced
@@ -53,6 +53,8 @@ from .onnx_files import make_smaller, say_in_file
 from .sources import names_classes
 from .to_timm import TIMM_NAMES, check_patches, write_timm
 
+
+logger = logging.get_logger(__name__)
 
 WEIGHTS = ("float32", "float16", "int8")
 # Of the largest logit. int8 has to let small random bundles pass, which round worse than trained ones, and to tell
@@ -118,10 +120,16 @@ def export(
     if data is not None:
         pictures, told = _pictures(bundle, processor, data, None if any_shape else pixels)
     limit = TOLERANCES[weights] if tolerance is None else tolerance
+    readout = None if head else read_readout(bundle, **hub)
+    if not head and readout is None and is_turned(model.config.to_dict()):
+        logger.warning(
+            f"{bundle} lacks {READOUT_FILE}: what is exported gives tokens in channels that nothing brings back into "
+            "its source's. `lingene materialise` keeps that file."
+        )
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, pixels, weights)
         if not head:
-            write_readout(folder, read_readout(bundle, **hub), model)
+            write_readout(folder, readout, model)
         report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, pixels)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}

@@ -29,6 +29,7 @@ from ..families_lingene import FAMILIES, WHOLE, Family, tower_config
 from ..folders import processor_or_none
 from ..measuring.features import AutoEncoder
 from ..progress import quiet_loading
+from ..readout import is_turned
 from ..translating_lingene import own_fields, own_name, own_shapes
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 
@@ -259,7 +260,7 @@ def _bundle_config(name: str, foreign: PretrainedConfig, raw: dict, kind: Kind, 
     if stages and not kind.row.stages:
         raise ValueError(f"`stages` are of a network that has some, and {name} is a {foreign.model_type}.")
     fields = own_fields(kind.family, foreign, tuple(SWIN_FIELDS if kind.row.stages else VIT_FIELDS))
-    labels = {"id2label": foreign.id2label, "label2id": foreign.label2id}
+    labels = {"id2label": foreign.id2label, "label2id": foreign.label2id, "turned": is_turned(raw)}
     if raw.get("problem_type"):
         labels["problem_type"] = raw["problem_type"]
     if kind.row.stages:

@@ -115,8 +115,8 @@ def rotated(source: Source, pixel_values: torch.Tensor, widths: Sequence[Fractio
         device: where images pass.
 
     Returns:
-        A source without gains and biases in LayerNorms, whose classifier reads them. Without a classifier `readout`
-        makes of the class token what the source gives.
+        A source without gains and biases in LayerNorms, whose classifier reads them. `readout` makes of its tokens
+        what the source gives.
     """
     size = source.config.hidden_size
     edges = [0, *(int(ratio * size) for ratio in widths), size]
@@ -139,7 +139,7 @@ def rotated(source: Source, pixel_values: torch.Tensor, widths: Sequence[Fractio
         config=changed(source.config, qkv_bias=True),
         outside=outside,
         block=lambda name, layer: weights[name][layer],
-        readout=None if source.head else readout,
+        readout=readout,
     )
 
 

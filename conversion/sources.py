@@ -32,8 +32,8 @@ class Source:
         reference: builds the model in its own library; (b, channels, h, w) -> logits (b, classes), or without a head
             the normed class token (b, d).
         processor: a transformers image processor, or None where the checkpoint brings none.
-        readout: where channels were turned and no classifier reads them: matrix (d, d) and bias (d,) that make of a
-            normed token what the checkpoint gives.
+        readout: where channels were turned: matrix (d, d) and bias (d,) that make of a normed token what the
+            checkpoint gives.
         turned_before: the same of the checkpoint's own channels, where they are not those of what it was made of.
     """
 

@@ -197,11 +197,11 @@ class Bundle:
         return rows
 
     def kept_files(self, size: Size) -> dict[str, bytes | None]:
-        """What goes with a size however it is trained, by file name: its preprocessing, and without a classifier what
-        brings channels that were turned back into its source's. Each where there is such a file; None, and a warning,
-        where nobody can say whether there is one."""
-        held = {}
-        for name in (IMAGE_PROCESSOR_NAME,) if self.has_head else (IMAGE_PROCESSOR_NAME, READOUT_FILE):
+        """What goes with a size however it is trained, by file name: its preprocessing, and what brings channels that
+        were turned back into its source's. Each where there is such a file; None, and a warning, where nobody can say
+        whether there is one."""
+        held, turned = {}, self.stored.turned or not self.has_head  # encoders from before the field may be, too
+        for name in (IMAGE_PROCESSOR_NAME, READOUT_FILE) if turned else (IMAGE_PROCESSOR_NAME,):
             try:
                 path = file_beside(self.name, name, **self.hub)
             except NobodyKnows as error:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .budget_lingene import METRICS, metric_of, standard_error
+from .bundle_lingene import READOUT_FILE
 from .configuration_base_lingene import BundleConfig
 from .folders import SIZE_PICTURES
 from .kept import kept
@@ -234,6 +235,11 @@ def limits(config: BundleConfig, head: bool, rows: Sequence[dict], trained: dict
         said.append(f"What it is worth on pictures other than those of {on} was not measured.")
     else:
         said.append("No size was measured: `lingene sweep BUNDLE --data DATA` does it, on pictures like yours.")
+    if config.turned:
+        said.append(
+            "Its tokens are in other channels than those of the checkpoint that it was made of: `tokens @ weight.T + "
+            f"bias` of `{READOUT_FILE}` brings them back."
+        )
     if not config.stands_for.interpolates:
         said.append(f"It takes pictures of {_sides(config.image_size)} pixels: finer detail does not reach it.")
     return said + _untrained(config) + _unmeasured(rows)
@@ -252,8 +258,7 @@ def _untrained(config: BundleConfig) -> list[str]:
     if config.trained_depths and len(config.trained_depths) < config.most_components:
         depths = ", ".join(map(str, config.trained_depths))
         said.append(f"Depths other than {depths} were never trained.")
-    most, trained = config.reference_components, config.trained_components
-    counts = None if trained is None else sorted({*trained, most})
+    most, counts = config.reference_components, config.known_components
     if counts == [most] != [1]:
         said.append(f"Fewer than {most} components were never trained: they are a start for training, no models.")
     elif counts and len(counts) < most:

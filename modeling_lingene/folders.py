@@ -301,6 +301,7 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
         "trained_depths": list(config.trained_depths),
         "num_components": config.reference_components,
         "trained_components": config.trained_components,
+        "turned": config.turned,
         "trained_width_ratios": list(config.trained_width_ratios),
         "legal_width_ratios": [str(ratio) for ratio in config.legal_width_ratios],
         "stored_params": config.stored_params(config.size(), held.has_head),

@@ -143,7 +143,8 @@ class BundleMixin:
             bundle.verify(bundle.keys(size, cls.has_head))
         load = cls._load_constrained if constrained else cls._load_stock
         result = load(bundle, size, dtype, *model_args, **kwargs)
-        record_origin(result[0] if isinstance(result, tuple) else result, name, size, bundle)
+        model = result[0] if isinstance(result, tuple) else result
+        record_origin(model, name, size, config.turned, bundle)
         return result
 
     @classmethod
@@ -197,19 +198,15 @@ class BundleMixin:
     @staticmethod
     def _warn_of_size(bundle: Bundle, size: Size) -> None:
         """Of a depth, and of a number of components, that was neither trained nor measured."""
-        config = bundle.config
-        depths, counts = {config.reference_depth, *config.trained_depths}, {config.reference_components}
-        counts = None if config.trained_components is None else counts | {*config.trained_components}
-        for field, known, name in (("depth", depths, "Depth"), ("num_components", counts, "Number of components")):
+        for field, known in bundle.config.untrained(size).items():
             asked = getattr(size, field)
-            if known is None or asked in known:
-                continue
             try:
                 if asked in {row[field] for row in bundle.measured()}:
                     continue
-                said = f"was neither trained ({sorted(known)}) nor measured"
+                said = f"was neither trained ({known}) nor measured"
             except NobodyKnows:
-                said = f"was not trained ({sorted(known)}), nor is it known here whether it was measured"
+                said = f"was not trained ({known}), nor is it known here whether it was measured"
+            name = {"depth": "Depth", "num_components": "Number of components"}[field]
             logger.warning(f"{name} {asked} of {bundle.name} {said}: measure this model before relying on it.")
 
     def save_pretrained(
@@ -402,7 +399,7 @@ def stock_model(
     return result
 
 
-def record_origin(model: torch.nn.Module, name: str, size: Size, bundle: Bundle | None = None) -> None:
+def record_origin(model: torch.nn.Module, name: str, size: Size, turned: bool, bundle: Bundle | None = None) -> None:
     """Say where a model comes from without giving it a name that loads other weights.
 
     PEFT, the Trainer's card and a reload by `name_or_path` take that name for the very weights: the bundle's leads to
@@ -412,6 +409,7 @@ def record_origin(model: torch.nn.Module, name: str, size: Size, bundle: Bundle 
 
     Args:
         name: of the bundle; empty for one in memory.
+        turned: whether the bundle's channels are not those of its source.
         bundle: where it was read from.
     """
     config, commit = model.config, bundle.hub.get("revision") if bundle is not None else None
@@ -427,6 +425,8 @@ def record_origin(model: torch.nn.Module, name: str, size: Size, bundle: Bundle 
         asked = {"depth": size.depth, "width_ratio": str(size.width_ratio), "num_components": size.num_components}
         weights_id = bundle.weights_id if bundle is not None else None
         config.materialised_from = {"bundle": shown, "commit": commit, "weights_id": weights_id, **asked}
+        if turned:  # what brings them back is no part of what a stock class saves
+            config.materialised_from["turned"] = True
 
 
 def take_saved_names(module, state_dict: dict, prefix: str, *_) -> None:

@@ -1,8 +1,10 @@
-"""The tokens of a bundle whose channels were turned (`convert --sort`, no classifier), in those of its source."""
+"""The tokens of a bundle whose channels were turned (`convert --sort`), in those of its source."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -52,10 +54,37 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
 
 def _may_be_turned(name: str | os.PathLike, hub: dict) -> bool:
     """Whether a model is a bundle, or a size of one, by its configuration; others have channels of their own."""
+    config = _config_dict(name, hub)
+    return config is None or config.get("model_type") in BUNDLE_TYPES or "materialised_from" in config
+
+
+def _config_dict(name: str | os.PathLike, hub: dict) -> dict | None:
     with suppress(OSError, ValueError):
-        config, _ = PretrainedConfig.get_config_dict(name, **hub)
-        return config.get("model_type") in BUNDLE_TYPES or "materialised_from" in config
-    return True
+        return PretrainedConfig.get_config_dict(name, **hub)[0]
+    return None
+
+
+def is_turned(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, as config.json has it, says that channels were turned: of a bundle, or of a size of one
+    that a stock class saved."""
+    origin = config.get("materialised_from")
+    return bool(config.get("turned") or (isinstance(origin, Mapping) and origin.get("turned")))
+
+
+def known_readout(name: str | os.PathLike) -> Readout | None:
+    """`read_readout` for whoever compares channel by channel.
+
+    Raises:
+        ValueError: as there; the channels were turned, and what brings them back is missing.
+    """
+    readout = read_readout(name)
+    if readout is None and is_turned(_config_dict(name, {}) or {}):
+        raise ValueError(
+            f"{name} has channels that were turned (`convert --sort`), and lacks `{READOUT_FILE}`, which brings them "
+            "back: they compare with nobody's. Write the size again with `lingene materialise`, which keeps that "
+            "file; at full width a copy of the bundle's own does."
+        )
+    return readout
 
 
 def write_readout(folder: str | os.PathLike, readout: Readout | None, model: nn.Module | None = None) -> None:

@@ -73,7 +73,7 @@ SIDES, SHARE, FACTOR = either(PIXELS, items(PIXELS, 2)), number(0, 1), number(-1
 RATIO = either(TEXT, number(0, 1))
 # What config.json may say of the fields of every bundle; `None` is left to the presets, or is all that is stored.
 STORED_FIELDS: dict[str, Check] = {
-    **dict.fromkeys(("scale_residual", "isolated_activation"), FLAG),
+    **dict.fromkeys(("scale_residual", "isolated_activation", "turned"), FLAG),
     **dict.fromkeys(("reference_depth", "reference_components"), optional(LAYERS)),
     **dict.fromkeys(("depth", "num_components"), optional(LAYERS)),
     "bundle_format": integer(1, 1 << 31),
@@ -133,6 +133,8 @@ class BundleConfig(PretrainedConfig):
         trained_width_ratios: width ratios seen in training, as fraction strings; default full width only.
         isolated_activation: widths between the smallest trained one and 1 are the trailing channels, heads and units,
             not the leading ones (Scala).
+        turned: the channels are in another basis than those of the checkpoint it was made of (`convert --sort`);
+            `readout.safetensors` beside it brings tokens back.
         weights_id: identity of the weights this configuration was saved with.
         depth, width_ratio, num_components: the size asked for; None is all that is stored.
         preset: `stable` (default) or `paper`: sets `nodes`, `start_degree`, `gain_offset`, `depth_map` if not given.
@@ -165,6 +167,7 @@ class BundleConfig(PretrainedConfig):
     trained_components: list[int] | None = None
     trained_width_ratios: list[str] | None = None
     isolated_activation: bool = False
+    turned: bool = False
     weights_id: str | None = None
 
     depth: int | str | None = None
@@ -322,6 +325,18 @@ class BundleConfig(PretrainedConfig):
     def legal_width_ratios(self) -> list[Fraction]:
         """Ratios that leave whole heads and whole MLP units, ascending."""
         return legal_width_ratios(self.head_unit, self.indivisible(Fraction(1))[1])
+
+    @property
+    def known_components(self) -> list[int] | None:
+        """The numbers of components that are models, ascending: those trained, and all; None where nobody recorded."""
+        trained = self.trained_components
+        return None if trained is None else sorted({*trained, self.reference_components})
+
+    def untrained(self, size: Size) -> dict[str, list]:
+        """Which of a size's depth and number of components were never trained, by field, with the values that were."""
+        depths = sorted({self.reference_depth, *self.trained_depths})
+        known = {"depth": depths, "num_components": self.known_components}
+        return {field: seen for field, seen in known.items() if seen and getattr(size, field) not in seen}
 
     def check_trained(self, size: Size):
         """Refuse a width never trained: such a slice is an initialisation, not a model (66 % -> 1.7 %, Scala)."""

@@ -211,7 +211,7 @@ class RecomposingModel(BundleMixin, PreTrainedModel):
             outside |= {key: tensor.clone() for key, tensor in self._head(size).items()}
         layers = {name: [row.clone() for row in stacked] for name, stacked in self.recomposed(size).items()}
         model = stock_model(outside, layers, self.config.stock_config(size), self.has_head, dtype=self.dtype)
-        record_origin(model, self.name_or_path, size)
+        record_origin(model, self.name_or_path, size, self.config.turned)
         return model.to(self.device).train(self.training)
 
     def _head(self, size: Size) -> dict[str, torch.Tensor]:

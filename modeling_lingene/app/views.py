@@ -94,13 +94,9 @@ def notes(bundle: ShownBundle, size: Size, held: Materialised) -> str:
         parts.append(sentence(MEASURE) + command("lingene sweep", bundle.name, "--data DATA"))
     elif bundle.row(size) is None:
         grid = f"--data DATA --depths {size.depth} --widths {size.width_ratio} --components {size.num_components}"
-        config, counts = bundle.config, [bundle.config.reference_components]
-        trained = size.depth in {config.reference_depth, *config.trained_depths}
-        said = "" if trained else f"Depth {size.depth} was never trained. "
-        if config.trained_components is not None and size.num_components not in counts + config.trained_components:
-            said += f"{size.num_components} components were never trained. "
-        said += "This size was not measured. Measure it:"
-        parts.append(sentence(said))
+        told = {"depth": "Depth {} was never trained.", "num_components": "{} components were never trained."}
+        said = [told[field].format(getattr(size, field)) for field in bundle.config.untrained(size)]
+        parts.append(sentence(" ".join([*said, "This size was not measured. Measure it:"])))
         parts.append(command("lingene sweep", bundle.name, grid))
     if bundle.rows:
         on = ", ".join(sorted({f"{row['dataset']} ({row['split']})" for row in bundle.rows}))

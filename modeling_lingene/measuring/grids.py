@@ -64,7 +64,7 @@ def grid_sizes(
         config,
         depths or config.trained_depths,
         widths or config.trained_width_ratios,
-        components or [*(doubling if config.trained_components is None else config.trained_components), count],
+        components or config.known_components or [*doubling, count],
     )
 
 

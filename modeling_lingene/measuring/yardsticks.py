@@ -28,7 +28,7 @@ from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
 from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
-from ..readout import Readout, brought_back, is_trailing, read_readout
+from ..readout import Readout, brought_back, is_trailing, known_readout
 from .features import Kept, Reference, Tokens, class_and_patches, load_encoder
 from .judging import agreement, check_patches_compare, cosines, knn_accuracy, mean_error, probe_accuracy, probe_needs
 from .metrics import accuracy, check_pictures, patch_count, share_error
@@ -268,7 +268,8 @@ def yardstick(
 
     Raises:
         ValueError: no reference for the cosine, or one without its use; one that cannot be read, has another width or,
-            by its configuration, other patches; these before its weights are loaded.
+            by its configuration, other patches, or one of both with turned channels that nothing brings back; these
+            before its weights are loaded.
     """
     images = batches(sets.images, processor, batch_size)
     train = None if sets.train is None else batches(sets.train, processor, batch_size)
@@ -276,12 +277,12 @@ def yardstick(
     if "cosine" not in sets.metrics:
         return Yardstick(sets.metrics, images, train)
     chosen = name if reference is None else reference
+    known = None if teacher is not None else _reference_config(name, reference)
+    readouts = [known_readout(one) for one in (chosen, name)]
     if teacher is not None:
-        readouts = [read_readout(one) for one in (chosen, name)]
         asked = Reference(teacher, images, None, public_name(chosen), readouts[0])
         return Yardstick(sets.metrics, images, train, asked, readouts[1])
-    known, seen, told = _reference_config(name, reference), None, OWN
-    readouts = [read_readout(one) for one in (chosen, name)]
+    seen, told = None, OWN
     if reference is not None:
         told = public_name(reference)
         own = processor_or_none(reference)  # without preprocessing of its own it sees the same pixels

@@ -22,7 +22,7 @@ from ..measuring.metrics import count_macs, count_parameters, seen_size
 from ..measuring.yardsticks import JUDGES, Sets, check_sets, metric_names, open_sets
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar
-from ..readout import Readout, read_readout, write_readout
+from ..readout import Readout, known_readout, read_readout, write_readout
 from .checkpoints import contents_of_pictures
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder, stated_width
 from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_tokens, feature_metric, fit_heads
@@ -109,6 +109,7 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     else:
         fit_sizes(encoder, recipe.decomposition)
     readout = _readout(recipe)
+    encoder.config.turned |= readout is not None  # bundles from before the field do not say it
     teacher = _teacher(recipe, encoder, Preprocessing(processor, accelerator.device))
     student = FeatureStudent(encoder, teacher.width, recipe.objective)
     if recipe.cache_teacher:
@@ -180,12 +181,14 @@ def _readout(recipe: Recipe) -> Readout | None:
 
     Raises:
         ValueError: identity heads between channels that were turned and others, which would be compared one by one
-            and mean different things.
+            and mean different things, or that nothing brings back.
     """
-    own = read_readout(os.path.expanduser(recipe.init)) if recipe.init else None
-    if recipe.objective.feature_heads != "identity" or not recipe.teacher:
+    alike = recipe.objective.feature_heads == "identity" and recipe.teacher
+    read = known_readout if alike else read_readout
+    own = read(os.path.expanduser(recipe.init)) if recipe.init else None
+    if not alike:
         return own
-    theirs = None if recipe.teacher.startswith(TIMM) else read_readout(os.path.expanduser(recipe.teacher))
+    theirs = None if recipe.teacher.startswith(TIMM) else read(os.path.expanduser(recipe.teacher))
     if not recipe.init:
         return theirs
     same = theirs is own or (None not in (theirs, own) and all(map(torch.equal, theirs, own)))

@@ -6,6 +6,7 @@ Against numpy's eigenvectors and stock transformers models whose every parameter
 """
 
 from dataclasses import replace
+from shutil import copyfile
 
 import numpy
 import pytest
@@ -139,17 +140,16 @@ def test_layer_norm_commutes_with_the_rotation():
 )
 @torch.no_grad()
 def test_sorting_changes_nothing_at_full_width(tmp_path, photos, given):
-    """Relative error of logits, or of all tokens brought back by the readout, at most 1e-5; LayerScale included."""
+    """Relative error of logits, and of all tokens brought back by the readout, at most 1e-5; LayerScale included."""
     model, values = stock(**given), helpers.images(6)
     model.save_pretrained(tmp_path / "source")
     convert(str(tmp_path / "source"), tmp_path / "bundle", calibrate=str(photos), sort=True, widths=["1/2", "3/4"])
     if hasattr(model, "classifier"):
         found = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle")(values).logits
         assert relative(found, model(values).logits) < 1e-5
-        assert not (tmp_path / "bundle" / READOUT_FILE).exists()
-        return
     tokens = AutoModel.from_pretrained(tmp_path / "bundle")(values).last_hidden_state
-    expected, readout = model(values).last_hidden_state, load_file(tmp_path / "bundle" / READOUT_FILE)
+    encoder = model.base_model if hasattr(model, "classifier") else model
+    expected, readout = encoder(values).last_hidden_state, load_file(tmp_path / "bundle" / READOUT_FILE)
     assert relative(tokens @ readout["weight"].T + readout["bias"], expected) < 1e-5
     assert relative(tokens, expected) > 0.1
 
@@ -226,6 +226,53 @@ def test_turned_channels_are_compared_and_trained_as_the_sources(tmp_path, photo
     for folder in ("bundle", "best"):
         kept = load_file(tmp_path / "run" / folder / READOUT_FILE)
         assert kept.keys() == readout.keys() and all(torch.equal(kept[key], readout[key]) for key in kept)
+
+
+@pytest.mark.parametrize("model_class", [Dinov2Model, ViTForImageClassification])
+@torch.no_grad()
+def test_a_size_that_lost_what_brings_its_tokens_back_is_compared_with_nobody(tmp_path, photos, model_class, caplog):
+    """A stock class saves no readout. Its tokens would have a cosine near 0 with the source's, and be learned one by
+    one: both are refused, and the file alone mends it. What compares no channels goes on."""
+    source, bundle, lost = (tmp_path / name for name in ("source", "bundle", "lost"))
+    stock(model_class).save_pretrained(source)
+    image_processor(16).save_pretrained(source)
+    convert(str(source), bundle, calibrate=str(photos), sort=True, widths=["3/4"])
+    constrained = LinGeneModel.from_pretrained(bundle, constrained=True)
+    for loaded in (constrained.materialise(), AutoModel.from_pretrained(bundle)):
+        assert loaded.config.materialised_from["turned"] is True
+        loaded.save_pretrained(lost)
+    image_processor(16).save_pretrained(lost)
+    pictures, asked = load_pictures(str(photos)), {"metric": "cosine", "device": "cpu"}
+    for name, reference in ((lost, source), (source, lost), (lost, bundle)):
+        with pytest.raises(ValueError, match=f"{lost} has channels that were turned .*lacks `{READOUT_FILE}`"):
+            evaluate_model(str(name), {}, pictures, **asked, reference=str(reference))
+    recipe = Recipe(
+        data=str(photos),
+        init=str(bundle),
+        teacher=str(lost),
+        training=TrainingSettings(epochs=1, batch_size=16, device="cpu"),
+        objective=Objective(kind="features", feature_heads="identity"),
+    )
+    with pytest.raises(ValueError, match="channels that were turned .*lingene materialise"):
+        decompose(recipe, tmp_path / "run")
+    convert(str(lost), tmp_path / "again")
+    assert LinGeneModel.config_class.from_pretrained(tmp_path / "again").turned
+    with pytest.raises(ValueError, match=f"again has channels that were turned .*lacks `{READOUT_FILE}`"):
+        sweep(tmp_path / "again", pictures, metric="cosine", reference=str(source), latency=False)
+    export(lost, tmp_path / "program", "program")
+    assert f"{lost} lacks {READOUT_FILE}" in caplog.text
+    copyfile(bundle / READOUT_FILE, lost / READOUT_FILE)
+    row = evaluate_model(str(lost), {}, pictures, **asked, reference=str(source))
+    assert row["cosine"] == pytest.approx(1, abs=1e-5)
+
+
+def test_channels_as_they_were_are_not_told_as_turned(tmp_path):
+    """Of a bundle, and of a size that is saved plain."""
+    stock(Dinov2Model).save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "bundle")
+    loaded = AutoModel.from_pretrained(tmp_path / "bundle")
+    assert "turned" not in loaded.config.materialised_from
+    assert not LinGeneModel.config_class.from_pretrained(tmp_path / "bundle").turned
 
 
 @torch.no_grad()
