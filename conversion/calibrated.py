@@ -16,16 +16,13 @@ from ..loading_lingene import stock_model
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
 from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
-from .calibration import choose_rows, class_outputs_of
+from .calibration import LEFT_OUT, choose_rows, class_outputs_of
 from .fitting import ROUNDS, fit_block, fold_norms, order_components
 from .matching import PASSES, match
 from .moments import Stack, moments, stacks_of
 from .ordering import sort_width
 from .report import measure_counts, tokens_of
 from .sources import Source, changed
-
-
-REPORT_IMAGES = 128  # on which every number of components is measured
 
 
 class Calibration:
@@ -36,10 +33,14 @@ class Calibration:
         pixel_values: (images, channels, h, w).
         device: where passes run.
         seed: of the labels drawn.
+        left_out: other images, likewise, which judge the result; where there are none, those of the fit do.
     """
 
-    def __init__(self, source: Source, pixel_values: torch.Tensor, device: str, seed: int):
+    def __init__(
+        self, source: Source, pixel_values: torch.Tensor, device: str, seed: int, left_out: torch.Tensor | None = None
+    ):
         self.source, self.pixel_values, self.device, self.seed = source, pixel_values, device, seed
+        self.left_out = left_out
         self.weights = {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
         with progress_bar(total=len(pixel_values), desc="asking the source", unit="image") as bar:
             self.expected = class_outputs_of(source.stock().to(device), pixel_values, progress=bar.update)
@@ -89,14 +90,16 @@ class Calibration:
     def measured(self, folder: Path, config: BundleConfig, depths: Sequence[int]) -> dict:
         """Errors at every number of components; and, for the depths asked for, the layers chosen."""
         stacks, parts, table = self._found(folder, config)
-        shown, expected = self.pixel_values[:REPORT_IMAGES], self.expected[:REPORT_IMAGES]
-        if not self.source.head:
-            expected = tokens_of(self.source.stock().to(self.device), shown)
+        left_out = self.left_out is not None and len(self.left_out) > 0
+        shown = self.left_out if left_out else self.pixel_values[:LEFT_OUT]
+        answers = class_outputs_of if self.source.head else tokens_of
+        expected = answers(self.source.stock().to(self.device), shown)
         with progress_bar(total=table.shape[1], desc="measuring", unit="count") as bar:
             rows = measure_counts(
                 folder, self.source.head, stacks, parts, table, shown, expected, self.device, bar.update
             )
-        result = {"images": len(self.pixel_values), "measured_images": len(shown), "rows": rows}
+        result = {"images": len(self.pixel_values), "measured_images": len(shown), "left_out": left_out}
+        result["rows"] = rows
         if depths:
             result["depth_rows"] = self._choose(folder, depths)
         return result

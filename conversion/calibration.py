@@ -13,25 +13,35 @@ from ..images.pictures import load_pictures
 from .sources import class_outputs
 
 
-def calibration_images(data: str, processor: Any, count: int, seed: int = 0) -> torch.Tensor:
+LEFT_OUT, LEFT_OUT_SHARE = 128, 5  # images that judge a fit and are none of it: at most; of a small set one in five
+
+
+def calibration_images(
+    data: str, processor: Any, count: int, seed: int = 0, judged: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Some images of a set, preprocessed; labels are not read.
 
     Args:
         data: what `load_pictures` takes; its split `train`, or another where it has none.
-        count: how many, drawn at random.
+        count: how many to fit, drawn at random.
+        judged: draw others to judge the fit by, LEFT_OUT where the set has so many more; of a smaller one a part of
+            those that would be fitted is left out.
 
     Returns:
-        (at most count, channels, h, w).
+        (at most count, channels, h, w), and those that are left out, likewise; perhaps none.
 
     Raises:
         ValueError: there are none, too many do not decode, or the processor makes several shapes of them.
     """
     try:
         images = load_pictures(data, others=True)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+        left_out = max(len(order) - count, len(order) // LEFT_OUT_SHARE) if judged else 0
+        fitted = min(count, len(order) - min(left_out, LEFT_OUT))
+        order = order[: fitted + min(left_out, LEFT_OUT)]
         found = [batch["pixel_values"] for batch in batches(picked(images, order), processor, 64)]
         check_one_shape(found)
-        return torch.cat(found)
+        return torch.cat(found).tensor_split([fitted])
     except ValueError as error:
         raise ValueError(str(error).replace("`data`", "`calibrate`", 1)) from None
 

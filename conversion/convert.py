@@ -105,7 +105,8 @@ def convert(
         out: new or empty folder for the bundle, its card and `conversion.json`, the report.
         weights, prefix, headless, stages, model_args: see `read_timm` and `read_transformers`.
         num_components: default as many as layers, which loses nothing; of several stages as many as the deepest has.
-        calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them.
+        calibrate, images: unlabelled images, a folder of them or what `load_images` takes; and how many of them to
+            fit. 128 others judge a fit; of a set without so many, what is left of it, or a fifth.
         fit: with fewer components than layers: one of FITS; default the last with images, without them the first.
         rounds: of coefficients and components in turn, for the fits that learn both; default ROUNDS of `fitting`.
         depths: layers to choose on the images, for each of these depths; written to `depth_rows`.
@@ -133,14 +134,14 @@ def convert(
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, 1 if rounds is None else rounds), sort)
     ratios = check_widths(config, widths, sort)
-    pixel_values = choose_images(source, None if calibrate is None else str(calibrate), images, seed)
+    pixel_values, left_out = choose_images(source, calibrate, images, seed, judged=fit != "exact")
     answers = ask(source, pixel_values)
     if fit != "exact":  # which is compared when it is written
         check_expressed(source, name, answers)
     if sort:
         source = in_order(source, pixel_values, ratios, fit, device, seed)
         config = changed(config, qkv_bias=True, turned=True)
-    calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed)
+    calibration = None if pixel_values is None else Calibration(source, pixel_values, device, seed, left_out)
     config, components = solve_all(source, config, fit, rounds or ROUNDS.get(fit, 1), calibration)
     with complete_or_absent(out) as folder:
         write(source, config, components, folder)
@@ -188,15 +189,16 @@ def check_asked(
     return fit
 
 
-def choose_images(source: Source, calibrate: str | None, images: int, seed: int) -> torch.Tensor | None:
-    """Calibration images as the source takes them, (images, channels, h, w); None without any."""
+def choose_images(source: Source, calibrate: str | Path | None, images: int, seed: int, judged: bool) -> tuple:
+    """Calibration images as the source takes them, (images, channels, h, w), and those left out to judge the fit; None
+    twice without any."""
     if calibrate is None:
-        return None
+        return None, None
     require("matplotlib"), require("scipy", "scikit-learn")  # not at the end of an hour
     processor = source.processor or image_processor(source.config.image_size, source.config.num_channels)
-    pixel_values = calibration_images(calibrate, processor, images, seed)
-    check_calibration(source, tuple(pixel_values.shape[-2:]))
-    return pixel_values
+    found = calibration_images(str(calibrate), processor, images, seed, judged)
+    check_calibration(source, tuple(found[0].shape[-2:]))
+    return found
 
 
 def check_calibration(source: Source, size: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..folders import read_config
-from ..kept import is_model, kept, last_row
+from ..kept import is_model, kept, last_row, verdict
 from ..kinds import model_class
 from ..measuring.features import class_and_patches
 from ..measuring.judging import agreement, cosines
@@ -26,7 +26,6 @@ LEARNING_RATES = ((0.05, 1e-4), (0.2, 7e-4))
 # which are nearer to their source, at 1e-5: the geometric mean of four times the one and the other.
 HEALING_RATE = 7e-5
 TEACHER = "TEACHER"  # in a command, of weights from a file, which no name stands for
-START = "This bundle is a start for training, not a model."
 COLUMNS = {
     "num_components": "components",
     "activation_residual": "layers",
@@ -187,4 +186,4 @@ def advice(report: dict, source: str, out: str | Path) -> dict | None:
         f"lingene decompose --init {shlex.quote(str(out))} --data DATA --teacher {shlex.quote(source)} {unlabelled}"
         f"--schedule simultaneous --learning-rate {rate:g} --epochs 3 --out RUN"
     )
-    return {"statement": f"{START} {kept(report)}", "learning_rate": rate, "command": command}
+    return {"statement": f"{verdict(report)} {kept(report)}", "learning_rate": rate, "command": command}

@@ -61,7 +61,8 @@ CONVERSION_FIELDS = {
 CONVERSION_REQUIRED = list(CONVERSION_FIELDS)
 CONVERSION_FIELDS |= {"advice": optional(OBJECT), "calibration": optional(OBJECT)}
 CONVERSION_FIELDS |= {**dict.fromkeys(("compared", "checked_on"), TEXT), "turned": FLAG}
-CALIBRATION_FIELDS = {"rows": items(OBJECT), "measured_images": integer(1, 1 << 53)}
+CALIBRATION_REQUIRED = {"rows": items(OBJECT), "measured_images": integer(1, 1 << 53)}
+CALIBRATION_FIELDS = CALIBRATION_REQUIRED | {"left_out": FLAG}
 CALIBRATION_ROW = {"agreement": number(0, 1), "divergence": number(-1e12, 1e12)}
 CALIBRATION_ROW |= dict.fromkeys(("cosine", "cosine_p5"), number(-1.001, 1.001))
 CALIBRATION_ROW |= {"relative_logit_error": number(0, 1e12)}
@@ -177,7 +178,7 @@ def read_conversion(folder: Path) -> dict | None:
     check_fields(report, CONVERSION_FIELDS, where, required=CONVERSION_REQUIRED, remedy=DELETE)
     if report.get("calibration"):
         measured, inside = report["calibration"], f"`calibration` in {where}"
-        check_fields(measured, CALIBRATION_FIELDS, inside, required=CALIBRATION_FIELDS, remedy=DELETE)
+        check_fields(measured, CALIBRATION_FIELDS, inside, required=CALIBRATION_REQUIRED, remedy=DELETE)
         for row in measured["rows"]:
             named = next((pair for pair in CALIBRATION_PAIRS if pair[0] in row), ("relative_logit_error",))
             check_fields(row, CALIBRATION_ROW, f"a row of {inside}", required=named, remedy=DELETE)

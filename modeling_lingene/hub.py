@@ -56,7 +56,7 @@ from .folders import (
     read_conversion,
     read_training,
 )
-from .kept import fitted, is_model, kept
+from .kept import fitted, kept, verdict
 from .markdown import code, loading, text
 from .measuring.grids import least_size
 from .measuring.tables import EXPLAINED, metrics_in, readable, size_table, told_error, told_timing
@@ -215,7 +215,7 @@ def reaching(repo_id: str) -> Iterator[None]:
 
 def told_of(converted: dict) -> dict[str, str | bool]:
     """How a conversion was fitted and what it kept, for the template."""
-    return {"fitted": fitted(converted), "kept": kept(converted), "is_model": is_model(converted)}
+    return {"fitted": fitted(converted), "kept": kept(converted), "verdict": verdict(converted)}
 
 
 def _rows(bundle: Bundle) -> list[dict]:

@@ -90,7 +90,7 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, compared: 
         raise ValueError("`rows` must hold at least one number of components; got none.")
     figure = blank_figure()
     panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": f"{compared.capitalize()}s"}]
-    labels = ["Relative error on the calibration images"]
+    labels = ["Relative error"]
     if "agreement" in rows[0]:
         panels.append({"agreement": "Agreement"})
         labels.append("Images of the same class as the source's, %")

@@ -199,7 +199,7 @@ class Backbone:
                 with quiet_loading():
                     model = LinGeneModel.from_pretrained(self.start("plain"), constrained=True)
                     processor = BitImageProcessor.from_pretrained(self.source)
-                sort_width(model, calibration_images(str(self.pictures), processor, asked["images"], 0))
+                sort_width(model, calibration_images(str(self.pictures), processor, asked["images"], 0)[0])
                 model.save_pretrained(bundle)
                 processor.save_pretrained(bundle)
         return bundle

@@ -17,6 +17,15 @@ SHAPE |= dict(image_size=16, patch_size=4)
 HEADS, DEPTH, COUNT = 4, 6, 40
 
 
+FITTED = 32  # of these; a fifth judges
+
+
+def in_two(values, count=FITTED, seed=0):
+    """Pictures in the order of their names, (n, 3, h, w), as a conversion divides them: fitted, left out."""
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    return values[order[:count]], values[order[count:]]
+
+
 LINEAR_PARTS = [part for part in STOCK_PARTS if not part.startswith("norm")]
 
 

@@ -16,9 +16,11 @@ import torch
 from fits import (
     COUNT,
     DEPTH,
+    FITTED,
     LINEAR_PARTS,
     divergence,
     entering,
+    in_two,
     layers_of,
     logits,
     maps_of,
@@ -40,6 +42,7 @@ from modeling_lingene.conversion.fitting import (
     fold_norms,
 )
 from modeling_lingene.conversion.report import LEARNING_RATES, advice, count_legend, count_table, learning_rate
+from modeling_lingene.folders import read_conversion
 from modeling_lingene.images.batches import image_processor
 from modeling_lingene.training import options
 
@@ -82,14 +85,36 @@ def written(folder):
 def test_calibration_images_are_a_seeded_choice_of_the_folder(photos):
     """Pixels as users preprocess them, none twice, no more than there are; labels are not needed but may be there."""
     processor, everything = image_processor(16), pixels(photos)
-    found = calibration_images(str(photos), processor, 7, seed=1)
+    found, none = calibration_images(str(photos), processor, 7, seed=1)
     assert found.shape == (7, 3, 16, 16)
     farthest = (found[:, None] - everything).abs().flatten(2).amax(2)
     assert farthest.min(1).values.max() < 1e-5 and len(set(farthest.argmin(1).tolist())) == 7
-    assert torch.equal(calibration_images(str(photos), processor, 7, seed=1), found)
-    assert not torch.equal(calibration_images(str(photos), processor, 7, seed=2), found)
-    assert len(calibration_images(str(photos), processor, 1000)) == COUNT
-    assert calibration_images("digits", processor, 5).shape == (5, 3, 16, 16)
+    assert torch.equal(calibration_images(str(photos), processor, 7, seed=1)[0], found) and not len(none)
+    assert not torch.equal(calibration_images(str(photos), processor, 7, seed=2)[0], found)
+    assert len(calibration_images(str(photos), processor, 1000)[0]) == COUNT
+    assert calibration_images("digits", processor, 5)[0].shape == (5, 3, 16, 16)
+
+
+@pytest.mark.parametrize("count, fitted, left_out", [(7, 7, COUNT - 7), (34, FITTED, 8), (1000, FITTED, 8)])
+def test_pictures_that_judge_a_fit_are_none_of_it(photos, count, fitted, left_out):
+    """Those beyond the ones asked for, 128 at most; where there are few, a fifth of all."""
+    processor, everything = image_processor(16), pixels(photos)
+    found = calibration_images(str(photos), processor, count, judged=True)
+    assert [len(part) for part in found] == [fitted, left_out]
+    for part, expected in zip(found, in_two(everything, fitted)):
+        torch.testing.assert_close(part, expected, rtol=0, atol=1e-5)
+    assert [len(part) for part in calibration_images("digits", processor, 5, judged=True)] == [5, 128]
+
+
+def test_one_picture_fits_and_does_not_judge(tmp_path, source):
+    """It gave a cosine of 0.996 to a bundle that had 0.68 on others: nothing is said to be a model by it."""
+    helpers.pictures(1).images[0].save(tmp_path / "one.png")
+    report = convert(
+        str(source[1]), tmp_path / "bundle", num_components=5, calibrate=str(tmp_path), fit="weighted", rounds=1
+    )
+    measured = report["calibration"]
+    assert (measured["images"], measured["measured_images"], measured["left_out"]) == (1, 1, False)
+    assert report["advice"] is not None and read_conversion(tmp_path / "bundle") is not None
 
 
 def test_one_broken_image_in_a_hundred_is_left_out(tmp_path):
@@ -98,7 +123,7 @@ def test_one_broken_image_in_a_hundred_is_left_out(tmp_path):
         picture.save(tmp_path / f"{index:03}.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match="broken|1 of the 120"):
-        assert len(calibration_images(str(tmp_path), image_processor(16), 1000)) == 119
+        assert len(calibration_images(str(tmp_path), image_processor(16), 1000)[0]) == 119
     (tmp_path / "broken too.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="2 of the 121 images"):
         calibration_images(str(tmp_path), image_processor(16), 1000)
@@ -108,14 +133,16 @@ def test_one_broken_image_in_a_hundred_is_left_out(tmp_path):
 def test_the_report_is_what_a_user_measures(tmp_path, source, photos, fit):
     """Every row recomputed from the loaded models: outcomes by transformers, residuals of layers by numpy."""
     model, folder = source
-    report = convert(str(folder), tmp_path / "bundle", num_components=3, calibrate=str(photos), fit=fit, rounds=3)
-    calibration, values = report["calibration"], pixels(photos)
-    assert (calibration["images"], calibration["measured_images"]) == (COUNT, COUNT)
+    given = {"num_components": 3, "calibrate": str(photos), "fit": fit, "rounds": 3}
+    report = convert(str(folder), tmp_path / "bundle", images=8, **given)
+    calibration, (fitted, values) = report["calibration"], in_two(pixels(photos), 8)
+    assert (calibration["images"], calibration["measured_images"]) == (8, COUNT - 8)
+    assert calibration["left_out"] is True and f"On {COUNT - 8} pictures left out of its fit" in kept.kept(report)
     assert [row["num_components"] for row in calibration["rows"]] == [1, 2, 3]
     expected = logits(AutoModelForImageClassification.from_pretrained(folder).eval(), values)
     assert len(expected.argmax(-1).unique()) > 1
     whole = model if fit == "weights" else with_layers(model, fold_norms(layers_of(model)))
-    inputs, maps = entering(whole, values), maps_of(whole)
+    inputs, maps = entering(whole, fitted), maps_of(whole)
     for row in calibration["rows"]:
         small = AutoModelForImageClassification.from_pretrained(
             tmp_path / "bundle", num_components=row["num_components"]
@@ -156,7 +183,7 @@ def test_a_fitted_bundle_is_a_bundle_like_any_other(tmp_path, source, photos):
     assert matrix.shape == (DEPTH, 2)
     numpy.testing.assert_allclose(matrix.T @ matrix, numpy.eye(2), atol=1e-5)
     assert report["condition"] == pytest.approx(1.0, abs=1e-4)
-    values = pixels(photos)
+    values = in_two(pixels(photos))[1]
     small = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
     for layer in small.vit.layers:
         for part in ("norm1", "norm2"):
@@ -173,7 +200,7 @@ def test_a_fitted_bundle_is_a_bundle_like_any_other(tmp_path, source, photos):
 
 
 def test_matched_is_nearer_to_the_source_than_aligned(tmp_path, source, photos):
-    """On the images that it was done on, as the bundle on disk gives its answers."""
+    """On images that it was not done on, as the bundle on disk gives its answers."""
     found = {}
     for fit in ("aligned", "matched"):
         given = {"num_components": 3, "calibrate": str(photos), "fit": fit, "rounds": 3}
@@ -211,7 +238,8 @@ def test_fits_with_given_coefficients_keep_the_basis(tmp_path, photos, fit):
     assert config["basis"] == "chebyshev" and config["coefficient_matrix"] is None
     assert config["gain_offset"] == 1.0 and config["qkv_bias"] is True
     small = AutoModelForImageClassification.from_pretrained(tmp_path / "bundle").eval()
-    error = relative(logits(small, pixels(photos)), logits(stock(qkv_bias=False), pixels(photos)))
+    values = in_two(pixels(photos))[1]
+    error = relative(logits(small, values), logits(stock(qkv_bias=False), values))
     assert report["calibration"]["rows"][-1]["relative_logit_error"] == pytest.approx(error, rel=1e-3)
 
 
@@ -231,7 +259,7 @@ def test_without_a_classifier_a_fit_is_measured_on_the_class_token(tmp_path, pho
     model.save_pretrained(tmp_path / "source")
     given = {"num_components": 3, "calibrate": str(photos), "fit": "aligned", "rounds": 2, "depths": [3]}
     report = convert(str(tmp_path / "source"), tmp_path / "bundle", **given)
-    rows, values = report["calibration"]["rows"], pixels(photos)
+    rows, values = report["calibration"]["rows"], in_two(pixels(photos))[1]
     assert all("agreement" not in row and "divergence" not in row for row in rows)
     small = AutoModel.from_pretrained(tmp_path / "bundle").eval()
     tokens = [one(values).last_hidden_state for one in (small, model)]
@@ -370,6 +398,28 @@ def told(compared: str = "logit", error: float = 0.3, **row) -> dict:
     report = {"compared": compared, "relative_logit_error": error, "fit": "matched"}
     rows = [{"relative_logit_error": error, **row}]
     return report | ({"calibration": {"rows": rows, "measured_images": 256}} if row else {})
+
+
+@pytest.mark.parametrize(
+    "measured, fit, unknown",
+    [
+        ({"measured_images": 128, "left_out": True}, "matched", ""),
+        ({"measured_images": 32, "left_out": True}, "matched", ""),
+        ({"measured_images": 31, "left_out": True}, "matched", "31 pictures"),
+        ({"measured_images": 128, "left_out": False}, "matched", "no pictures"),
+        ({"measured_images": 1, "left_out": False}, "exact", ""),
+        ({"measured_images": 256}, "matched", ""),  # as reports were before
+    ],
+)
+def test_enough_pictures_judge_that_the_fit_did_not_see(measured, fit, unknown):
+    """Else nobody knows whether a bundle that looks like a model is one; far from its source it is none by any."""
+    report = told("class token", cosine=0.99, cosine_p5=0.98) | {"fit": fit}
+    report["calibration"] |= measured
+    said = f"Whether this bundle is a model is not known: {unknown} that its fit did not see judge it"
+    assert kept.is_model(report) is not bool(unknown)
+    assert kept.verdict(report).startswith(said) if unknown else not kept.verdict(report)
+    report["calibration"]["rows"][-1]["cosine"] = 0.5
+    assert kept.verdict(report) == kept.START and advice(report, "x", "y")["statement"].startswith(kept.START)
 
 
 @pytest.mark.parametrize(
