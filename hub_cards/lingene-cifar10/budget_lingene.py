@@ -55,7 +55,7 @@ ROW_FIELDS = {
     **dict.fromkeys(("accuracy", "knn", "probe"), number(0, 1)),
     **dict.fromkeys(AGREEMENT, number(-1, 1)),
     "metric": one_of(*METRICS),
-    **dict.fromkeys(("split", "dataset", "device", "reference"), TEXT),
+    **dict.fromkeys(("split", "dataset", "pictures_id", "device", "reference", "reference_id"), TEXT),
     "images": _COUNT,
     "standard_errors": map_of(number(0, 2)),
     "latency_ms": optional(_MILLISECONDS),

@@ -10,7 +10,7 @@ in worker processes, for sets that do not fit, and for augmentation that needs o
 import functools
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,10 +151,14 @@ class MemoryImages(_Source):
             whole["index"] = index
             yield [{key: value[part] for key, value in whole.items()} for part in layout.parts()]
 
-    def in_order(self, layout: Layout) -> Iterator[dict[str, torch.Tensor]]:
-        """Every image of this process's share once, as it is: for evaluation, and for a teacher's logits."""
-        mine = torch.arange(len(self), device=self.device)[layout.process :: layout.processes]
-        for index in mine.split(layout.batch_size):
+    def in_order(self, layout: Layout, without: Container[int] = ()) -> Iterator[dict[str, torch.Tensor]]:
+        """Every image of this process's share once, as it is: for evaluation, and for a teacher's logits.
+
+        Args:
+            without: places of images that are left out.
+        """
+        mine = [index for index in range(layout.process, len(self), layout.processes) if index not in without]
+        for index in torch.tensor(mine, dtype=torch.long, device=self.device).split(layout.batch_size):
             values = (self.pixels[index].float() / 255 - self.mean) / self.std
             yield {"pixel_values": values, "labels": self.labels[index], "index": index}
 
@@ -204,9 +208,9 @@ class PictureImages(_Source):
                 self._erase(value)
         return {**self._mixed(values, labels, seed), "index": index}
 
-    def in_order(self, layout: Layout) -> Iterator[dict[str, torch.Tensor]]:
+    def in_order(self, layout: Layout, without: Container[int] = ()) -> Iterator[dict[str, torch.Tensor]]:
         """As `MemoryImages.in_order`."""
-        mine = range(layout.process, len(self), layout.processes)
+        mine = [index for index in range(layout.process, len(self), layout.processes) if index not in without]
         starts = range(0, len(mine), layout.batch_size)
         picks = ([(index, 0) for index in mine[start : start + layout.batch_size]] for start in starts)
         for loaded in self._load(self._plain, picks):

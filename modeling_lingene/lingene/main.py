@@ -28,7 +28,7 @@ from .telling import (
 
 PACKAGE = "modeling_lingene"
 NAMES = {"bundle", "model", "source", "init", "reference"}  # options that may be names on the Hub
-UNREAD = 128 + 13  # SIGPIPE
+UNREAD, INTERRUPTED = 128 + 13, 128 + 2  # SIGPIPE, SIGINT
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write, which does not say its file
 
 
@@ -67,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         finally:  # of `--help` too, which ends by an exit
             for stream in standard_streams():
                 stream.flush()
+    except KeyboardInterrupt:  # before the command itself began: of imports, which take seconds
+        print("\nlingene: interrupted before anything was done.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError as error:
         gone = unread(standard_streams())
         silence(gone)
@@ -98,7 +101,7 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # of several processes the main one
             print(f"\nlingene {name}: interrupted. {_then(name, place)}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

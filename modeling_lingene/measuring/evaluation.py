@@ -10,6 +10,7 @@ from ..families_lingene import layers_of, tower_config
 from ..folders import read_processor
 from ..found import check_holds_model
 from ..images.batches import batches
+from ..images.contents import pictures_id
 from ..images.data import LabelledImages
 from ..progress import progress_bar
 from .encoders import load_model
@@ -95,7 +96,7 @@ def evaluate_model(
         stick = yardstick(name, config.hidden_size, *asking)
     model = load_model(name, config, head, **asked)
     size = model.source_size if is_bundle else None
-    return measure(
+    row = measure(
         model,
         batches(sets.images, processor, batch_size),
         depth=layers_of(model.config),
@@ -111,6 +112,7 @@ def evaluate_model(
         image_size=seen_size(model.config, processor),
         measures=None if stick is None else _measures(stick, model.to(device).eval()),
     )
+    return row | {"pictures_id": pictures_id(images)}
 
 
 def _measures(stick: Yardstick, model: nn.Module) -> dict:

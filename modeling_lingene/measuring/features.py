@@ -3,6 +3,8 @@
 Notation: b batch, t tokens, p patches, d hidden size, n pictures.
 """
 
+import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -168,6 +170,14 @@ class Reference:
     ):
         self.ask, self.batches, self.seen, self.name = ask, batches, seen, name
         self.readout, self.model = readout, model
+
+    @functools.cached_property
+    def id(self) -> str | None:
+        """What tells the encoder from another of the same name; None where it was not loaded for this."""
+        if self.model is None:
+            return None
+        sums = [f"{one.detach().double().abs().sum():.9g}" for one in self.model.parameters()]  # by any threads
+        return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches with `expected_class` (b, d) and `expected_patches` (b, p, d) on the CPU."""

@@ -30,6 +30,7 @@ from ..extras import require
 from ..folders import SIZE_PICTURES, check_folder, check_writable, read_config, read_processor, write_json
 from ..found import public_name
 from ..images.batches import Batches, batches
+from ..images.contents import pictures_id
 from ..images.data import HELD_OUT, WHOLE, LabelledImages
 from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
@@ -47,7 +48,7 @@ from .metrics import (
     seen_size,
 )
 from .plots import plot_heat, plot_sizes
-from .yardsticks import Sets, check_reference, check_sets, default_metrics, fingerprint, open_sets, yardstick
+from .yardsticks import Sets, check_reference, check_sets, default_metrics, open_sets, yardstick
 
 
 logger = logging.get_logger(__name__)
@@ -134,7 +135,7 @@ def sweep(
     )
     if not main:
         return []
-    rows = _rows(config, sizes, found, images, held.has_head, way.image_size)
+    rows = _rows(config, sizes, found, images, held.has_head, way.image_size, about["pictures"])
     whole = _merged(held.measured() if folder == Path(bundle) else _rows_in(folder, held.weights_id), rows)
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
@@ -215,9 +216,9 @@ class _Way:
         train, other = self.sets.train, self.stick.reference
         about |= {"metrics": list(self.sets.metrics), "train": None, "reference": None}
         if train is not None:
-            about["train"] = what_is_swept(weights_id, train)["images"]
+            about["train"] = what_is_swept(weights_id, train)
         if other is not None:
-            about["reference"] = [other.name, fingerprint(other.model)]
+            about["reference"] = [other.name, other.id]
         return about
 
     def valid(self, one: dict) -> bool:
@@ -262,7 +263,7 @@ def measure_sizes(
     check_sets(sets, bundle, head)
     way = _Way(bundle, head, sets, held.processor, held.batch_size, reference, device or "cpu", teacher)
     found = way.measured(sizes, threads=threads, progress=progress)
-    return _rows(config, sizes, found, held.images, head, way.image_size)
+    return _rows(config, sizes, found, held.images, head, way.image_size, pictures_id(held.images))
 
 
 def measured(
@@ -327,6 +328,7 @@ def _rows(
     images: LabelledImages,
     head: bool,
     image_size: tuple[int, int],
+    pictures: str,
 ) -> list[dict]:
     @functools.cache
     def macs(depth: int, width: Fraction) -> int:  # components do not change them
@@ -345,6 +347,7 @@ def _rows(
             **(one.get("measures") or accuracy_fields(one["right"] / one["images"], one["images"])),
             "split": images.split,
             "dataset": images.name,
+            "pictures_id": pictures,
         }
         rows.append(row | {key: one[key] for key in TIMING if key in one})
     return rows
@@ -372,14 +375,12 @@ def _opened(bundle: str | os.PathLike, out: str | Path | None) -> tuple[BundleCo
 
 
 def what_is_swept(weights_id: str, images: LabelledImages, processes: int = 1) -> dict:
-    """What must be the same for a sweep to go on: weights, images - told by their labels and by four of the pictures -
+    """What must be the same for a sweep to go on: weights, images - told by their labels and by some of the pictures -
     and how they are divided.
     """
-    told = hashlib.sha256(json.dumps([images.name, images.split, images.class_names, images.labels]).encode())
-    for index in sorted({0, len(images) // 3, len(images) // 2, len(images) - 1}):
-        picture, _ = images.decoded(index)
-        told.update(picture.tobytes() if picture is not None else b"unreadable")
-    return {"weights_id": weights_id, "images": told.hexdigest(), "processes": processes, "held": HELD_BYTES}
+    labelled = json.dumps([images.name, images.split, images.class_names, images.labels])
+    told = {"images": hashlib.sha256(labelled.encode()).hexdigest(), "pictures": pictures_id(images)}
+    return {"weights_id": weights_id, **told, "processes": processes, "held": HELD_BYTES}
 
 
 def _rows_in(folder: Path, weights_id: str) -> list[dict]:
@@ -409,11 +410,15 @@ def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool
 
 
 def _on_the_same(row: dict, other: dict) -> bool:
-    """Whether two rows are of the same images, as far as they tell: folders of one name hold others, mostly not as
-    many of them.
-    """
-    count = other.get("images")
-    return all(row.get(key) == other[key] for key in ("dataset", "split")) and row.get("images", count) == count
+    """Whether two rows are of the same images, as far as they tell: folders of one name may hold others."""
+    same = all(row.get(key) == other[key] for key in ("dataset", "split"))
+    return same and all(row.get(key, other.get(key)) == other.get(key) for key in ("images", "pictures_id"))
+
+
+def _with_the_same(row: dict, other: dict) -> bool:
+    """Whether two rows are compared with the same model, as far as they tell: bundles of one name may be others."""
+    known = row.get("reference_id", other.get("reference_id"))
+    return row.get("reference") == other["reference"] and known == other.get("reference_id")
 
 
 def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
@@ -426,7 +431,7 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
     old, whole = {tuple(row[key] for key in sizes): row for row in before}, {}
     same = {name for name, row in old.items() if _on_the_same(row, rows[0])}
     for name in same:
-        compared = metric != "cosine" or old[name].get("reference") == rows[0]["reference"]
+        compared = metric != "cosine" or _with_the_same(old[name], rows[0])
         if metric in old[name] and compared:
             whole[name] = {key: value for key, value in old[name].items() if key != "metric"}
             whole[name] |= {"metric": metric} if metric != "accuracy" else {}
@@ -437,7 +442,7 @@ def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
     for name, row in new.items():
         earlier = old.get(name, {})
         if name in same and "cosine" not in row:
-            row = row | {key: earlier[key] for key in (*AGREEMENT, "reference") if key in earlier}
+            row = row | {key: earlier[key] for key in (*AGREEMENT, "reference", "reference_id") if key in earlier}
         if name in same:
             row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
         errors = {key: value for key, value in earlier.get("standard_errors", {}).items() if key in row}

@@ -5,7 +5,6 @@ agreement with a reference, on any pictures.
 """
 
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -220,6 +219,7 @@ class Yardstick:
                 fields[metric] = round(JUDGES[metric](*known, *queries), 6)
             elif metric == "cosine":
                 fields |= agreement(agreed) | {"reference": self.reference.name}
+                fields |= {"reference_id": self.reference.id} if self.reference.id else {}
                 errors[metric] = mean_error(agreed[:, 0])
             else:
                 fields[metric] = round(accuracy(model, self.images)[0], 6)
@@ -324,9 +324,3 @@ def has_classifier(name: str | os.PathLike, config: PretrainedConfig) -> bool:
     if config.model_type in BUNDLE_TYPES:
         return Bundle(name, config).has_head
     return not config.architectures or any(kind.endswith("ForImageClassification") for kind in config.architectures)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """What tells a model from another of the same name."""
-    sums = [float(parameter.detach().double().abs().sum()) for parameter in model.parameters()]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()

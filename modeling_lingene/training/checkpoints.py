@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..folders import check_writable
 from ..identity_lingene import file_sha256
+from ..images.contents import sampled
 from ..images.data import LabelledImages
 from ..measuring.tables import bytes_shown
 from ..writing_lingene import writing
@@ -146,9 +147,8 @@ def contents_of_pictures(*sets: LabelledImages | None) -> dict[str, str]:
     told = hashlib.sha256()
     for images in filter(None, sets):
         told.update(json.dumps([images.class_names, images.labels]).encode())
-        for index in sorted({place * len(images) // COMPARED for place in range(COMPARED)}):
-            picture, _ = images.decoded(index)
-            told.update(picture.tobytes() if picture is not None else b"unreadable")
+        for one in sampled(images, {place * len(images) // COMPARED for place in range(COMPARED)}):
+            told.update(one)
     return {PICTURES: told.hexdigest()}
 
 

@@ -209,7 +209,6 @@ def _trained(
     check_augmentation(recipe.augmentation)
     begin = start_without_labels if recipe.unlabelled else _start
     start = begin(recipe, out, identity, accelerator)
-    seen = {} if recipe.streaming else contents_of_pictures(start.source.images, start.others()[0])
     todo = phases(start.model, recipe.decomposition, recipe.objective, warm=bool(recipe.init))
 
     def save(folder: Path, state: dict) -> None:
@@ -229,11 +228,11 @@ def _trained(
         start.source,
         recipe.training,
         out,
-        identity=identity | seen,
+        identity=identity | start.contents,
         on_best=lambda state: save(out / "best", state),
         on_begin=begun,
         accelerator=accelerator,
-        **(start.parts() if recipe.unlabelled else _parts(recipe, start, (out, identity | seen, accelerator))),
+        **(start.parts() if recipe.unlabelled else _parts(recipe, start, (out, identity, accelerator))),
     )
     history = loop.fit(todo)
     rows = feature_rows(loop, start, _sizes(recipe, start)) if measuring and recipe.unlabelled else []
@@ -254,12 +253,14 @@ class _Start:
         source: of batches for training.
         validation: images by which the best state is chosen; None where none are held out.
         test: images that measure the result.
+        contents: of what it trains and chooses by, as part of the run's identity; nothing of a stream.
     """
 
     model: RecomposingModel
     source: Any
     validation: LabelledImages | None
     test: LabelledImages
+    contents: dict[str, str]
 
     @property
     def trained(self) -> RecomposingModel:
@@ -295,7 +296,8 @@ def _start(recipe: Recipe, out: Path, identity: dict, accelerator: Accelerator) 
         begun = model_class(config, head=True)(config)
     else:
         fit_to(begun, train, recipe.decomposition, recipe.relabel)
-    return _Start(begun, source, validation, test)
+    contents = {} if recipe.streaming else contents_of_pictures(train, validation)
+    return _Start(begun, source, validation, test, contents)
 
 
 def _named_as(train: LabelledImages, part: LabelledImages, recipe: Recipe) -> LabelledImages:
@@ -333,18 +335,22 @@ def _parts(recipe: Recipe, start: _Start, run: tuple[Path, dict, Accelerator]) -
     if start.validation is not None:
         processor, device = start.source.processor, accelerator.device
         held_out = training_images(start.validation, processor, Augmentation(), device, recipe.workers)
-    return {"held_out": held_out, "teacher": _teacher(recipe, start.source, *run)}
+    return {"held_out": held_out, "teacher": _teacher(recipe, start, *run)}
 
 
-def _teacher(recipe: Recipe, source: Any, out: Path, identity: dict, accelerator: Accelerator) -> Any:
+def _teacher(recipe: Recipe, start: _Start, out: Path, identity: dict, accelerator: Accelerator) -> Any:
     """Whom the model learns from beside the labels, if anybody."""
+    source = start.source
     if not recipe.teacher:
         return None
     if not recipe.cache_teacher:
         return load_teacher(recipe.teacher, source, recipe.relabel)
     shape = (len(source.images.class_names),)
     check_cache(out, len(source.images), shape, recipe.cache_gb, recipe.augmentation)
-    teacher, folder = load_teacher(recipe.teacher, source, recipe.relabel), open_cache(out, identity, accelerator)
+    teacher = load_teacher(recipe.teacher, source, recipe.relabel)
+    folder = open_cache(out, identity | start.contents, accelerator)
+    if accelerator.is_main_process:
+        keep_asked(out, identity, recipe=recipe)  # nothing is left to refuse, and asking may take hours
     return CachedTeacher(teacher, source, folder / "train.f32", shape, accelerator, recipe.training.batch_size)
 
 

@@ -1,6 +1,7 @@
 """What a teacher says of every picture, asked once and kept on disk, for pictures that no augmentation varies.
 
 OUT/teacher/train.f32, held_out.f32     float32 (pictures, *shape), read where they lie
+OUT/teacher/train.partial, .asked       while the teacher is asked: answers, and a byte per picture, 1 where it was
 OUT/teacher/cache.json                  of which run; removed with the folder when the run is done
 
 Notation: b batch; shape of one answer, (classes,) or (t, D), tokens and channels of the teacher.
@@ -62,7 +63,7 @@ class CachedTeacher:
     Args:
         teacher: batch -> (b, *shape); asked once for every picture, of which every process asks for its share.
         images: whose `index` the batches carry.
-        path: of the file; one that is there is read.
+        path: of the file; one that is there is read, and one that was interrupted goes on.
         shape: of one answer.
         accelerator: of the run, on every process.
         batch_size: of the asking.
@@ -81,21 +82,28 @@ class CachedTeacher:
         found = path.is_file()
         accelerator.wait_for_everyone()
         if not found:
-            partial = path.with_suffix(".partial")
-            if accelerator.is_main_process:
+            partial, marks = path.with_suffix(".partial"), path.with_suffix(".asked")
+            if accelerator.is_main_process and not (partial.is_file() and marks.is_file()):
                 numpy.memmap(partial, numpy.float32, "w+", shape=whole).flush()
+                numpy.memmap(marks, numpy.uint8, "w+", shape=whole[:1]).flush()
             accelerator.wait_for_everyone()
             filled = numpy.memmap(partial, numpy.float32, "r+", shape=whole)
+            asked = numpy.memmap(marks, numpy.uint8, "r+", shape=whole[:1])
+            known = set(numpy.flatnonzero(asked).tolist())
             layout = Layout(batch_size, 1, accelerator.num_processes, accelerator.process_index)
             share, shown = len(images.images) // accelerator.num_processes, accelerator.is_main_process
-            with progress_bar(total=share, desc="asking the teacher", unit="image", shown=shown) as bar:
-                for batch in images.in_order(layout):
-                    filled[batch["index"].cpu().numpy()] = teacher(batch).cpu().numpy()
-                    bar.update(len(batch["index"]))
+            done = len(known) // accelerator.num_processes
+            with progress_bar(total=share, initial=done, desc="asking the teacher", unit="image", shown=shown) as bar:
+                for batch in images.in_order(layout, known):
+                    places = batch["index"].cpu().numpy()
+                    filled[places] = teacher(batch).cpu().numpy()
+                    asked[places] = 1  # not before, or an interruption would leave zeros for answers
+                    bar.update(len(places))
             filled.flush()
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 partial.rename(path)
+                marks.unlink()
             accelerator.wait_for_everyone()
         self.answers = numpy.memmap(path, numpy.float32, "r", shape=whole)
 

@@ -23,6 +23,7 @@ from ..measuring.yardsticks import JUDGES, Sets, check_sets, metric_names, open_
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar
 from ..readout import Readout, known_readout, read_readout, write_readout
+from .asked import keep_asked
 from .checkpoints import contents_of_pictures
 from .encoders import Encoder, Preprocessing, bundle_encoder, load_encoder, stated_width
 from .features import FEATURE_LOSS, FeatureStudent, check_objective, check_tokens, feature_metric, fit_heads
@@ -44,6 +45,7 @@ class UnlabelledStart:
         teacher, held_out_teacher: batch -> its tokens (b, t, D) of the one and of the other, perhaps kept.
         readout: of the bundle that it starts from, kept: training goes on in its channels. Of a teacher whose
             channels a new bundle learns one by one, that one's.
+        contents: of its pictures, as part of the run's identity.
     """
 
     trained: FeatureStudent
@@ -53,6 +55,7 @@ class UnlabelledStart:
     teacher: Callable[[dict], torch.Tensor]
     held_out_teacher: Callable[[dict], torch.Tensor]
     readout: Readout | None
+    contents: dict[str, str]
 
     @property
     def model(self) -> RecomposingModel:
@@ -121,16 +124,18 @@ def start_without_labels(recipe: Recipe, out: Path, identity: dict, accelerator:
     if recipe.init and student.heads:
         shown = accelerator.is_main_process
         fit_heads(student.to(accelerator.device), sources[0], teacher, recipe.training.seed, shown)
+    contents = contents_of_pictures(pictures, held)
     teachers = [teacher, RememberedTeacher(teacher)]  # which every size and every epoch ask of the same pictures
     if recipe.cache_teacher:
-        known = identity | contents_of_pictures(pictures, held)
-        folder, size = open_cache(out, known, accelerator), recipe.training.batch_size
+        folder, size = open_cache(out, identity | contents, accelerator), recipe.training.batch_size
+        if accelerator.is_main_process:
+            keep_asked(out, identity, recipe=recipe)  # nothing is left to refuse, and asking may take hours
         files = zip(sources, ("train", "held_out"))
         teachers = [
             CachedTeacher(teacher, source, folder / f"{name}.f32", teacher.shape, accelerator, size)
             for source, name in files
         ]
-    return UnlabelledStart(student, *sources, teacher, *teachers, readout)
+    return UnlabelledStart(student, *sources, teacher, *teachers, readout, contents)
 
 
 def labelled_sets(recipe: Recipe, reference: str | None) -> Sets | None:

@@ -28,6 +28,7 @@ from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_data
 from modeling_lingene.readout import read_readout, write_readout
 from modeling_lingene.training import recipes
+from modeling_lingene.training.asked import asked_of
 from modeling_lingene.training.encoders import Encoder
 from modeling_lingene.training.loop import TrainingLoop
 from modeling_lingene.training.teacher_cache import CachedTeacher, RememberedTeacher
@@ -290,6 +291,25 @@ def test_the_cache_gives_every_picture_its_own_tokens_and_asks_once(tmp_path):
     assert teacher.asked == 14 and (tmp_path / "train.f32").stat().st_size == 14 * 15 * 4
 
 
+def test_a_teacher_that_was_interrupted_is_asked_for_what_is_missing(tmp_path):
+    """What it said before is kept: of a large set that is hours."""
+    accelerator = recipes.make_accelerator(recipes.TrainingSettings(device="cpu"))
+    source, teacher, path = helpers.source(14), Counted(), tmp_path / "train.f32"
+
+    def stopping(batch):
+        if teacher.asked == 8:
+            raise KeyboardInterrupt
+        return teacher(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        CachedTeacher(stopping, source, path, (3, 5), accelerator, 4)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["train.asked", "train.partial"]
+    cache = CachedTeacher(teacher, source, path, (3, 5), accelerator, 4)
+    assert teacher.asked == 14 and [file.name for file in tmp_path.iterdir()] == ["train.f32"]
+    for batch in source.in_order(Layout(4)):
+        assert torch.equal(cache(batch), batch["pixel_values"][:, :, :5, 0])
+
+
 def test_a_teacher_is_asked_once_of_pictures_that_stay_as_far_as_memory_goes():
     """Every size and every epoch is judged on the pictures held out, and a teacher's pass is dearer than a narrow
     size's."""
@@ -328,8 +348,9 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
         "held_out.f32",
         "train.f32",
     ]
+    assert asked_of(tmp_path, recipe=recipes.Recipe)["recipe"].cache_teacher  # by which `--resume` goes on
     with pytest.raises(ValueError, match="`out` .* another run, differing in learning_rate"):
-        trained(tmp_path, photos, init, cache_teacher=True, learning_rate=0.5)
+        recipes.decompose(recipe(photos, init, cache_teacher=True, learning_rate=0.5), tmp_path)
     assert trained(tmp_path, photos, init, cache_teacher=True)
 
 

@@ -7,15 +7,19 @@ Against the rows of one sweep in one process that nothing interrupted.
 
 import dataclasses
 import itertools
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from encoding import GRID, ORDER, TEST, TRAIN, close, without
 from sweeping import OLD, PROGRESS, STORED, made_up_time, messages, size_of
+from transformers import ViTConfig, ViTModel
 
 import helpers
 from helpers import edit, read
@@ -155,6 +159,23 @@ def test_rows_against_another_reference_do_not_stay(bundle, other, caplog):
     rows = read(bundle / "sizes.json")["sizes"]
     assert {row["reference"] for row in rows} == {"vit"} and len(rows) == 4
     assert messages(caplog, "are replaced")[0].startswith("4 sizes")
+
+
+def test_rows_against_another_reference_of_the_same_name_do_not_stay(bundle, other, tmp_path, caplog):
+    """Folders of runs are all called `bundle`."""
+    shutil.copytree(other, tmp_path / "elsewhere" / other.name)
+    config = json.loads((other / "config.json").read_text())
+    torch.manual_seed(7)
+    ViTModel(ViTConfig(**config), add_pooling_layer=False).save_pretrained(tmp_path / "elsewhere" / other.name)
+    asked, found = HOW | {"metric": "cosine", "depths": (6,)}, []
+    for folder in (other, tmp_path / "elsewhere" / other.name):
+        sweep.sweep(bundle, TEST, **asked | {"reference": str(folder)})
+        sweep.sweep(bundle, TEST, **asked | {"reference": str(folder), "depths": (4,), "allow_untrained": True})
+        found.append(read(bundle / "sizes.json")["sizes"])
+    first, second = ({size_of(row) for row in rows} for rows in found)
+    assert first == second and {row["reference"] for rows in found for row in rows} == {other.name}
+    assert not {row["cosine"] for row in found[0]} & {row["cosine"] for row in found[1]}
+    assert messages(caplog, "are replaced")
 
 
 def test_a_row_of_another_set_brings_no_measures(bundle):

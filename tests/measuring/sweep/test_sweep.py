@@ -42,6 +42,7 @@ from transformers import AutoModelForImageClassification
 import helpers
 from helpers import files, read
 from modeling_lingene import LinGeneConfig, LinGeneForImageClassification, folders
+from modeling_lingene.images.contents import pictures_id
 from modeling_lingene.images.data import EncodedImages
 from modeling_lingene.measuring import drawing, metrics, sweep
 from modeling_lingene.measuring.grids import grid_sizes
@@ -94,6 +95,7 @@ def test_every_row_is_what_a_user_gets_who_loads_that_size(whole):
             "accuracy": share_right(whole.folder, images, *size),
             "split": "train",
             "dataset": "made",
+            "pictures_id": pictures_id(images),
             **counted(share_right(whole.folder, images, *size), 42),
             **made_up_timing(model),
         }
@@ -267,7 +269,9 @@ def test_the_pictures_show_all_sizes_of_the_file(folder, caplog, monkeypatch, ch
     assert [sorted(map(size_of, shown)) for shown in drawn] == 2 * [sorted(map(size_of, merged))]
 
 
-@pytest.mark.parametrize("change", [{"dataset": "unmade"}, {"split": "test"}, {"images": 3}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"dataset": "unmade"}, {"split": "test"}, {"images": 3}, {"pictures_id": "others"}], ids=str
+)
 def test_rows_on_other_images_are_replaced_with_a_warning(folder, caplog, change):
     """Accuracies on two sets do not compare; the sizes that are gone are counted."""
     same = OLD[0] | {"depth": 4}

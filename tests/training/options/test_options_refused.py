@@ -12,6 +12,7 @@ import pytest
 from asking import asked, options
 
 import helpers
+from lingene import main
 from modeling_lingene import cli
 from modeling_lingene.training import recipes
 
@@ -142,11 +143,22 @@ def test_the_folder_must_be_named_and_be_one(capsys, line):
     assert "`--out`" in capsys.readouterr().err and not Path("a").exists()
 
 
+def test_an_interruption_while_a_command_is_imported_is_a_line(monkeypatch, capsys):
+    """Not a traceback: torch takes seconds, and nothing was done yet."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "build_parser", interrupted)
+    assert cli.main(["decompose", "--data", "digits", "--out", "out"]) == 130
+    assert capsys.readouterr() == ("", "\nlingene: interrupted before anything was done.\n")
+
+
 @pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("line", ["", "--resume"])
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, tmp_path, capsys, line, begun):
     """`--resume` is a flag and that sentence too; one must not overwrite the other. A run that has not kept its
-    settings yet, as while its teacher is asked, cannot go on by its folder alone."""
+    settings yet, as while it reads pictures, cannot go on by its folder alone."""
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
 
