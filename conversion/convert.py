@@ -167,8 +167,8 @@ def check_asked(
     Raises:
         ValueError: as `check_fit`; sorting without images; coefficients that cannot be solved for components.
     """
-    if config.stands_for.stages and (calibrate is not None or sort or fit not in (None, "weights")):
-        word = "sort" if sort else "calibrate" if calibrate is not None else "fit"
+    if config.stands_for.stages and (calibrate is not None or sort or depths or fit not in (None, "weights")):
+        word = "sort" if sort else "depths" if depths else "calibrate" if calibrate is not None else "fit"
         raise ValueError(
             f"`{word}` is for networks whose layers are all of one width, and this one has stages: its components are "
             "solved for from the weights alone, which loses nothing with as many as layers."

@@ -42,7 +42,8 @@ writing_lingene recompose_lingene reading_lingene families_lingene beside_lingen
     loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_pruned
     lingene_vit lingene_swin
 kinds extras  readout  found  folders progress
-images.decoding images.class_folders  images.data  images.contents  images.batches  images.augmentation images.classes images.pictures
+images.decoding images.class_folders  images.data  images.contents  images.batches  images.augmentation images.classes
+    images.pictures
     images.loaders  images.streams
 measuring.tables measuring.grids measuring.drawing measuring.features measuring.judging  measuring.plots
     measuring.curves  measuring.metrics

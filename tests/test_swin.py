@@ -408,7 +408,11 @@ def test_what_a_bundle_of_stages_cannot_do_is_said(tmp_path, source):
     model.save_pretrained(tmp_path / "bundle")
     with pytest.raises(ValueError, match="is a bundle of another kind of network, lingene_swin"):
         LinGeneForImageClassification.from_pretrained(tmp_path / "bundle")
-    for asked, word in (({"sort": True, "calibrate": "digits"}, "sort"), ({"calibrate": "digits"}, "calibrate")):
+    for asked, word in (
+        ({"sort": True, "calibrate": "digits"}, "sort"),
+        ({"calibrate": "digits"}, "calibrate"),
+        ({"depths": [1]}, "depths"),
+    ):
         with pytest.raises(ValueError, match=f"`{word}` is for networks whose layers are all of one width"):
             convert(str(source[0]), tmp_path / "out", **asked)
     positions = SwinForImageClassification(SwinConfig(**SHAPE, use_absolute_embeddings=True))

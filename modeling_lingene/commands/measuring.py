@@ -1,5 +1,6 @@
 """`lingene evaluate`, `sweep`, `profile`, `info`, `verify`: what a model is worth, costs and holds."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from .asked import given, on_the_hub
@@ -89,12 +90,17 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
-    from ..folders import check_file, describe, download_of, write_json
+    from ..beside_lingene import NobodyKnows
+    from ..folders import check_file, describe, download_of, processor_or_none, read_config, write_json
+    from ..measuring.metrics import seen_size
     from ..measuring.tables import readable
 
     check_file(out)
     hub = on_the_hub(bundle, revision)
     facts, rows = describe(bundle, **hub)
+    with suppress(NobodyKnows):  # the rest is known without the Hub
+        height, width = seen_size(read_config(bundle, **hub), processor_or_none(bundle, **hub))
+        facts["pictures"] = f"{height}x{width}"  # as its preprocessing makes them
     if out:
         write_json(out, {**facts, "sizes": rows})
     width = max(map(len, facts))

@@ -138,7 +138,8 @@ def load_encoder(
     """An encoder by name.
 
     Args:
-        name: `timm:NAME`, or a transformers name or folder (a bundle too, at full size).
+        name: `timm:NAME`, or a transformers name or folder (a bundle too, at full size); one that brings no
+            preprocessing sees the student's pixels.
         images: the student's.
         patch: (h, w), pixels, of the student.
         size: pixels, height and width, of what it sees; 0 is what its own preprocessing says.
@@ -152,7 +153,8 @@ def load_encoder(
         if name.startswith(TIMM):
             loaded = timm_model(name, num_classes=0, **({"img_size": size} if size else {}))
         else:
-            loaded = transformers_model(name, AutoEncoder, unread=POOLER)
+            pixels = None, images.processor.image_mean, images.processor.image_std
+            loaded = transformers_model(name, AutoEncoder, unread=POOLER, otherwise=pixels)
     model, own, mean, std = loaded
     return Encoder(model, (size, size) if size else own, mean, std, images, name, patch, resized)
 

@@ -383,7 +383,7 @@ def _reference(recipe: Recipe) -> str | None:
     if recipe.objective.feature_heads != "identity" or recipe.teacher_size or recipe.teacher.startswith(TIMM):
         return None
     name = os.path.expanduser(recipe.teacher)
-    own = processor_or_none(name)  # without any it is refused when it is loaded
+    own = processor_or_none(name)  # without any it sees the student's pixels
     said = {} if own is None else own.to_dict()
     return None if "shortest_edge" in (said.get(size_field(said)) or {}) else name
 

@@ -13,15 +13,19 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForImageClassification
+from transformers.utils import logging
 
 from ..extras import require
-from ..folders import read_processor
+from ..folders import processor_or_none, read_processor
 from ..found import TIMM, check_holds_model, check_timm_within_reach, check_within_reach
 from ..images.batches import made_size, normalisation
 from ..images.classes import names_of, places_of, told
 from ..images.data import LabelledImages
 from ..images.loaders import MemoryImages, PictureImages
 from ..measuring.features import check_trained
+
+
+logger = logging.get_logger(__name__)
 
 
 class Normalised(Protocol):
@@ -157,25 +161,29 @@ def timm_model(name: str, **changes) -> tuple:
     return model, tuple(data["input_size"][1:]), list(data["mean"]), list(data["std"])
 
 
-def transformers_model(name: str, auto_class: type, unread: str = "") -> tuple:
+def transformers_model(name: str, auto_class: type, unread: str = "", otherwise: tuple | None = None) -> tuple:
     """A trained model of transformers, or a bundle at full size, and its preprocessing: (h, w), mean, deviation.
 
     Args:
         name: on the Hub, or folder.
         auto_class: loads it.
         unread: how tensors begin that are not needed, and may be new.
+        otherwise: the preprocessing of one that brings none, with a warning; without it, it is refused.
 
     Raises:
-        ValueError: it cannot be loaded, or a tensor that is needed was never trained.
+        ValueError: it cannot be loaded, or a tensor that is needed was never trained; no preprocessing.
     """
     path = os.path.expanduser(name)
     check_teacher(name)
     try:
         model, told = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        processor = read_processor(path)
+        processor = read_processor(path) if otherwise is None else processor_or_none(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
     check_trained(f"`teacher` {name}", told, unread)
+    if processor is None:
+        logger.warning(f"`teacher` {name} brings no preprocessing: it sees the very pixels of the student.")
+        return model, *otherwise
     return model, *_preprocessing(name, processor.to_dict())
 
 

@@ -154,9 +154,12 @@ def labelled_sets(recipe: Recipe, reference: str | None) -> Sets | None:
     if "accuracy" in names:
         raise ValueError("`metric` accuracy needs a classifier, which `objective` features has none of; use knn.")
     if "cosine" in names and reference is None:
+        alike = "`feature_heads` identity with a teacher that sees the same pixels"
+        if recipe.init and read_readout(os.path.expanduser(recipe.init)) is not None:
+            alike = "leave `teacher` out, for the channels of `init` were turned"
         raise ValueError(
             f"`metric` cosine compares channel by channel, and those of `teacher` {recipe.teacher} may mean something "
-            "else: use knn, or `feature_heads` identity with a teacher that sees the same pixels."
+            f"else: use knn, or {alike}."
         )
     if not JUDGES.keys() & set(names):
         return None

@@ -110,6 +110,7 @@ def test_info_shows_and_writes_what_the_bundle_holds_without_its_weights(lingene
     told = lingene("info", bundle, "--out", tmp_path / "info.json")
     assert (told.code, told.errors) == (0, [])
     facts = read(tmp_path / "info.json")
+    assert facts["pictures"] == "8x8"  # as its preprocessing makes them, whatever its positions are for
     assert facts.pop("sizes") == ROWS
     assert_table_shows(ROWS, table(told.out))
     shown = dict(re.findall(r"^(\w+)  +(.*)$", told.out, re.MULTILINE))

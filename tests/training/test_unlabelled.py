@@ -232,6 +232,17 @@ def test_a_new_bundle_that_learns_turned_channels_one_by_one_has_what_brings_the
     assert row["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
 
 
+def test_a_teacher_without_preprocessing_sees_the_pixels_of_the_student(tmp_path, photos, init, caplog):
+    """A masked autoencoder often brings none, and `convert` advises to learn from it. Here it is the start itself."""
+    bare = shutil.copytree(init, tmp_path / "bare")
+    (bare / "preprocessor_config.json").unlink()
+    given = {"teacher": str(bare), "feature_heads": "identity", "epochs": 1, "learning_rate": 1e-9}
+    rows = trained(tmp_path / "run", photos, init, **given)
+    row = next(row for row in rows if (row["depth"], row["num_components"]) == (4, 4))
+    assert "bare brings no preprocessing: it sees the very pixels of the student" in caplog.text
+    assert row["cosine"] > 0.9999 and row["feature_loss"] < 1e-6
+
+
 def test_a_bundle_without_classifier_goes_on(tmp_path, photos, init):
     """What a run gives is what the next one starts from, of fewer components too; the teacher is all of it."""
     trained(tmp_path / "first", photos, init)

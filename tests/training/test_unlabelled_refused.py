@@ -7,21 +7,15 @@ import json
 import shutil
 
 import pytest
+import torch
 from transformers import BitImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import SizeDict
 from unlabelled_runs import larger, recipe
 
 import helpers
+from modeling_lingene.readout import write_readout
 from modeling_lingene.training import recipes
 from modeling_lingene.training.losses import Objective
-
-
-def test_a_teacher_without_preprocessing_is_refused_by_name(tmp_path, photos, init):
-    """Identity heads asked its preprocessing before it was loaded, and no error of ours came out."""
-    bare = shutil.copytree(init, tmp_path / "bare")
-    (bare / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="`teacher` .*bare cannot be loaded: .* has no preprocessor_config.json"):
-        recipes.decompose(recipe(photos, init, teacher=str(bare), feature_heads="identity"), tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore:1 left out")
@@ -43,6 +37,15 @@ def test_a_metric_that_the_run_cannot_have_is_refused_before_it_begins(
     folder = {"divided": classes, "undivided": classes / "train", "photos": photos}[data]
     with pytest.raises(ValueError, match=word):
         recipes.decompose(recipe(folder, init, metric=metric, teacher=str(init) if taught else ""), tmp_path)
+
+
+def test_turned_channels_are_not_sent_to_heads_that_refuse_them(tmp_path, photos, init):
+    """`convert --sort` and another teacher: identity heads, the way out of others, would be refused at once."""
+    turned = shutil.copytree(init, tmp_path / "turned")
+    write_readout(turned, (torch.eye(48), torch.zeros(48)))
+    asked = recipe(photos, turned, metric="cosine", teacher=str(init))
+    with pytest.raises(ValueError, match="use knn, or leave `teacher` out, for the channels of `init` were turned"):
+        recipes.decompose(asked, tmp_path / "out")
 
 
 def test_a_classifier_is_measured_by_its_accuracy():
