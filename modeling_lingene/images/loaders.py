@@ -158,7 +158,7 @@ class MemoryImages(_Source):
             without: places of images that are left out.
         """
         mine = [index for index in range(layout.process, len(self), layout.processes) if index not in without]
-        for index in torch.tensor(mine, dtype=torch.long, device=self.device).split(layout.batch_size):
+        for index in torch.tensor(mine, device=self.device).split(layout.batch_size) if mine else ():
             values = (self.pixels[index].float() / 255 - self.mean) / self.std
             yield {"pixel_values": values, "labels": self.labels[index], "index": index}
 
