@@ -18,6 +18,7 @@ a row is the one with the lowest mean loss of its sizes there after one epoch, t
 longer trainings take it from there. Rows at `the rate of rotated` take that of the rotated start in its place: of
 starts whose narrow widths begin far off, the mean is lowest where the full width is ruined.
 
+With `--cache-teacher` the source is asked once of every picture, not in every step: its answers are then float32.
 With `--precision bf16` steps, and the passes of what is judged and of the source, compute in bfloat16 by autocast; a
 row says which it was, and how many pictures judged it. What is done in the work folder, or stands in the results file
 of `--known`, is not run again.
@@ -75,8 +76,8 @@ class Scale:
     Args:
         pictures: for training; voters with labels; judged pictures.
         calibration: images for fewer components; a quarter of them orders channels and chooses layers.
-        epochs: of the shortest training, which chooses rates; of all starts; of the rotated start alone, the first of
-            these with widths alone beside it.
+        epochs: of the shortest training, which chooses rates; of all starts; of the rotated start alone, with widths
+            alone beside it.
         rate: tried first.
         training: everything else.
     """
@@ -108,7 +109,7 @@ def rows_of(scale: Scale) -> dict[str, str]:
     trained = [f"elastic, {start}, {epochs}" for start in STARTS for epochs in (short, longer)]
     trained += [f"{row}, {ROTATED_RATE}" for row in trained if "rotated" not in row]
     trained += [f"elastic, rotated, {epochs}" for epochs in longest]
-    trained += [f"alone, {width}, {epochs}" for epochs in (short, longest[0]) for width in WIDTHS]
+    trained += [f"alone, {width}, {epochs}" for epochs in (short, *longest) for width in WIDTHS]
     trained += [f"depths, {heads} heads" for heads in ("linear", "identity")]
     return {
         **{f"untrained, {start}": "widths_of" for start in STARTS},
@@ -128,15 +129,25 @@ class Backbone:
         scale: name.
         precision: of training and of passes that are judged: no or bf16.
         known: a results file whose rows are not run again.
+        cached: ask the teacher once of every picture.
 
     Raises:
         ValueError: `known` is of another scale.
     """
 
-    def __init__(self, data: str, work: Path, scale: str, precision: str = "no", known: Path | None = None):
+    def __init__(
+        self,
+        data: str,
+        work: Path,
+        scale: str,
+        precision: str = "no",
+        known: Path | None = None,
+        cached: bool = False,
+    ):
         self.work, self.name, self.scale, self.data = work, scale, SCALES[scale], data
         self.source, self.pictures, self.judged = work / "source", work / "pictures", work / "judged"
-        self.precision, self.known = precision, known_rows(known, scale) if known else {}
+        self.precision, self.cached = precision, cached
+        self.known = known_rows(known, scale) if known else {}
         self._make_source()
         self._make_sets()
         self.rows = {row: getattr(self, way) for row, way in rows_of(self.scale).items()}
@@ -264,6 +275,7 @@ class Backbone:
             decomposition=decomposition,
             objective=Objective(kind="features", feature_heads=heads),
             validation_share=0.05,
+            cache_teacher=self.cached,
         )
 
     def _narrow(self, width: str) -> Path:
@@ -282,8 +294,8 @@ class Backbone:
         """The mean loss of a row's sizes on the validation part after its shortest training, by learning rate; the
         full size alone begins as the teacher, and is best where nothing is learned."""
         short = self.shortest(name)
-        if short in self.known and not self.row_file(short).is_file():
-            return {float(rate): loss for rate, loss in self.known[short]["rates"].items()}
+        if short in self.known or self.row_file(short).is_file():
+            return {float(rate): loss for rate, loss in self.finish(short)["rates"].items()}
 
         def loss(rate: float) -> float:
             rows = self.decomposed(short, rate, self.tried_in(short, rate))
@@ -332,6 +344,7 @@ class Backbone:
             "pictures": len(history) * round(0.95 * self.scale.pictures[0]),
             "seconds": round(sum(row["seconds"] for row in history), 1),
             "hardware": made["hardware"],
+            **({"cached": True} if self.cached else {}),
             "losses": [{key: row[key] for key in SHOWN} for row in losses],
             "sizes": self.measured(bundle, compared=not name.startswith("alone"), **grid),
         }
@@ -341,8 +354,9 @@ class Backbone:
         done = [name for name in self.rows if name in self.known or self.row_file(name).is_file()]
         rows = [self.finish(name) for name in done]
         for row in rows:
-            precision = "" if row["precision"] == "no" else f" --precision {row['precision']}"
-            row["command"] = f"{line}{precision} --rows {shlex.quote(row['row'])}"
+            flags = "" if row["precision"] == "no" else f" --precision {row['precision']}"
+            flags += " --cache-teacher" if row.get("cached") else ""
+            row["command"] = f"{line}{flags} --rows {shlex.quote(row['row'])}"
         trained, voters, _ = self.scale.pictures
         return {"command": line, "scale": self.name, "trained": trained, "voters": voters, "rows": rows}
 
@@ -395,10 +409,12 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--rows", help="separated by semicolons; default all")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of training and of what is judged")
+    parser.add_argument("--cache-teacher", action="store_true", help="ask the source once of every picture")
     parser.add_argument("--known", type=Path, help="results file whose rows are not run again")
     parser.add_argument("--collect", type=Path, help="write the rows that are done into this file, run nothing")
     arguments = parser.parse_args()
-    backbone = Backbone(arguments.data, arguments.work, arguments.scale, arguments.precision, arguments.known)
+    how = arguments.precision, arguments.known, arguments.cache_teacher
+    backbone = Backbone(arguments.data, arguments.work, arguments.scale, *how)
     if arguments.collect:
         return write_json(arguments.collect, backbone.collect())
     for name in arguments.rows.split(";") if arguments.rows else backbone.rows:

@@ -102,6 +102,7 @@ def backbone() -> list[str]:
 ALONE = {
     "elastic, rotated, 1": "alone, {width}, 1",
     "elastic, rotated, 12": "alone, {width}, 12",
+    "elastic, rotated, 30": "alone, {width}, 30",
 }
 
 
@@ -119,6 +120,10 @@ def judging(rows: dict[str, dict]) -> list[str]:
         said.append(
             f"{kind[0]:,} pictures of the test part judge, in {'bfloat16' if kind[1] == 'bf16' else 'float32'} as in "
             f"training, {of}: differences under {points(chance(alike, alike))} points of k-NN or probe say nothing."
+        )
+    if cached := [f"`{name}`" for name, row in rows.items() if row.get("cached")]:
+        said.append(
+            f"The source was asked once of every picture, in float32, and its answers kept: {', '.join(cached)}."
         )
     return said
 
