@@ -46,7 +46,7 @@ images.decoding images.class_folders  images.data  images.contents  images.batch
     images.pictures
     images.loaders  images.streams
 measuring.tables measuring.grids measuring.drawing measuring.features measuring.judging  measuring.plots
-    measuring.curves  measuring.metrics
+    measuring.merging  measuring.curves  measuring.metrics
     measuring.yardsticks  measuring.encoders measuring.exported  measuring.evaluation  measuring.profiling
     measuring.sweep
 markdown citations readme kept  card  hub  zoo

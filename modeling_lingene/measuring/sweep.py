@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from transformers.utils import logging
 
-from ..budget_lingene import AGREEMENT, METRICS, TIMING, metric_of
+from ..budget_lingene import TIMING, metric_of
 from ..bundle_lingene import SIZES_FILE, Bundle
 from ..configuration_base_lingene import BundleConfig, Size, check_count
 from ..extras import require
@@ -36,6 +36,7 @@ from ..progress import progress_bar, quiet_loading
 from .encoders import load_size, measured_by
 from .features import Tokens
 from .grids import check_trained, grid_sizes
+from .merging import merged, rows_in
 from .metrics import (
     Timings,
     accuracy_fields,
@@ -136,7 +137,8 @@ def sweep(
     if not main:
         return []
     rows = _rows(config, sizes, found, images, held.has_head, way.image_size, about["pictures"])
-    whole = _merged(held.measured() if folder == Path(bundle) else _rows_in(folder, held.weights_id), rows)
+    before = held.measured() if folder == Path(bundle) else rows_in(folder, held.weights_id)
+    whole = merged(before, rows)
     write_json(folder / SIZES_FILE, {"weights_id": held.weights_id, "sizes": whole})
     (folder / PROGRESS_FILE).unlink()
     title = f"{public_name(bundle)} on {images.name} ({images.split})"
@@ -383,15 +385,6 @@ def what_is_swept(weights_id: str, images: LabelledImages, processes: int = 1) -
     return {"weights_id": weights_id, **told, "processes": processes, "held": HELD_BYTES}
 
 
-def _rows_in(folder: Path, weights_id: str) -> list[dict]:
-    """The rows that an earlier sweep of the same weights has left in a folder of results."""
-    try:
-        stored = json.loads((folder / SIZES_FILE).read_text(encoding="utf-8"))
-        return stored["sizes"] if stored["weights_id"] == weights_id else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool) -> dict[str, dict]:
     """What an interrupted sweep of the same weights and images by the same metrics, divided alike, has found.
 
@@ -407,48 +400,3 @@ def _progress(path: Path, about: dict, valid: Callable[[dict], bool], main: bool
     if found and main:
         logger.warning(f"Going on with the sweep in {path}: {len(found)} sizes were begun.")
     return found
-
-
-def _on_the_same(row: dict, other: dict) -> bool:
-    """Whether two rows are of the same images, as far as they tell: folders of one name may hold others."""
-    same = all(row.get(key) == other[key] for key in ("dataset", "split"))
-    return same and all(row.get(key, other.get(key)) == other.get(key) for key in ("images", "pictures_id"))
-
-
-def _with_the_same(row: dict, other: dict) -> bool:
-    """Whether two rows are compared with the same model, as far as they tell: bundles of one name may be others."""
-    known = row.get("reference_id", other.get("reference_id"))
-    return row.get("reference") == other["reference"] and known == other.get("reference_id")
-
-
-def _merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
-    """Rows of other sizes on the same images and by the same metric stay, and profiles; others would not compare.
-
-    Of a size that is measured again by another metric on the same images, what it was measured by before stays beside
-    the new.
-    """
-    sizes, metric = ("depth", "width_ratio", "num_components"), metric_of(rows)
-    old, whole = {tuple(row[key] for key in sizes): row for row in before}, {}
-    same = {name for name, row in old.items() if _on_the_same(row, rows[0])}
-    for name in same:
-        compared = metric != "cosine" or _with_the_same(old[name], rows[0])
-        if metric in old[name] and compared:
-            whole[name] = {key: value for key, value in old[name].items() if key != "metric"}
-            whole[name] |= {"metric": metric} if metric != "accuracy" else {}
-    new = {tuple(row[key] for key in sizes): row for row in rows}
-    gone = len(old.keys() - whole.keys() - (same & new.keys()))
-    if gone:
-        logger.warning(f"{gone} sizes that were measured on other images, or not by {metric}, are replaced.")
-    for name, row in new.items():
-        earlier = old.get(name, {})
-        if name in same and "cosine" not in row:
-            row = row | {key: earlier[key] for key in (*AGREEMENT, "reference", "reference_id") if key in earlier}
-        if name in same:
-            row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
-        errors = {key: value for key, value in earlier.get("standard_errors", {}).items() if key in row}
-        if name in same and errors:
-            row["standard_errors"] = errors | row.get("standard_errors", {})
-        # Those of this device are older than the latency in the row.
-        profiles = [one for one in earlier.get("profiles", ()) if one["device"] != row.get("device")]
-        whole[name] = {**row, "profiles": profiles} if profiles else row
-    return list(whole.values())

@@ -46,6 +46,7 @@ from modeling_lingene.images.contents import pictures_id
 from modeling_lingene.images.data import EncodedImages
 from modeling_lingene.measuring import drawing, metrics, sweep
 from modeling_lingene.measuring.grids import grid_sizes
+from modeling_lingene.measuring.merging import merged
 
 
 @pytest.fixture(scope="module")
@@ -319,4 +320,4 @@ def test_a_latency_taken_with_a_row_replaces_older_profiles_of_that_device_alone
     """Two latencies of one device would contradict each other; those of other devices are as good as ever."""
     old = OLD[0] | {"profiles": [PROFILES[0] | {"device": HERE}, *PROFILES]}
     new = OLD[0] | {"latency_ms": 7.0, "device": HERE}
-    assert sweep._merged([old], [new]) == [new | {"profiles": PROFILES}]
+    assert merged([old], [new]) == [new | {"profiles": PROFILES}]
