@@ -42,8 +42,6 @@ class Calibration:
         self.source, self.pixel_values, self.device, self.seed = source, pixel_values, device, seed
         self.left_out = left_out
         self.weights = {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
-        with progress_bar(total=len(pixel_values), desc="asking the source", unit="image") as bar:
-            self.expected = class_outputs_of(source.stock().to(device), pixel_values, progress=bar.update)
         self.stacks, self.fit_of = None, None
 
     def fitted(self, config: BundleConfig, fit: str, rounds: int) -> tuple[BundleConfig, Iterator]:
@@ -133,8 +131,10 @@ class Calibration:
     def _choose(self, folder: Path, depths: Sequence[int]) -> dict[int, list[int]]:
         model = self._loaded(folder)
         layers = range(min(depths) + 1, self.source.depth + 1)
+        with progress_bar(total=len(self.pixel_values), desc="asking the source", unit="image") as bar:
+            expected = class_outputs_of(self.source.stock().to(self.device), self.pixel_values, progress=bar.update)
         with progress_bar(total=sum(layers), desc="choosing layers", unit="candidate") as bar:
-            rows = choose_rows(model, self.source.names_classes, self.pixel_values, self.expected, depths, bar.update)
+            rows = choose_rows(model, self.source.names_classes, self.pixel_values, expected, depths, bar.update)
         config = read_config(folder)
         config.depth_rows = rows
         change_settings(folder, config)

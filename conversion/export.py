@@ -120,7 +120,8 @@ def export(
     if data is not None:
         pictures, told = _pictures(bundle, processor, data, None if any_shape else pixels)
     limit = TOLERANCES[weights] if tolerance is None else tolerance
-    readout = None if head else read_readout(bundle, **hub)
+    tokens = not head or to in UNTRACED  # of a classifier's graph come logits alone
+    readout = read_readout(bundle, **hub) if tokens else None
     if not head and readout is None and is_turned(model.config.to_dict()):
         logger.warning(
             f"{bundle} lacks {READOUT_FILE}: what is exported gives tokens in channels that nothing brings back into "
@@ -128,8 +129,7 @@ def export(
         )
     with complete_or_absent(out) as folder:
         found = FORMATS[to].write(model, bundle, folder, hub, pixels, weights)
-        if not head:
-            write_readout(folder, readout, model)
+        write_readout(folder, readout, model)
         report = {"bundle": public_name(bundle), "format": to, "weights": weights, "size": _described(model)}
         report |= {"params": count_parameters(model), "macs": count_macs(model.config, head, pixels)}
         report["id2label"] = {str(index): name for index, name in model.config.id2label.items()} if head else {}

@@ -99,7 +99,7 @@ def measure_counts(
         stacks: what was approximated, by part, with its moments.
         components: by part (n, o, i).
         table: (l, n).
-        pixel_values: calibration images.
+        pixel_values: images that judge.
         expected: the source's logits for them, or without a classifier its tokens, as of `tokens_of`.
 
     Returns:

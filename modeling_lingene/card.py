@@ -238,7 +238,7 @@ def limits(config: BundleConfig, head: bool, rows: Sequence[dict], trained: dict
     if config.turned:
         said.append(
             "Its tokens are in other channels than those of the checkpoint that it was made of: `tokens @ weight.T + "
-            f"bias` of `{READOUT_FILE}` brings them back."
+            f"bias` brings them back, of `{READOUT_FILE}` where it lies here."
         )
     if not config.stands_for.interpolates:
         said.append(f"It takes pictures of {_sides(config.image_size)} pixels: finer detail does not reach it.")

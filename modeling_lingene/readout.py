@@ -81,8 +81,8 @@ def known_readout(name: str | os.PathLike) -> Readout | None:
     if readout is None and is_turned(_config_dict(name, {}) or {}):
         raise ValueError(
             f"{name} has channels that were turned (`convert --sort`), and lacks `{READOUT_FILE}`, which brings them "
-            "back: they compare with nobody's. Write the size again with `lingene materialise`, which keeps that "
-            "file; at full width a copy of the bundle's own does."
+            "back: they compare with nobody's. Write it again with `lingene materialise` or `convert`, which keep "
+            "that file; at full width a copy of the file of the bundle that it is of does."
         )
     return readout
 

@@ -90,7 +90,6 @@ def profile(bundle: str, batch_size: int, **options) -> None:
 
 
 def info(bundle: str, revision: str | None, out: Path | None) -> None:
-    from ..beside_lingene import NobodyKnows
     from ..folders import check_file, describe, download_of, processor_or_none, read_config, write_json
     from ..measuring.metrics import seen_size
     from ..measuring.tables import readable
@@ -98,7 +97,7 @@ def info(bundle: str, revision: str | None, out: Path | None) -> None:
     check_file(out)
     hub = on_the_hub(bundle, revision)
     facts, rows = describe(bundle, **hub)
-    with suppress(NobodyKnows):  # the rest is known without the Hub
+    with suppress(ValueError):  # damaged, or nobody knows; the rest is known without
         height, width = seen_size(read_config(bundle, **hub), processor_or_none(bundle, **hub))
         facts["pictures"] = f"{height}x{width}"  # as its preprocessing makes them
     if out:

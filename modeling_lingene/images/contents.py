@@ -12,7 +12,7 @@ def sampled(images: LabelledImages, places: Iterable[int]) -> Iterator[bytes]:
     """The pictures at some places as their files have them; where they lie in none of their own, decoded."""
     for index in sorted(places):
         path = images.images.path(index) if hasattr(images.images, "path") else None
-        if path and os.path.isfile(path):
+        if path and os.path.dirname(path) and os.path.isfile(path):  # a name alone is that within an archive
             yield Path(path).read_bytes()
         else:
             picture, _ = images.decoded(index)

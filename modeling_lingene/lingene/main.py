@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             for stream in standard_streams():
                 stream.flush()
     except KeyboardInterrupt:  # before the command itself began: of imports, which take seconds
-        print("\nlingene: interrupted before anything was done.", file=sys.stderr)
+        _say_interrupted("lingene: interrupted.")
         return INTERRUPTED
     except BrokenPipeError as error:
         gone = unread(standard_streams())
@@ -99,10 +99,14 @@ def _run(argv: list[str]) -> int:
     except RuntimeError as error:
         return _fail(name, str(error), 1)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # of several processes the main one
-            print(f"\nlingene {name}: interrupted. {_then(name, place)}", file=sys.stderr)
+        _say_interrupted(f"lingene {name}: interrupted. {_then(name, place)}")
         return INTERRUPTED
     return 0
+
+
+def _say_interrupted(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes the main one
+        print(f"\n{line}", file=sys.stderr)
 
 
 def _then(name: str, place: object) -> str:

@@ -89,7 +89,12 @@ def plot_conversion(rows: Sequence[dict[str, Any]], path: str | Path, compared: 
     if not rows:
         raise ValueError("`rows` must hold at least one number of components; got none.")
     figure = blank_figure()
-    panels = [{"activation_residual": "Outputs of the layers", "relative_logit_error": f"{compared.capitalize()}s"}]
+    panels = [
+        {
+            "activation_residual": "Outputs of the layers, on the pictures of the fit",
+            "relative_logit_error": f"{compared.capitalize()}s",
+        }
+    ]
     labels = ["Relative error"]
     if "agreement" in rows[0]:
         panels.append({"agreement": "Agreement"})

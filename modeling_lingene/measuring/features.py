@@ -176,7 +176,7 @@ class Reference:
         """What tells the encoder from another of the same name; None where it was not loaded for this."""
         if self.model is None:
             return None
-        sums = [f"{one.detach().double().abs().sum():.9g}" for one in self.model.parameters()]  # by any threads
+        sums = [f"{one.detach().cpu().double().abs().sum():.9g}" for one in self.model.parameters()]  # by any threads
         return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:

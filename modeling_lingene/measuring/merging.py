@@ -34,7 +34,12 @@ def merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
     for name in same:
         compared = metric != "cosine" or _with_the_same(old[name], rows[0])
         if metric in old[name] and compared:
-            whole[name] = {key: value for key, value in old[name].items() if key != "metric"}
+            other = "cosine" in rows[0] and not _with_the_same(old[name], rows[0])
+            left = {"metric", *((*AGREEMENT, "reference", "reference_id") if other else ())}
+            whole[name] = {key: value for key, value in old[name].items() if key not in left}
+            if other and "standard_errors" in old[name]:
+                errors = old[name]["standard_errors"]
+                whole[name]["standard_errors"] = {key: errors[key] for key in errors.keys() - {"cosine"}}
             whole[name] |= {"metric": metric} if metric != "accuracy" else {}
     new = {tuple(row[key] for key in sizes): row for row in rows}
     gone = len(old.keys() - whole.keys() - (same & new.keys()))

@@ -27,7 +27,7 @@ from ..images.class_folders import WHOLE
 from ..images.classes import as_the_model_has_them
 from ..images.data import HELD_OUT, LabelledImages, held_out, load_images
 from ..images.pictures import load_pictures
-from ..readout import Readout, brought_back, is_trailing, known_readout
+from ..readout import Readout, brought_back, is_trailing, known_readout, read_readout
 from .features import Kept, Reference, Tokens, class_and_patches, load_encoder
 from .judging import agreement, check_patches_compare, cosines, knn_accuracy, mean_error, probe_accuracy, probe_needs
 from .metrics import accuracy, check_pictures, patch_count, share_error
@@ -278,7 +278,9 @@ def yardstick(
         return Yardstick(sets.metrics, images, train)
     chosen = name if reference is None else reference
     known = None if teacher is not None else _reference_config(name, reference)
-    readouts = [known_readout(one) for one in (chosen, name)]
+    # What began as the reference has its channels, whatever they are: a bundle's full size, and who taught it.
+    read = known_readout if reference is not None and teacher is None else read_readout
+    readouts = [read(one) for one in (chosen, name)]
     if teacher is not None:
         asked = Reference(teacher, images, None, public_name(chosen), readouts[0])
         return Yardstick(sets.metrics, images, train, asked, readouts[1])

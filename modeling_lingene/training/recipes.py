@@ -174,7 +174,9 @@ def train(recipe: Recipe, out: str | Path) -> list[dict]:
     """
     out, recipe = Path(out), suited(recipe)
     accelerator = make_accelerator(recipe.training, out)
-    history = _trained(recipe, out, _identity(recipe, accelerator), accelerator)[1]
+    identity = _identity(recipe, accelerator)
+    decided_on_main(accelerator, lambda: check_asked(out, identity, "lingene decompose", SETTINGS))
+    history = _trained(recipe, out, identity, accelerator)[1]
     if accelerator.is_main_process:
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return history

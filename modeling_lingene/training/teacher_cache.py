@@ -51,7 +51,8 @@ def check_cache(out: Path, images: int, shape: tuple[int, ...], cache_gb: float,
     said = f"the teacher's answers to {images} pictures take {bytes_shown(needed)}"
     if needed > cache_gb * GIGABYTE:
         raise ValueError(f"`cache_gb` {cache_gb:g} is too little: {said}; raise it, or leave `cache_teacher` out.")
-    there = sum(file.stat().st_size for file in (out / CACHE).glob("*.f32"))
+    files = [file.stat() for kind in ("f32", "partial") for file in (out / CACHE).glob(f"*.{kind}")]
+    there = sum(512 * file.st_blocks for file in files)  # what is yet to be written takes no room
     above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if shutil.disk_usage(above).free < needed - there:
         raise ValueError(f"`cache_teacher` needs room: {said}, and `out` {out} has less; leave it out.")

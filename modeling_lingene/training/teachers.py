@@ -182,7 +182,7 @@ def transformers_model(name: str, auto_class: type, unread: str = "", otherwise:
         raise ValueError(f"`teacher` {name} cannot be loaded: {_first_line(error)}") from None
     check_trained(f"`teacher` {name}", told, unread)
     if processor is None:
-        logger.warning(f"`teacher` {name} brings no preprocessing: it sees the very pixels of the student.")
+        logger.warning(f"`teacher` {name} brings no preprocessing: it sees pictures as the student's makes them.")
         return model, *otherwise
     return model, *_preprocessing(name, processor.to_dict())
 

@@ -118,6 +118,12 @@ def test_a_size_that_lost_what_brings_its_tokens_back_is_compared_with_nobody(tm
     assert LinGeneModel.config_class.from_pretrained(tmp_path / "again").turned
     with pytest.raises(ValueError, match=f"again has channels that were turned .*lacks `{READOUT_FILE}`"):
         sweep(tmp_path / "again", pictures, metric="cosine", reference=str(source), latency=False)
+    itself = replace(recipe, init=str(tmp_path / "again"), teacher="", objective=Objective(kind="features"))
+    with torch.enable_grad():
+        rows = decompose(
+            replace(itself, validation_share=0.2), tmp_path / "itself"
+        )  # its own channels, whatever they are
+    assert max(row["cosine"] for row in rows) > 0.9
     export(lost, tmp_path / "program", "program")
     assert f"{lost} lacks {READOUT_FILE}" in caplog.text
     copyfile(bundle / READOUT_FILE, lost / READOUT_FILE)

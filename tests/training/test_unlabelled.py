@@ -239,7 +239,7 @@ def test_a_teacher_without_preprocessing_sees_the_pixels_of_the_student(tmp_path
     given = {"teacher": str(bare), "feature_heads": "identity", "epochs": 1, "learning_rate": 1e-9}
     rows = trained(tmp_path / "run", photos, init, **given)
     row = next(row for row in rows if (row["depth"], row["num_components"]) == (4, 4))
-    assert "bare brings no preprocessing: it sees the very pixels of the student" in caplog.text
+    assert "bare brings no preprocessing: it sees pictures as the student" in caplog.text
     assert row["cosine"] > 0.9999 and row["feature_loss"] < 1e-6
 
 
@@ -362,6 +362,10 @@ def test_a_run_that_was_stopped_while_it_cached_goes_on_and_another_is_refused(t
     assert asked_of(tmp_path, recipe=recipes.Recipe)["recipe"].cache_teacher  # by which `--resume` goes on
     with pytest.raises(ValueError, match="`out` .* another run, differing in learning_rate"):
         recipes.decompose(recipe(photos, init, cache_teacher=True, learning_rate=0.5), tmp_path)
+    kept = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="`out` .* another run, differing in learning_rate"):
+        recipes.train(recipe(photos, init, cache_teacher=True, learning_rate=0.5), tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == kept
     assert trained(tmp_path, photos, init, cache_teacher=True)
 
 

@@ -172,6 +172,12 @@ def test_rows_against_another_reference_of_the_same_name_do_not_stay(bundle, oth
         sweep.sweep(bundle, TEST, **asked | {"reference": str(folder)})
         sweep.sweep(bundle, TEST, **asked | {"reference": str(folder), "depths": (4,), "allow_untrained": True})
         found.append(read(bundle / "sizes.json")["sizes"])
+    sweep.sweep(bundle, TEST, **asked | {"reference": str(other)})
+    assert {row["depth"] for row in read(bundle / "sizes.json")["sizes"]} == {6}  # that of depth 4 was elsewhere's
+    sweep.sweep(bundle, TEST, **asked | {"metric": "knn,cosine", "reference": str(other)})
+    sweep.sweep(bundle, TEST, **HOW | {"depths": (4,), "allow_untrained": True, "reference": str(folder)})
+    for row in read(bundle / "sizes.json")["sizes"]:  # k-NN stays, of whom it was nearest to does not
+        assert "knn" in row and ("cosine" in row["standard_errors"]) == ("cosine" in row) == (row["depth"] == 4)
     first, second = ({size_of(row) for row in rows} for rows in found)
     assert first == second and {row["reference"] for rows in found for row in rows} == {other.name}
     assert not {row["cosine"] for row in found[0]} & {row["cosine"] for row in found[1]}

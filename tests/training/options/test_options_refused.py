@@ -151,7 +151,7 @@ def test_an_interruption_while_a_command_is_imported_is_a_line(monkeypatch, caps
 
     monkeypatch.setattr(main, "build_parser", interrupted)
     assert cli.main(["decompose", "--data", "digits", "--out", "out"]) == 130
-    assert capsys.readouterr() == ("", "\nlingene: interrupted before anything was done.\n")
+    assert capsys.readouterr() == ("", "\nlingene: interrupted.\n")
 
 
 @pytest.mark.parametrize("begun", [True, False])

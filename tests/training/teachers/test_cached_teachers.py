@@ -5,6 +5,9 @@ In any order, for any part of a step.
     pytest tests/training/teachers/test_cached_teachers.py
 """
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 from teacher_models import CLASSES, IMAGES, LAYOUT, answers, cached_teacher, load
@@ -113,3 +116,18 @@ def test_answers_that_are_too_many_are_refused_and_so_is_a_stream(tmp_path):
     check_cache(tmp_path, 14, (7,), 4e-7, Augmentation())
     with pytest.raises(ValueError, match="`cache_teacher` needs images that can be counted; leave `streaming` out"):
         recipes.Recipe(data="digits", teacher="vit", cache_teacher=True, streaming=True)
+
+
+def test_answers_that_were_interrupted_need_no_room_again(tmp_path, monkeypatch):
+    """A disk of their size is full when most of them are there; what is yet to be written takes none of it."""
+    there = tmp_path / "teacher" / "train.partial"
+    there.parent.mkdir()
+    there.write_bytes(b"1" * 4 * 14 * 7 * 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    check_cache(tmp_path, 14, (700,), 1, Augmentation())
+    with pytest.raises(ValueError, match="`cache_teacher` needs room"):
+        check_cache(tmp_path, 140, (700,), 1, Augmentation())
+    with open(there, "wb") as file:
+        file.truncate(4 * 14 * 7 * 100)  # nothing of it written
+    with pytest.raises(ValueError, match="`cache_teacher` needs room"):
+        check_cache(tmp_path, 14, (700,), 1, Augmentation())
