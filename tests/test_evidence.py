@@ -151,8 +151,9 @@ def test_the_command_of_a_row_is_one_that_a_shell_takes(name):
     assert results["rows"]
     for row in results["rows"]:
         *command, option, name = shlex.split(row["command"])
-        precision = ["--precision", "bf16"] if row.get("precision", "no") == "bf16" else []
-        assert command == shlex.split(results["command"]) + precision and (option, name) == ("--rows", row["row"])
+        flags = ["--precision", "bf16"] if row.get("precision", "no") == "bf16" else []
+        flags += ["--cache-teacher"] if row.get("cached") else []
+        assert command == shlex.split(results["command"]) + flags and (option, name) == ("--rows", row["row"])
 
 
 def test_rows_of_one_table_cost_what_they_say():
