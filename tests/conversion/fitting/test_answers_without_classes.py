@@ -10,11 +10,10 @@ import copy
 import numpy
 import pytest
 import torch
-from fits import COUNT, DEPTH, in_two, logits, relative, stock
+from fits import DEPTH, in_two, logits, relative, stock
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-import helpers
 from modeling_lingene import card, kept
 from modeling_lingene.conversion.convert import convert
 from modeling_lingene.conversion.export import export
@@ -22,15 +21,6 @@ from modeling_lingene.conversion.fitting import FITS
 from modeling_lingene.conversion.moments import GRADIENT_DAMPING, INPUT_DAMPING, TRACE_POWER, Stack
 from modeling_lingene.conversion.report import count_table
 from modeling_lingene.folders import read_conversion
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A flat folder of pictures without labels."""
-    folder = tmp_path_factory.mktemp("photos")
-    for index, picture in enumerate(helpers.pictures(COUNT).images):
-        picture.save(folder / f"{index:03}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
