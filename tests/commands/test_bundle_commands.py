@@ -121,6 +121,14 @@ def test_info_shows_and_writes_what_the_bundle_holds_without_its_weights(lingene
     assert shown["hidden_size"] == "48" and read(bundle / "config.json")["weights_id"] == shown["weights_id"]
 
 
+def test_info_shows_the_rest_of_a_bundle_with_damaged_preprocessing(lingene, digits, tmp_path):
+    """It is by this that one looks at what is wrong."""
+    bundle = Path(shutil.copytree(digits.bundle, tmp_path / "bundle"))
+    (bundle / "preprocessor_config.json").write_text("{")
+    told = lingene("info", bundle)
+    assert told.code == 0 and "hidden_size" in told.out and "pictures" not in told.out
+
+
 def test_info_says_so_where_nothing_was_measured(lingene, bundle):
     """An empty table would look like a failure."""
     told = lingene("info", bundle)

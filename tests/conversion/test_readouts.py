@@ -124,6 +124,8 @@ def test_a_size_that_lost_what_brings_its_tokens_back_is_compared_with_nobody(tm
             replace(itself, validation_share=0.2), tmp_path / "itself"
         )  # its own channels, whatever they are
     assert max(row["cosine"] for row in rows) > 0.9
+    export(bundle, tmp_path / "plain", "transformers")  # of a classifier, too: its tokens are turned
+    assert (tmp_path / "plain" / READOUT_FILE).read_bytes() == (bundle / READOUT_FILE).read_bytes()
     export(lost, tmp_path / "program", "program")
     assert f"{lost} lacks {READOUT_FILE}" in caplog.text
     copyfile(bundle / READOUT_FILE, lost / READOUT_FILE)
