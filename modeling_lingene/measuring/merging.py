@@ -12,6 +12,8 @@ from ..bundle_lingene import SIZES_FILE
 
 logger = logging.get_logger(__name__)
 
+COMPARED = (*AGREEMENT, "reference", "reference_id")  # what is said of how a size agrees, and with whom
+
 
 def rows_in(folder: Path, weights_id: str) -> list[dict]:
     """The rows that an earlier sweep of the same weights has left in a folder of results."""
@@ -32,23 +34,25 @@ def merged(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
     old, whole = {tuple(row[key] for key in sizes): row for row in before}, {}
     same = {name for name, row in old.items() if _on_the_same(row, rows[0])}
     for name in same:
-        compared = metric != "cosine" or _with_the_same(old[name], rows[0])
-        if metric in old[name] and compared:
-            other = "cosine" in rows[0] and not _with_the_same(old[name], rows[0])
-            left = {"metric", *((*AGREEMENT, "reference", "reference_id") if other else ())}
+        alike = "cosine" not in rows[0] or _with_the_same(old[name], rows[0])
+        if metric in old[name] and (alike or metric != "cosine"):
+            left = {"metric"} if alike else {"metric", *COMPARED}
             whole[name] = {key: value for key, value in old[name].items() if key not in left}
-            if other and "standard_errors" in old[name]:
+            if not alike and "standard_errors" in old[name]:
                 errors = old[name]["standard_errors"]
                 whole[name]["standard_errors"] = {key: errors[key] for key in errors.keys() - {"cosine"}}
             whole[name] |= {"metric": metric} if metric != "accuracy" else {}
     new = {tuple(row[key] for key in sizes): row for row in rows}
     gone = len(old.keys() - whole.keys() - (same & new.keys()))
     if gone:
-        logger.warning(f"{gone} sizes that were measured on other images, or not by {metric}, are replaced.")
+        logger.warning(
+            f"{gone} sizes that were measured on other images, with another reference, or not by {metric}, are "
+            "replaced."
+        )
     for name, row in new.items():
         earlier = old.get(name, {})
         if name in same and "cosine" not in row:
-            row = row | {key: earlier[key] for key in (*AGREEMENT, "reference", "reference_id") if key in earlier}
+            row = row | {key: earlier[key] for key in COMPARED if key in earlier}
         if name in same:
             row = row | {key: earlier[key] for key in METRICS if key in earlier and key not in row}
         errors = {key: value for key, value in earlier.get("standard_errors", {}).items() if key in row}
