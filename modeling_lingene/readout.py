@@ -18,6 +18,7 @@ from .configuration_base_lingene import BUNDLE_TYPES
 from .recompose_lingene import channels_kept
 
 
+ORIGINS = ("materialised_from", "pruned_from")  # where the configuration of a model says what it was made of
 Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, k) and bias (d,); k is d but for a narrow size
 
 
@@ -55,7 +56,7 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
 def _may_be_turned(name: str | os.PathLike, hub: dict) -> bool:
     """Whether a model is a bundle, or a size of one, by its configuration; others have channels of their own."""
     config = _config_dict(name, hub)
-    return config is None or config.get("model_type") in BUNDLE_TYPES or "materialised_from" in config
+    return config is None or config.get("model_type") in BUNDLE_TYPES or any(name in config for name in ORIGINS)
 
 
 def _config_dict(name: str | os.PathLike, hub: dict) -> dict | None:
@@ -65,10 +66,12 @@ def _config_dict(name: str | os.PathLike, hub: dict) -> dict | None:
 
 
 def is_turned(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration, as config.json has it, says that channels were turned: of a bundle, or of a size of one
-    that a stock class saved."""
-    origin = config.get("materialised_from")
-    return bool(config.get("turned") or (isinstance(origin, Mapping) and origin.get("turned")))
+    """Whether a configuration, as config.json has it, says that channels were turned: of a bundle, of a size of one
+    that a stock class saved, or of what was pruned."""
+    origins = [config.get(name) for name in ORIGINS]
+    return bool(
+        config.get("turned") or any(isinstance(origin, Mapping) and origin.get("turned") for origin in origins)
+    )
 
 
 def known_readout(name: str | os.PathLike) -> Readout | None:

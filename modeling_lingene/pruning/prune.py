@@ -170,6 +170,8 @@ def _publish_chosen(
     written = write_network(network, chosen, bottlenecks)
     origin = {"model": Path(run.identity["model"]).name, "search": run.settings.search}
     origin |= {"size": run.identity["size"], f"target_{run.settings.kind}": run.settings.target}
+    if run.source.config.turned:
+        origin["turned"] = True
     written.config.pruned_from = origin
     publish(run, written, "chosen")
 

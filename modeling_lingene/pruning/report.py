@@ -12,6 +12,7 @@ from ..folders import complete_or_absent, write_json
 from ..images.batches import batches
 from ..measuring.metrics import count_parameters, device_name, measure, seen_size
 from ..progress import quiet_loading
+from ..readout import read_readout, write_readout
 from .card import PICTURE, write_pruned_card
 from .picture import plot_layers
 from .prepare import NAMES, RESULTS_FILE, Run
@@ -24,6 +25,7 @@ def publish(run: Run, model: PreTrainedModel, name: str, facts: dict | None = No
     with complete_or_absent(run.out / name) as staging:
         model.save_pretrained(staging)
         run.processor.save_pretrained(staging)
+        write_readout(staging, read_readout(run.dense), model)
         if facts is not None:
             write_pruning(staging, facts)
 
