@@ -31,7 +31,7 @@ def align(
     """The same functions, every layer as close to its target as its symmetries let it.
 
     Args:
-        stacks: the six linear maps of every layer.
+        stacks: the linear maps of every layer.
         targets: by part (l, o, i), what the components give.
         metrics: by part C and G, of `Stack.metric`.
         heads: of every layer.
@@ -56,15 +56,22 @@ def align(
         stack, weights=stack.weights @ whole.mT, inputs=whole @ stack.inputs @ whole.mT
     )
     if (units != torch.arange(units.shape[1], device=units.device)).any():
-        before, behind = stacks["mlp.fc1"], stacks["mlp.fc2"]
         rows, columns = units[:, :, None], functional.pad(units, (0, 1), value=units.shape[1])[:, None]
-        turned["mlp.fc1"] = replace(
-            before, weights=before.weights.take_along_dim(rows, 1), gradients=_reordered(before.gradients, units)
-        )
+        for part in _entering(stacks):
+            before = stacks[part]
+            turned[part] = replace(
+                before, weights=before.weights.take_along_dim(rows, 1), gradients=_reordered(before.gradients, units)
+            )
+        behind = stacks["mlp.fc2"]
         turned["mlp.fc2"] = replace(
             behind, weights=behind.weights.take_along_dim(columns, 2), inputs=_reordered(behind.inputs, columns[:, 0])
         )
     return turned
+
+
+def _entering(stacks: Mapping[str, Stack]) -> list[str]:
+    """The maps whose outputs are the MLP's units."""
+    return [part for part in ("mlp.gate", "mlp.fc1") if part in stacks]
 
 
 def _reordered(moments: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -106,7 +113,8 @@ def _turns(
     value = _by_head(before("attention.value") + behind("attention.output"), heads)
     of_scores = _planes(score).abs().sum(-1) if rotary else torch.linalg.matrix_norm(score, "nuc")
     order = _assigned(of_scores + torch.linalg.matrix_norm(value, "nuc"))
-    units = (_assigned if best_order else _exchanged)(before("mlp.fc1") + behind("mlp.fc2"))
+    entering = sum(before(part) for part in _entering(stacks))
+    units = (_assigned if best_order else _exchanged)(entering + behind("mlp.fc2"))
     return _rotation(score, order, rotary), _rotation(value, order), units
 
 

@@ -15,7 +15,7 @@ from ..kinds import model_class
 from ..loading_lingene import stock_model
 from ..modeling_base_lingene import RecomposingModel
 from ..progress import progress_bar, quiet_loading
-from ..recompose_lingene import BLOCK_LINEARS, BLOCK_NORMS
+from ..recompose_lingene import BLOCK_NORMS, block_linears
 from .calibration import LEFT_OUT, choose_rows, class_outputs_of
 from .fitting import ROUNDS, fit_block, fold_norms, order_components
 from .matching import PASSES, match
@@ -193,7 +193,7 @@ def stored_parts(folder: Path, config: BundleConfig) -> tuple[dict[str, torch.Te
     parts = {}
     for count in range(size.num_components):
         state = load_file(folder / component_file(count))
-        for part in BLOCK_LINEARS:
+        for part in block_linears(config.gated_mlp):
             matrix = state[f"components.{count}.{part}.weight"]
             bias = state.get(f"components.{count}.{part}.bias", torch.zeros(len(matrix)))
             parts.setdefault(part, []).append(torch.cat((matrix, bias[:, None]), dim=1))

@@ -9,7 +9,7 @@ are folded into what follows them first, which changes nothing.
 Notation: l layers, n components, o outputs, i inputs of one linear map plus 1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -26,13 +26,18 @@ ROUNDS = {"kronecker": 20, "aligned": 20, "matched": 10}
 ORDERED_ROUNDS = 3  # the first ones, that look for the best of all orders of units
 ITERATIONS = {"once": 100, "round": 5}  # of conjugate gradients
 TOLERANCE = 1e-4  # of the residual
-FOLLOWERS = {"norm1": ("attention.query", "attention.key", "attention.value"), "norm2": ("mlp.fc1",)}
+FOLLOWERS = {"norm1": ("attention.query", "attention.key", "attention.value"), "norm2": ("mlp.gate", "mlp.fc1")}
 
 
 def weighed(gradients: torch.Tensor, tensors: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """G_l X_l C_l for every layer; G (l, o, o), or (l, 1, 1) for a factor."""
     right = tensors @ inputs
     return gradients * right if gradients.shape[-1] == 1 else gradients @ right
+
+
+def followers(weights: Mapping[str, torch.Tensor], norms: Iterable[str] = FOLLOWERS) -> list[str]:
+    """The linear maps that read what LayerNorms give; not every block has a gate."""
+    return [part for norm in norms for part in FOLLOWERS[norm] if f"{part}.weight" in weights]
 
 
 def fold_norms(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -45,8 +50,8 @@ def fold_norms(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         The linear maps alone, each with a bias.
     """
     folded = {name: tensor for name, tensor in weights.items() if not name.startswith("norm")}
-    for norm, parts in FOLLOWERS.items():
-        for part in parts:
+    for norm in FOLLOWERS:
+        for part in followers(weights, [norm]):
             matrix = weights[f"{part}.weight"]
             bias = (matrix @ weights[f"{norm}.bias"].unsqueeze(-1)).squeeze(-1)
             folded[f"{part}.weight"] = matrix * weights[f"{norm}.weight"].unsqueeze(1)

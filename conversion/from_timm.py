@@ -36,7 +36,7 @@ PLAIN = {
     "blocks.*.attn.q_norm": "a norm on queries",
     "blocks.*.attn.k_norm": "a norm on keys",
     "blocks.*.attn.norm": "a norm on attention's output",
-    "blocks.*.mlp": "an MLP of another kind (SwiGLU, gated)",
+    "blocks.*.mlp": "an MLP of another kind",
     "blocks.*.mlp.norm": "a norm within the MLP",
     "head_dist": "a distillation token",
 }

@@ -30,7 +30,7 @@ from ..folders import processor_or_none
 from ..measuring.features import AutoEncoder
 from ..progress import quiet_loading
 from ..readout import is_turned
-from ..translating_lingene import own_fields, own_name, own_shapes
+from ..translating_lingene import own_fields, own_name, own_shapes, taken_apart
 from .sources import Source, check_tensors, class_outputs, read_tensors, shown
 
 
@@ -42,7 +42,6 @@ NEUTRAL |= {"materialised_from"}  # where a size of a bundle came from
 BACKBONE = frozenset(
     "mlp_ratio layerscale_value use_mask_token out_features out_indices _out_features _out_indices stage_names".split()
 )
-SWIGLU = {"use_swiglu_ffn": (False, "SwiGLU in place of the MLP")}
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,12 @@ KINDS = {
         | {"decoder_intermediate_size"},
         left_out={r"decoder\..*": MASKS},
     ),
-    "dinov2": Kind(family="dinov2", neutral=BACKBONE, only=SWIGLU, absent={r"embeddings\.mask_token": None}),
-    "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE, only=SWIGLU),
+    "dinov2": Kind(family="dinov2", neutral=BACKBONE, absent={r"embeddings\.mask_token": None}),
+    "dinov2_with_registers": Kind(family="dinov2_with_registers", neutral=BACKBONE),
     "dinov3_vit": Kind(
         family="dinov3_vit",
         neutral=BACKBONE | {"query_bias", "key_bias", "value_bias"},
-        only={
-            "use_gated_mlp": (False, "a gated MLP (SwiGLU)"),
-            **{f"{part}_bias": (True, f"no bias ({part})") for part in ("proj", "mlp")},
-        },
+        only={f"{part}_bias": (True, f"no bias ({part})") for part in ("proj", "mlp")},
         absent={
             rf"blocks\.\d+\.attention\.{part}\.bias": (f"{part}_bias", part != "key")
             for part in ("query", "key", "value")
@@ -285,7 +281,7 @@ def _named(
 ) -> tuple[dict, dict[str, str]]:
     """Tensors by the bundle's names, blocks as `blocks.{l}.{part}`; and those left out, with the reason."""
     row, found, left_out = kind.row, {}, {}
-    for key, tensor in tensors.items():
+    for key, tensor in taken_apart(kind.family, tensors).items():
         bare = key.removeprefix(row.prefix)
         reason = next((why for pattern, why in kind.left_out.items() if re.fullmatch(pattern, bare)), None)
         if bare.startswith("classifier.") and not head:

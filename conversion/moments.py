@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..families_lingene import image_token
-from ..recompose_lingene import BLOCK_LINEARS
+from ..recompose_lingene import block_linears
 
 
 # Shares of the mean diagonal, and the power of a layer's trace that counts. With few components errors are large, and
@@ -23,7 +23,8 @@ INPUT_DAMPING = {"activations": 0.1, "weighted": 0.1, "kronecker": 0.03, "aligne
 GRADIENT_DAMPING = 2.0
 LEAST_TRACE = 1e-6  # of the layers' mean: where nothing depends on what a layer gives, any error is as good
 TRACE_POWER = 0.25
-SHARED = {"attention.key": "attention.query", "attention.value": "attention.query"}  # the same inputs: one moment
+# The same inputs: one moment.
+SHARED = {"attention.key": "attention.query", "attention.value": "attention.query", "mlp.gate": "mlp.fc1"}
 GIVEN = ("mlp.fc2",)  # maps that give less than they take
 PANEL = 512  # columns of a symmetric product at once; what lies above the panel is not computed
 BATCH = {"cpu": 8, "cuda": 64}  # images at once: what passes between two layers stays in the cache of a core
@@ -75,16 +76,24 @@ def damped(moments: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def linear_maps(model: nn.Module, depth: int) -> dict[str, list[nn.Linear]]:
-    """The six linear maps of every block of a stock ViT, by part, in the order of the layers.
+    """The linear maps of every block of a stock ViT, by part, in the order of the layers.
 
     Queries, keys and values go by their names, which families have in different orders; what follows them does not.
+
+    Raises:
+        ValueError: gated MLPs of a transformers that has gates and units as one map.
     """
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {part: [] for part in BLOCK_LINEARS}
+    if any(name.endswith(".weights_in") for name, _ in named):
+        raise ValueError(
+            "Gated MLPs of this family are looked into with transformers 5.18 or newer alone; upgrade it."
+        )
+    parts = block_linears(any(name.endswith(".gate_proj") for name, _ in named))
+    found = {part: [] for part in parts}
     for layer in range(depth):
-        block = named[6 * layer : 6 * layer + 6]
+        block = named[len(parts) * layer : len(parts) * (layer + 1)]
         block[:3] = sorted(block[:3], key=lambda pair: "qkv".index(pair[0].rpartition(".")[2][0]))
-        for part, (_, module) in zip(BLOCK_LINEARS, block):
+        for part, (_, module) in zip(parts, block):
             found[part].append(module)
     return found
 
@@ -225,7 +234,7 @@ def paired_moments(
             approximation(pixel_values=values)
     count = len(pixel_values)
     found = {part: (torch.stack(cross[part]) / count, mirrored(own[part], count)) for part in own}
-    return {part: found[SHARED.get(part, part)] for part in BLOCK_LINEARS}
+    return {part: found[SHARED.get(part, part)] for part in linear_maps(model, depth)}
 
 
 def stacks_of(weights: Mapping[str, torch.Tensor], found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]):

@@ -26,6 +26,7 @@ ORDERED = {
     "attention.key": ("rows", 0),
     "attention.value": ("rows", 0),
     "attention.output": ("rows", 1),
+    "mlp.gate": ("units", 0),
     "mlp.fc1": ("units", 0),
     "mlp.fc2": ("units", 1),
 }

@@ -23,7 +23,7 @@ from torch import nn
 from ..configuration_base_lingene import BundleConfig
 from ..recompose_lingene import BLOCK_NORMS
 from .calibration import class_outputs_of
-from .fitting import FOLLOWERS, fold_norms
+from .fitting import fold_norms, followers
 from .moments import hooked
 from .sources import Source, changed
 
@@ -45,7 +45,7 @@ def check_widths(config: BundleConfig, widths: Sequence[str | float], sort: bool
         if ratio not in legal:
             heads, units = config.indivisible(ratio)
             raise ValueError(
-                f"`widths` must leave whole heads and MLP units, and {ratio} of {heads} heads and "
+                f"`widths` must leave whole heads and {config.unit_words}, and {ratio} of {heads} heads and "
                 f"{units} units does not; use of {', '.join(map(str, legal))}."
             )
     return sorted((asked or set(legal)) - {Fraction(1)})
@@ -126,7 +126,7 @@ def rotated(source: Source, pixel_values: torch.Tensor, widths: Sequence[Fractio
         {name: torch.stack(source.layers(name)).double() for name in source.config.component_shapes()}
     )
     centred = turn - turn.mean(1, keepdim=True)  # of what is projected to mean zero; the rotation keeps that
-    for part in (part for parts in FOLLOWERS.values() for part in parts):
+    for part in followers(weights):
         weights[f"{part}.weight"] = weights[f"{part}.weight"] @ turn.T
     for part in WRITERS:
         weights[f"{part}.weight"] = centred @ weights[f"{part}.weight"]

@@ -14,7 +14,7 @@ from ..configuration_lingene import LinGeneConfig
 from .from_transformers import scaled
 from .sources import Source
 from .timm_swin import PARTS, QKV
-from .timm_vit import OUTSIDE, VIT_KINDS
+from .timm_vit import ACTIVATIONS, OUTSIDE, VIT_KINDS, is_gated
 
 
 EVA = "Eva"
@@ -25,10 +25,13 @@ EVA_KINDS = {path: kinds for path, kinds in VIT_KINDS.items() if not path.starts
     "blocks": "ModuleList",
     "blocks.*": "EvaBlock",
     "blocks.*.attn": "EvaAttention",
-    "blocks.*.mlp.act": "GELU",
+    "blocks.*.mlp": "Mlp SwiGLU",
+    "blocks.*.mlp.fc1_g": "Linear",
+    "blocks.*.mlp.fc1_x": "Linear",
 }
 REGISTERS = "reg_token"  # where there are any
 BIASES = {"attention.query.bias": "attn.q_bias", "attention.value.bias": "attn.v_bias"}
+GATED_PARTS = {"mlp.gate": "mlp.fc1_g", "mlp.fc1": "mlp.fc1_x"}
 SCALES = {"attention.output": "gamma_1", "mlp.fc2": "gamma_2"}
 # Of the rotary embedding, and what another value would mean.
 ROTARY = {
@@ -75,8 +78,9 @@ def dinov3_config(model: nn.Module) -> LinGeneConfig:
     return LinGeneConfig(
         hidden_size=model.embed_dim,
         num_attention_heads=block.attn.num_heads,
-        intermediate_size=block.mlp.fc1.out_features,
-        hidden_act="gelu",
+        intermediate_size=block.mlp.fc2.in_features,
+        gated_mlp=is_gated(block.mlp),
+        hidden_act=ACTIVATIONS[type(block.mlp.act).__name__],
         layer_norm_eps=block.norm1.eps,
         image_size=height if height == width else [height, width],
         patch_size=patch_height if patch_height == patch_width else [patch_height, patch_width],
@@ -118,7 +122,8 @@ def dinov3_layer(tensors: Mapping[str, torch.Tensor], size: int, name: str, laye
     if part in QKV:
         found = tensors.get(f"{place}.{BIASES[name]}") if name in BIASES else None
         return torch.zeros(size) if found is None else found
-    tensor, scale = tensors[f"{place}.{PARTS[part]}.{kind}"], tensors.get(f"{place}.{SCALES.get(part)}")
+    theirs = GATED_PARTS[part] if f"{place}.mlp.fc1_g.weight" in tensors and part in GATED_PARTS else PARTS[part]
+    tensor, scale = tensors[f"{place}.{theirs}.{kind}"], tensors.get(f"{place}.{SCALES.get(part)}")
     return tensor if scale is None else scaled(tensor, scale)
 
 
@@ -129,7 +134,7 @@ def dinov3_arguments(source: Source, mlp_ratio: float) -> dict[str, Any]:
         ValueError: another activation than timm's.
     """
     config = source.config
-    if config.hidden_act != "gelu":
+    if config.hidden_act != ("silu" if config.gated_mlp else "gelu"):
         raise ValueError(f"`hidden_act` {config.hidden_act} is not that of timm's DINOv3; export to another format.")
     return {
         "img_size": config.image_size,
@@ -142,6 +147,7 @@ def dinov3_arguments(source: Source, mlp_ratio: float) -> dict[str, Any]:
         "mlp_ratio": mlp_ratio,
         "num_reg_tokens": config.num_register_tokens,
         "rope_temperature": config.rope_theta,
+        **({"swiglu_align_to": 1} if config.gated_mlp else {}),
         **{f"rope_{move}_coords": getattr(config, f"pos_embed_{move}") for move in ("shift", "jitter", "rescale")},
     }
 
@@ -162,7 +168,7 @@ def dinov3_state(source: Source) -> dict[str, torch.Tensor]:
                 "`to` timm: the keys of this bundle have biases, as of every sorted or fitted one, and timm's DINOv3 "
                 "has none; export to another format."
             )
-        for part, theirs in PARTS.items():
+        for part, theirs in {**PARTS, **(GATED_PARTS if source.config.gated_mlp else {})}.items():
             for kind in ("weight", "bias"):
                 state[f"{place}.{theirs}.{kind}"] = source.block(f"{part}.{kind}", layer)
         state[f"{place}.attn.qkv.weight"] = torch.cat([source.block(f"{part}.weight", layer) for part in QKV])

@@ -40,7 +40,7 @@ VIT_KINDS = {
     "blocks.*.ls2": "Identity LayerScale",
     "blocks.*.drop_path1": "Identity DropPath",
     "blocks.*.drop_path2": "Identity DropPath",
-    "blocks.*.mlp": "Mlp",
+    "blocks.*.mlp": "Mlp GluMlp",
     "blocks.*.mlp.fc1": "Linear",
     "blocks.*.mlp.fc2": "Linear",
     "blocks.*.mlp.act": "GELU GELUTanh QuickGELU ReLU SiLU",
@@ -59,6 +59,7 @@ ACTIVATIONS = {
     "ReLU": "relu",
     "SiLU": "silu",
 }
+GATED_PARTS = ("mlp.gate", "mlp.fc1")
 SCALES = {"attention.output": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
 OUTSIDE = {
     "embeddings.cls_token": "cls_token",
@@ -89,8 +90,18 @@ def check_vit(name: str, model: nn.Module, head_matters: bool) -> None:
     attention = model.blocks[0].attn
     if attention.head_dim * attention.num_heads != model.embed_dim or attention.scale != attention.head_dim**-0.5:
         raise ValueError(f"`attn` of {name}: heads that do not divide the channels cannot be expressed by a bundle.")
+    mlp = model.blocks[0].mlp
+    if is_gated(mlp) and (mlp.gate_last or _family(model) == "vit" or type(mlp.act).__name__ != "SiLU"):
+        raise ValueError(
+            f"`mlp` of {name}: a gated MLP of another kind than DINOv2's cannot be expressed by a bundle."
+        )
     if model.blocks[0].attn.proj.bias is None:
         raise ValueError(f"`proj_bias` of {name}: projections without biases cannot be expressed by a bundle.")
+
+
+def is_gated(mlp: nn.Module) -> bool:
+    """Whether an MLP of timm has a gate: one map with its units in GluMlp, a map of its own in SwiGLU."""
+    return type(mlp).__name__ in ("GluMlp", "SwiGLU")
 
 
 def _family(model: nn.Module) -> str:
@@ -108,7 +119,8 @@ def vit_config(model: nn.Module) -> LinGeneConfig:
     return LinGeneConfig(
         hidden_size=model.embed_dim,
         num_attention_heads=block.attn.num_heads,
-        intermediate_size=block.mlp.fc1.out_features,
+        intermediate_size=block.mlp.fc2.in_features,
+        gated_mlp=is_gated(block.mlp),
         hidden_act=ACTIVATIONS[type(block.mlp.act).__name__],
         layer_norm_eps=block.norm1.eps,
         image_size=height if height == width else [height, width],
@@ -144,11 +156,14 @@ def vit_outside(
 
 
 def vit_layer(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: int) -> torch.Tensor:
-    """One block tensor of one layer; q, k, v are thirds of one matrix."""
+    """One block tensor of one layer; q, k, v are thirds of one matrix, a gate and its units halves of one."""
     part, _, kind = name.rpartition(".")
     if part in QKV:
         start = QKV.index(part) * size
         return tensors[f"blocks.{layer}.attn.qkv.{kind}"][start : start + size]
+    if part in GATED_PARTS:
+        both, units = tensors[f"blocks.{layer}.mlp.fc1.{kind}"], tensors[f"blocks.{layer}.mlp.fc2.weight"].shape[1]
+        return both if len(both) == units else both.chunk(2)[GATED_PARTS.index(part)]
     tensor = tensors[f"blocks.{layer}.{PARTS[part]}.{kind}"]
     scale = tensors.get(f"blocks.{layer}.{SCALES[part]}") if part in SCALES else None
     return tensor if scale is None else scaled(tensor, scale)
@@ -183,7 +198,7 @@ def vit_arguments(source: Source) -> dict[str, Any]:
         "embed_dim": config.hidden_size,
         "depth": source.depth,
         "num_heads": config.num_attention_heads,
-        "mlp_ratio": mlp_ratio(config),
+        "mlp_ratio": 2 * mlp_ratio(config) if config.gated_mlp else mlp_ratio(config),
         "qkv_bias": config.qkv_bias,
         "act_layer": names[activations[config.hidden_act]],
     }
@@ -222,6 +237,9 @@ def vit_state(source: Source) -> dict[str, torch.Tensor]:
             if (QKV[0], kind) in kinds:
                 parts = [source.block(f"{part}.{kind}", layer) for part in QKV]
                 state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+            if source.config.gated_mlp:
+                parts = [source.block(f"{part}.{kind}", layer) for part in GATED_PARTS]
+                state[f"blocks.{layer}.mlp.fc1.{kind}"] = torch.cat(parts)
         for part in source.config.stands_for.scales:
             state[f"blocks.{layer}.{SCALES[part]}"] = torch.ones(source.config.hidden_size)
     if source.head:

@@ -33,6 +33,12 @@ TIMM_NAMES = {
     "dinov3_vit": "vit_base_patch16_dinov3_qkvb",
     "swin": "swin_base_patch4_window7_224",
 }
+# Their MLPs are gated, which no argument that a file can hold says.
+GATED_NAMES = {
+    "dinov2": "vit_giant_patch14_dinov2",
+    "dinov2_with_registers": "vit_giant_patch14_reg4_dinov2",
+    "dinov3_vit": "vit_huge_plus_patch16_dinov3_qkvb",
+}
 TIMM_EPS = {"swin": 1e-5, "dinov3_vit": 1e-5}  # of the norms that a name stands for, where it is not:
 VIT_EPS = 1e-6
 TIMM_LOAD = (
@@ -64,7 +70,7 @@ def write_timm(
     model: PreTrainedModel, bundle: str | os.PathLike, folder: Path, hub: dict, size: tuple[int, int], weights: str
 ) -> dict:
     """One size in timm's names, verified by what timm makes of it; arguments and result as `Format.write` says."""
-    timm, name = require("timm"), TIMM_NAMES[model.config.model_type]
+    timm = require("timm")
     plain = folder / "plain"
     publish_model(model, bundle, plain, **hub)
     try:
@@ -72,6 +78,8 @@ def write_timm(
     except ValueError as error:
         raise ValueError(str(error).replace(str(plain), str(bundle))) from None
     staged = source.config.stands_for.stages
+    names = TIMM_NAMES if staged or not source.config.gated_mlp else GATED_NAMES
+    name = names[source.config.family]
     if staged:
         arguments, state = swin_arguments(source, size), swin_state(source)
     elif source.config.stands_for.rotates:
@@ -85,8 +93,9 @@ def write_timm(
         load_all(built, state)
         say_preprocessing(built, keep_processor(bundle, folder, hub), bundle)
         if source.head:
-            names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-            built.pretrained_cfg["label_names"] = names
+            built.pretrained_cfg["label_names"] = [
+                model.config.id2label[index] for index in range(model.config.num_labels)
+            ]
         timm.models.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
         leave_out_unsaid(built, folder / CONFIG_NAME)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)

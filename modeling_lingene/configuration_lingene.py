@@ -36,6 +36,7 @@ FIELDS = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"), SHARE),
     "initializer_range": number(0, 1e3),
     "family": one_of(*PLAIN_FAMILIES),
+    "gated_mlp": FLAG,
     "num_register_tokens": integer(0, MOST_LAYERS),
     "drop_path_rate": (lambda value: is_number(value, 0, 1) and value < 1, "a number from 0 to below 1"),
     **dict.fromkeys(("apply_layernorm", "reshape_hidden_states"), FLAG),
@@ -55,6 +56,8 @@ class LinGeneConfig(BundleConfig):
     Args:
         hidden_size, num_attention_heads, intermediate_size, image_size, ...: the ViT at full width, as in `ViTConfig`.
         family: whose models this bundle gives and behaves as, see `families_lingene`.
+        gated_mlp: whether a gate, a linear map of its own, decides how much of every MLP unit passes: in the largest
+            DINOv2, and some DINOv3.
         num_register_tokens, drop_path_rate, apply_layernorm, reshape_hidden_states, rope_theta, pos_embed_shift,
             pos_embed_jitter, pos_embed_rescale: as in the configuration of a family that has them.
         bundle_format, ..., depth, width_ratio, num_components, preset: see `BundleConfig`.
@@ -66,7 +69,7 @@ class LinGeneConfig(BundleConfig):
     model_type = "lingene"
     fields = FIELDS
     settings = (*WIDTH_FIELDS, "num_channels", "patch_size", "qkv_bias", *STORED_SETTINGS, *FREE)
-    later_settings = {"family": "vit", "num_register_tokens": 0, "rope_theta": 100.0}
+    later_settings = {"family": "vit", "gated_mlp": False, "num_register_tokens": 0, "rope_theta": 100.0}
     free_settings = FREE
 
     hidden_size: int = 768
@@ -82,6 +85,7 @@ class LinGeneConfig(BundleConfig):
     num_channels: int = 3
     qkv_bias: bool = True
 
+    gated_mlp: bool = False
     num_register_tokens: int = 0
     drop_path_rate: float = 0.0
     apply_layernorm: bool = True
@@ -114,11 +118,7 @@ class LinGeneConfig(BundleConfig):
                 f"`num_attention_heads` of the family {self.family} must leave heads of a multiple of 4 channels, "
                 f"turned by height and width in pairs; {self.hidden_size} by {self.num_attention_heads} does not."
             )
-        if family.mlp_ratio and self.intermediate_size % self.hidden_size:
-            raise ValueError(
-                f"`intermediate_size` of the family {self.family} must be a whole multiple of `hidden_size`: "
-                f"{self.intermediate_size} of {self.hidden_size} cannot be expressed; family vit takes any."
-            )
+        self._check_units()
         for name in ("image_size", "patch_size") if family.square else ():
             height, width = sides(getattr(self, name))
             if height != width:
@@ -129,6 +129,27 @@ class LinGeneConfig(BundleConfig):
         if min(self.patch_grid) < 1:
             image, patch = ("x".join(map(str, sides(size))) for size in (self.image_size, self.patch_size))
             raise ValueError(f"`image_size` {image} is smaller than a patch of {patch}; use at least that.")
+
+    def _check_units(self):
+        """Whether the family's own configuration can say what its MLPs are, and how many units they have."""
+        family, size, units = self.stands_for, self.hidden_size, self.intermediate_size
+        if self.gated_mlp and family.gate_act and self.hidden_act != family.gate_act:
+            raise ValueError(
+                f"`hidden_act` of gated MLPs of the family {self.family} is {family.gate_act}, got "
+                f"{self.hidden_act!r}."
+            )
+        if not family.mlp_ratio:
+            return
+        if self.gated_mlp and (3 * units % (2 * size) or units % 8):
+            raise ValueError(
+                f"`intermediate_size` of gated MLPs of the family {self.family} must be two thirds of a whole "
+                f"multiple of `hidden_size`, and a multiple of 8: {units} of {size} cannot be expressed."
+            )
+        if not self.gated_mlp and units % size:
+            raise ValueError(
+                f"`intermediate_size` of the family {self.family} must be a whole multiple of `hidden_size`: "
+                f"{units} of {size} cannot be expressed; family vit takes any."
+            )
 
     @property
     def head_size(self) -> int:
@@ -141,11 +162,15 @@ class LinGeneConfig(BundleConfig):
     def indivisible(self, ratio: Fraction) -> tuple[int, int]:
         return self.num_attention_heads, self.intermediate_size
 
+    @property
+    def unit_step(self) -> int:
+        return 8 if self.gated_mlp and self.stands_for.mlp_ratio else 1
+
     def narrowed(self, ratio: Fraction) -> dict[str, int]:
         return {name: int(getattr(self, name) * ratio) for name in WIDTH_FIELDS}
 
     def component_shapes(self, index: int = 0) -> dict[str, tuple[int, ...]]:
-        return block_shapes(self.hidden_size, self.intermediate_size, self.qkv_bias)
+        return block_shapes(self.hidden_size, self.intermediate_size, self.qkv_bias, self.gated_mlp)
 
     def shared_shapes(self) -> dict[str, tuple[int, ...]]:
         d, family = self.hidden_size, self.stands_for

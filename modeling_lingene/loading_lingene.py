@@ -34,7 +34,7 @@ from .families_lingene import FAMILIES, class_name, stock_class
 from .identity_lingene import settings_of
 from .reading_lingene import read_json, shown
 from .saving_lingene import ensure_repo, push_bundle, write_bundle
-from .translating_lingene import stock_weights
+from .translating_lingene import stock_weights, taken_apart
 
 
 logger = logging.get_logger(__name__)
@@ -438,6 +438,11 @@ def take_saved_names(module, state_dict: dict, prefix: str, *_) -> None:
     own = module.state_dict()
     if revert_weight_conversion is None or prefix or state_dict.keys() <= own.keys():
         return
+    for name in [name for name in state_dict if name not in own]:  # parts of gated MLPs, which are one on disk
+        parts = taken_apart(module.config.model_type, {name: state_dict[name]})
+        if parts.keys() <= own.keys():
+            del state_dict[name]
+            state_dict.update(parts)
     keys = {id(tensor): key for key, tensor in own.items()}
     for name, tensor in revert_weight_conversion(module, dict(own)).items():
         if name in state_dict and id(tensor) in keys:

@@ -232,11 +232,16 @@ def legal_width_ratios(heads: int, intermediate_size: int) -> list[Fraction]:
     return [ratio for ratio in ratios if (ratio * intermediate_size).denominator == 1]
 
 
-def block_shapes(width: int, units: int, qkv_bias: bool) -> dict[str, tuple[int, ...]]:
+def block_linears(gated: bool) -> tuple[str, ...]:
+    """The linear maps of one block in the order of stock ViTs; a gated MLP's gate comes before what it gates."""
+    return (*BLOCK_LINEARS[:4], "mlp.gate", *BLOCK_LINEARS[4:]) if gated else BLOCK_LINEARS
+
+
+def block_shapes(width: int, units: int, qkv_bias: bool, gated: bool = False) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of one block, by its name within it."""
-    out_in = {"mlp.fc1": (units, width), "mlp.fc2": (width, units)}
+    out_in = {"mlp.gate": (units, width), "mlp.fc1": (units, width), "mlp.fc2": (width, units)}
     shapes = {}
-    for name in BLOCK_LINEARS:
+    for name in block_linears(gated):
         shapes[f"{name}.weight"] = out_in.get(name, (width, width))
         if qkv_bias or name.startswith("mlp") or name == "attention.output":
             shapes[f"{name}.bias"] = shapes[f"{name}.weight"][:1]

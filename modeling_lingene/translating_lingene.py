@@ -3,6 +3,7 @@
 stock_config, own_fields                 fields of a configuration
 stock_weights, stock_name                from a bundle into the family's files
 own_name, own_shapes                     and back
+put_together, taken_apart                tensors that those files have as one
 """
 
 import re
@@ -31,7 +32,8 @@ def stock_config(family: str, fields: Mapping[str, Any]) -> PretrainedConfig:
                 raise ValueError(f"`{name}` of the family {family} must be square; got {height}x{width}.")
             fields[name] = height
     if row.mlp_ratio:
-        fields["mlp_ratio"] = fields.pop("intermediate_size") // fields["hidden_size"]
+        units, size = fields.pop("intermediate_size"), fields["hidden_size"]
+        fields["mlp_ratio"] = (3 * units // 2 if fields.get(row.renamed["gated_mlp"]) else units) // size
     return getattr(transformers, row.config)(**fields, **row.fixed)
 
 
@@ -41,7 +43,10 @@ def own_fields(family: str, config: PretrainedConfig, names: tuple[str, ...]) ->
     theirs = {name: row.renamed.get(name, name) for name in (*names, *row.fields)}
     found = {name: getattr(config, other) for name, other in theirs.items() if hasattr(config, other)} | row.lacks
     if row.mlp_ratio:
-        found["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
+        units = int(config.hidden_size * config.mlp_ratio)
+        found["intermediate_size"] = (int(units * 2 / 3) + 7) // 8 * 8 if found["gated_mlp"] else units
+    if row.gate_act and found["gated_mlp"]:
+        found["hidden_act"] = row.gate_act
     return found
 
 
@@ -54,7 +59,7 @@ def stock_weights(family: str, outside: Mapping, layers: Mapping[str, list], hea
         head: of the model with a head.
     """
     row, weights = FAMILIES[family], {}
-    prefix = row.prefix if head else ""
+    prefix, gated = row.prefix if head else "", "mlp.gate.weight" in layers
     for key, tensor in outside.items():
         if key.startswith("classifier."):
             weights[key] = tensor
@@ -69,19 +74,39 @@ def stock_weights(family: str, outside: Mapping, layers: Mapping[str, list], hea
     for name, rows in layers.items():
         part, _, kind = name.rpartition(".")
         for layer, tensor in enumerate(rows):
-            weights[prefix + stock_name(family, name, layer)] = tensor
+            weights[prefix + stock_name(family, name, layer, gated)] = tensor
             if part in row.scales and kind == "bias":
                 where = row.blocks.format(layer=layer)
                 weights[f"{prefix}{where}{row.scales[part]}"] = tensor.new_ones(tensor.shape)
-    return weights
+    return put_together(family, weights) if gated else weights
 
 
-def stock_name(family: str, key: str, layer: int | None = None) -> str:
+def put_together(family: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parts of gated MLPs as a family's files have them, one above the other."""
+    made = dict(weights)
+    for whole, parts in FAMILIES[family].stacked.items():
+        for first in [key for key in weights if f".{parts[0]}." in key]:
+            own = [first.replace(parts[0], part) for part in parts]
+            made[first.replace(parts[0], whole)] = torch.cat([made.pop(key) for key in own])
+    return made
+
+
+def taken_apart(family: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Back from `put_together`; what is there in parts already stays."""
+    made = dict(weights)
+    for whole, parts in FAMILIES[family].stacked.items():
+        for key in [key for key in weights if f".{whole}." in key]:
+            made |= zip([key.replace(whole, part) for part in parts], made.pop(key).chunk(len(parts)))
+    return made
+
+
+def stock_name(family: str, key: str, layer: int | None = None, gated: bool = False) -> str:
     """The name in a family's files of a tensor of a bundle, but for the classifier and what a head's model prefixes.
 
     Args:
         key: in the bundle; of a block tensor its name in a component.
         layer: of a block tensor, from 0.
+        gated: whether MLPs are.
     """
     row = FAMILIES[family]
     if key in row.outside:
@@ -95,7 +120,8 @@ def stock_name(family: str, key: str, layer: int | None = None) -> str:
         inner = inner.replace("patch_embeddings.", "patch_embeddings.projection.")
         return f"encoder.layers.{stage}.{inner}" if found else inner
     part, _, kind = inner.rpartition(".")
-    place = row.blocks.format(stage=stage, layer=layer) + row.parts[part]
+    parts = {**row.parts, **row.gated} if gated else row.parts
+    place = row.blocks.format(stage=stage, layer=layer) + parts[part]
     return place if place.endswith(BIAS_TABLE) else f"{place}.{kind}"
 
 
@@ -110,7 +136,8 @@ def own_name(family: str, name: str, stacks: tuple[str, ...]) -> str:
     outside = {disk: own for own, disk in row.outside.items()}
     if name in outside:
         return outside[name]
-    parts = {disk: own for own, disk in row.parts.items()} | {disk: f"{own}.scale" for own, disk in row.scales.items()}
+    parts = {disk: own for own, disk in (*row.parts.items(), *row.gated.items())}
+    parts |= {disk: f"{own}.scale" for own, disk in row.scales.items()}
     places = re.escape(row.blocks).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{stage\}", r"(?P<stage>\d+)")
     found = re.fullmatch(f"{places}(?P<inner>.+)", name)
     if found:

@@ -369,7 +369,14 @@ def test_the_family_belongs_to_a_bundles_identity_and_older_bundles_keep_theirs(
     assert "family" not in settings and "num_register_tokens" not in settings
     assert json.loads((converted("dinov2")[1] / index).read_text())["metadata"]["settings"]["family"] == "dinov2"
     older = shutil.copytree(converted("vit")[1], tmp_path / "older")
-    later = {"family", "num_register_tokens", "drop_path_rate", "apply_layernorm", "reshape_hidden_states"}
+    later = {
+        "family",
+        "gated_mlp",
+        "num_register_tokens",
+        "drop_path_rate",
+        "apply_layernorm",
+        "reshape_hidden_states",
+    }
     (older / "config.json").write_text(json.dumps({key: value for key, value in vit.items() if key not in later}))
     model = AutoModel.from_pretrained(older, verify=True)
     assert type(model) is transformers.ViTModel

@@ -2,8 +2,8 @@
 
 All of them share the loading of `loading_lingene`, and those whose layers are all alike the block of `vit_lingene`. A
 bundle records its family and materialises into that family's own classes of transformers; a new family is a row here,
-as long as its blocks are pre-norm attention and MLP, and a row of `from_transformers`, which says what of its
-checkpoints may be left out.
+as long as its blocks are pre-norm attention and MLP, gated or not, and a row of `from_transformers`, which says what
+of its checkpoints may be left out.
 """
 
 import re
@@ -25,6 +25,8 @@ class Family:
             of this configuration.
         prefix: of the encoder's tensors in a model with a head.
         parts: part of a block in a bundle -> its name in the family's files, below `blocks`.
+        gated: the same of parts that are others where MLPs are gated.
+        stacked: part of a block in the family's files -> those of `gated` that it is made of, one above the other.
         outside: tensor outside the blocks -> its name in the family's files, where it is not the bundle's.
         flat: such a tensor -> how many of its first dimensions, each 1, those files leave out.
         joined: tensor of the family's files -> those outside the blocks that it is made of, one above the other.
@@ -35,7 +37,9 @@ class Family:
         renamed: field of `LinGeneConfig` -> its name in the family's configuration, where it is another.
         lacks: field of `LinGeneConfig` that it has not -> what it is as if it were.
         fixed: field of its configuration -> the only value of it that a bundle expresses.
-        mlp_ratio: whether its configuration has MLP units as a whole multiple of the hidden size.
+        mlp_ratio: whether its configuration has MLP units as a whole multiple of the hidden size; gated MLPs have two
+            thirds of it, and go by eights.
+        gate_act: the only activation of gated MLPs, whatever its configuration says; None where that decides.
         options: keywords that its encoder is loaded with.
         interpolates: whether it takes images of any size, its positions following by themselves.
         square: whether its positions are a square of them.
@@ -59,6 +63,8 @@ class Family:
     backbone: str | None
     prefix: str
     parts: Mapping[str, str]
+    gated: Mapping[str, str] = field(default_factory=dict)
+    stacked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     flat: Mapping[str, int] = field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -70,6 +76,7 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, Any] = field(default_factory=dict)
     mlp_ratio: bool = False
+    gate_act: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     interpolates: bool = False
     square: bool = False
@@ -136,10 +143,14 @@ TOWER = dict(  # of pictures, beside one of text; no classifier, whose configura
 )
 DINOV2 = dict(
     parts={**ATTENTION, "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
+    gated={"mlp.gate": "mlp.gate_proj", "mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.weights_out"},
+    stacked={"mlp.weights_in": ("mlp.gate_proj", "mlp.up_proj")},
     scales=LAYER_SCALES,
-    fixed={"layerscale_value": 1.0, "use_swiglu_ffn": False},
+    fixed={"layerscale_value": 1.0},
+    renamed={"gated_mlp": "use_swiglu_ffn"},
     flat={"embeddings.mask_token": 1},
     mlp_ratio=True,
+    gate_act="silu",
     interpolates=True,
     square=True,
     inner_dropout=False,
@@ -149,6 +160,7 @@ DINOV2 = dict(
 )
 BIAS_TABLE = "relative_position_bias_table"  # a parameter by itself, no module's weight
 BACKBONE_FIELDS = ("drop_path_rate", "apply_layernorm", "reshape_hidden_states")
+DINO_FIELDS = (*BACKBONE_FIELDS, "gated_mlp")
 ROTARY_FIELDS = ("rope_theta", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 FAMILIES = {
     "vit": Family(
@@ -166,7 +178,7 @@ FAMILIES = {
         classifier="Dinov2ForImageClassification",
         backbone="Dinov2Backbone",
         prefix="dinov2.",
-        fields=BACKBONE_FIELDS,
+        fields=DINO_FIELDS,
         **DINOV2,
     ),
     "dinov2_with_registers": Family(
@@ -175,7 +187,7 @@ FAMILIES = {
         classifier="Dinov2WithRegistersForImageClassification",
         backbone="Dinov2WithRegistersBackbone",
         prefix="dinov2_with_registers.",
-        fields=(*BACKBONE_FIELDS, "num_register_tokens"),
+        fields=(*DINO_FIELDS, "num_register_tokens"),
         antialias=True,
         registers=True,
         **DINOV2,
@@ -193,15 +205,16 @@ FAMILIES = {
             "mlp.fc1": "mlp.up_proj",
             "mlp.fc2": "mlp.down_proj",
         },
+        gated={"mlp.gate": "mlp.gate_proj"},
         outside={
             **{f"embeddings.patch_embeddings.{kind}": f"embeddings.patch_embeddings.{kind}" for kind in KINDS},
             **{f"layernorm.{kind}": f"norm.{kind}" for kind in KINDS},
         },
         blocks="layer.{layer}.",
         scales=LAYER_SCALES,
-        fields=(*BACKBONE_FIELDS, "num_register_tokens", *ROTARY_FIELDS),
-        fixed={"layerscale_value": 1.0, "use_gated_mlp": False, **dict.fromkeys(BIASES, True)},
-        renamed={"attention_probs_dropout_prob": "attention_dropout"},
+        fields=(*DINO_FIELDS, "num_register_tokens", *ROTARY_FIELDS),
+        fixed={"layerscale_value": 1.0, **dict.fromkeys(BIASES, True)},
+        renamed={"attention_probs_dropout_prob": "attention_dropout", "gated_mlp": "use_gated_mlp"},
         lacks={"hidden_dropout_prob": 0.0, "qkv_bias": True},
         interpolates=True,
         inner_dropout=False,
@@ -292,7 +305,7 @@ FAMILIES = {
 STAGE = re.compile(r"stage(?P<stage>\d+)\.(?P<inner>.+)")
 # Fields of `LinGeneConfig` that not every family has, and what they are where it has not.
 FAMILY_FIELDS = {"drop_path_rate": 0.0, "apply_layernorm": True, "reshape_hidden_states": True}
-FAMILY_FIELDS |= {"num_register_tokens": 0, "rope_theta": 100.0} | dict.fromkeys(ROTARY_FIELDS[1:])
+FAMILY_FIELDS |= {"gated_mlp": False, "num_register_tokens": 0, "rope_theta": 100.0} | dict.fromkeys(ROTARY_FIELDS[1:])
 WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two towers -> that of pictures
 
 

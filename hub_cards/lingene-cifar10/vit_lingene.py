@@ -156,9 +156,16 @@ def block(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: B
 
 
 def with_mlp(hidden: torch.Tensor, weights: Mapping[str, torch.Tensor], settings: BlockSettings) -> torch.Tensor:
-    """The second branch of a block added to the residual stream (b, t, d)."""
+    """The second branch of a block added to the residual stream (b, t, d).
+
+    With a gate (SwiGLU where the activation is SiLU; Shazeer, arXiv 2002.05202) it decides how much of a unit passes.
+    """
     normed = layer_norm(hidden, weights, "norm2", settings.layer_norm_eps)
-    units = settings.activation(linear(normed, weights, "mlp.fc1"))
+    units = linear(normed, weights, "mlp.fc1")
+    if "mlp.gate.weight" in weights:
+        units = settings.activation(linear(normed, weights, "mlp.gate")) * units
+    else:
+        units = settings.activation(units)
     return hidden + branch(linear(units, weights, "mlp.fc2"), settings)
 
 

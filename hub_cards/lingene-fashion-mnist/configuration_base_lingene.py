@@ -307,7 +307,7 @@ class BundleConfig(PretrainedConfig):
         if ratio not in self.legal_width_ratios:
             heads, units = self.indivisible(ratio)
             raise ValueError(
-                f"`width_ratio` must leave whole heads and MLP units: {given} of {heads} heads is "
+                f"`width_ratio` must leave whole heads and {self.unit_words}: {given} of {heads} heads is "
                 f"{float(ratio * heads):g}, of {units} MLP units {float(ratio * units):g}; use one of "
                 f"{_listed(self.legal_width_ratios)}."
             )
@@ -324,7 +324,7 @@ class BundleConfig(PretrainedConfig):
     @property
     def legal_width_ratios(self) -> list[Fraction]:
         """Ratios that leave whole heads and whole MLP units, ascending."""
-        return legal_width_ratios(self.head_unit, self.indivisible(Fraction(1))[1])
+        return legal_width_ratios(self.head_unit, self.indivisible(Fraction(1))[1] // self.unit_step)
 
     @property
     def known_components(self) -> list[int] | None:
@@ -457,6 +457,15 @@ class BundleConfig(PretrainedConfig):
     def indivisible(self, ratio: Fraction) -> tuple[int, int]:
         """Heads and MLP units of the layers that a ratio divides worst."""
         raise NotImplementedError
+
+    @property
+    def unit_step(self) -> int:
+        """A number of MLP units of every width is a multiple of this one."""
+        return 1
+
+    @property
+    def unit_words(self) -> str:
+        return "MLP units" if self.unit_step == 1 else f"MLP units, a multiple of {self.unit_step}"
 
     def narrowed(self, ratio: Fraction) -> dict[str, Any]:
         """The fields that say the width, at a ratio."""

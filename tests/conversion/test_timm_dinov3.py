@@ -54,7 +54,8 @@ def test_other_periods_and_training_settings_come_along(tmp_path):
     ("name", "options", "named"),
     [
         ("eva02_tiny_patch14_224", {}, "`rope` of .* is RotaryEmbeddingCat"),
-        ("vit_small_plus_patch16_dinov3", {"depth": 1}, r"`blocks.0.mlp` of .* is SwiGLU"),
+        ("vit_small_patch16_dinov3", {"swiglu_mlp": True}, r"`blocks.0.mlp` of .* is GluMlp"),
+        ("vit_small_plus_patch16_dinov3", {"scale_mlp": True}, r"`blocks.0.mlp.norm` of .* is LayerNorm .*in the MLP"),
         ("vit_small_patch16_dinov3", {"rope_grid_offset": 0.5}, "`rope.grid_offset` of .* an offset of places"),
         ("vit_small_patch16_dinov3", {"rope_rotate_half": False}, "`rope.rotate_half` of .* neighbouring channels"),
         ("vit_small_patch16_dinov3", {"use_abs_pos_emb": True}, "`use_abs_pos_emb` of .* added beside rotary ones"),
@@ -143,8 +144,8 @@ def test_images_that_timm_does_not_take_are_refused_by_an_export(tmp_path, famil
 def test_a_plain_model_that_timm_cannot_express_is_named_as_it_was_given(tmp_path):
     """Not by the folder that it is written into first."""
     pytest.importorskip("timm")
-    source = saved(stock("dinov3_vit", num_hidden_layers=1, use_gated_mlp=True), tmp_path / "source")
-    with pytest.raises(ValueError, match=f"`use_gated_mlp` True of {source}: a gated MLP"):
+    source = saved(stock("dinov3_vit", num_hidden_layers=1, proj_bias=False), tmp_path / "source")
+    with pytest.raises(ValueError, match=f"`proj_bias` False of {source}: no bias"):
         export(source, tmp_path / "out", "timm")
 
 
