@@ -14,7 +14,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .budget_lingene import METRICS, metric_of, standard_error
-from .bundle_lingene import READOUT_FILE
 from .configuration_base_lingene import BundleConfig
 from .folders import SIZE_PICTURES
 from .kept import kept
@@ -23,6 +22,7 @@ from .measuring.metrics import seen_size
 from .measuring.tables import bytes_shown, readable
 from .progress import duration
 from .readme import CARD_FILE
+from .readout import TURNED
 from .saving_lingene import CONVERSION_PICTURE
 
 
@@ -110,7 +110,8 @@ def shape_of(config: BundleConfig) -> dict[str, str]:
     """What a network is like at full width: a few facts, and their numbers."""
     if not hasattr(config, "decomposed_stages"):
         shape = config.hidden_size, config.num_attention_heads, config.intermediate_size
-        return {"hidden size, heads, MLP units": ", ".join(map(str, shape))}
+        units = "gated MLP units" if config.gated_mlp else "MLP units"
+        return {f"hidden size, heads, {units}": ", ".join(map(str, shape))}
     stages = range(1, len(config.depths) + 1)
     own = [f"stage {n}: {config.depths[n - 1]}" for n in stages if n not in config.decomposed_stages]
     return {
@@ -236,10 +237,7 @@ def limits(config: BundleConfig, head: bool, rows: Sequence[dict], trained: dict
     else:
         said.append("No size was measured: `lingene sweep BUNDLE --data DATA` does it, on pictures like yours.")
     if config.turned:
-        said.append(
-            "Its tokens are in other channels than those of the checkpoint that it was made of: `tokens @ weight.T + "
-            f"bias` brings them back, of `{READOUT_FILE}` where it lies here."
-        )
+        said.append(TURNED)
     if not config.stands_for.interpolates:
         said.append(f"It takes pictures of {_sides(config.image_size)} pixels: finer detail does not reach it.")
     return said + _untrained(config) + _unmeasured(rows)

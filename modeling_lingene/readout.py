@@ -19,6 +19,10 @@ from .recompose_lingene import channels_kept
 
 
 ORIGINS = ("materialised_from", "pruned_from")  # where the configuration of a model says what it was made of
+TURNED = (  # of cards
+    "Its tokens are in other channels than those of the checkpoint that it was made of: `tokens @ weight.T + bias` "
+    f"brings them back, of `{READOUT_FILE}` where it lies here."
+)
 Readout = tuple[torch.Tensor, torch.Tensor]  # weight (d, k) and bias (d,); k is d but for a narrow size
 
 
@@ -54,9 +58,9 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
 
 
 def _may_be_turned(name: str | os.PathLike, hub: dict) -> bool:
-    """Whether a model is a bundle, or a size of one, by its configuration; others have channels of their own."""
+    """Whether a model is a bundle, or was made of one, by its configuration; others have channels of their own."""
     config = _config_dict(name, hub)
-    return config is None or config.get("model_type") in BUNDLE_TYPES or any(name in config for name in ORIGINS)
+    return config is None or config.get("model_type") in BUNDLE_TYPES or any(field in config for field in ORIGINS)
 
 
 def _config_dict(name: str | os.PathLike, hub: dict) -> dict | None:

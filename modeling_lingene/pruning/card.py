@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..bundle_lingene import READOUT_FILE
 from ..card import license_of, names_on_the_hub
 from ..citations import bibtex
 from ..folders import model_type_of
@@ -20,13 +21,23 @@ from ..markdown import code, text
 from ..measuring.tables import aligned_table, readable
 from ..reading_lingene import read_json
 from ..readme import CARD_FILE, Page, agreed, read_page, write_readme
+from ..readout import TURNED, is_turned
 from ..saving_lingene import TRAINING_FILE, ensure_repo
 from .picture import LAYER_PARTS
 
 
 PICTURE = "layers.png"
 NETWORKS = {"vit": "Vision Transformer", "swin": "Swin Transformer"}
-SENT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_FILE, CARD_FILE, PICTURE, "LICENSE", SAFE_WEIGHTS_NAME)
+SENT = (
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    TRAINING_FILE,
+    READOUT_FILE,
+    CARD_FILE,
+    PICTURE,
+    "LICENSE",
+    SAFE_WEIGHTS_NAME,
+)
 SENT += (SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", "*_lingene.py", "lingene_*.py")
 PAGE = """---
 {header}
@@ -48,7 +59,7 @@ model = AutoModelForImageClassification.from_pretrained("FOLDER OR NAME"{trust})
 Accuracy on {images}; MACs and latency are of one image, latency on {device}.
 
 ![{layers}]({picture})
-
+{turned}
 {citations}
 """
 
@@ -120,6 +131,7 @@ def write_pruned_card(folder: Path, results: dict, picture: Path, config: Pretra
         device=text(row["device"]),
         layers=f"What the {len(mixers)} layers became: {counts}",
         picture=PICTURE,
+        turned=f"\n{TURNED}\n" if is_turned(config.to_dict()) else "",
         citations=bibtex(["spvit"]),
     )
     shutil.copyfile(picture, folder / PICTURE)

@@ -24,6 +24,7 @@ from ..lingene_pruned import PrunedClassifier
 from ..measuring.metrics import height_and_width, seen_size
 from ..measuring.tables import readable
 from ..progress import quiet_loading, tell
+from ..readout import Readout, read_readout
 from ..training.asked import RUN_FILE, check_asked
 from ..training.losses import Objective
 from ..training.steps import TrainingSettings
@@ -56,6 +57,7 @@ class Run:
     smaller: Size | None
     source: Source
     processor: Any
+    readout: Readout | None  # of the network that is pruned
     train: LabelledImages
     validation: LabelledImages | None
     test: LabelledImages
@@ -151,7 +153,7 @@ def prepared(out: Path, settings: PruneSettings, dense: str, **of_run) -> Run:
     name = dense if settings.teacher == DENSE else settings.teacher
     teacher = open_teacher(name, train, settings.relabel) if name else None
     images = {"train": train, "validation": validation, "test": test}
-    found = {"source": source, "processor": processor, "teacher": teacher, **images}
+    found = {"source": source, "processor": processor, "readout": read_readout(dense), "teacher": teacher, **images}
     return Run(out=out, settings=settings, dense=dense, **found, **of_run)
 
 

@@ -29,6 +29,7 @@ from ..images.loaders import Layout, training_images
 from ..kinds import model_class
 from ..lingene_pruned import PrunedClassifier
 from ..progress import quiet_loading, tell
+from ..readout import read_readout
 from ..training.asked import keep_asked
 from ..training.checkpoints import contents
 from ..training.loop import Phase, TrainingLoop
@@ -173,7 +174,7 @@ def _publish_chosen(
     if run.source.config.turned:
         origin["turned"] = True
     written.config.pruned_from = origin
-    publish(run, written, "chosen")
+    publish(run, written, "chosen", run.readout)
 
 
 def _fit(run: Run, network: torch.nn.Module, phase: Phase, name: str, training: TrainingSettings, on_best=None):
@@ -224,7 +225,7 @@ def _compare(run: Run, bundle: str | Path, accelerator: Accelerator) -> None:
     state = _fit(run, network.train(), phase, "compare", replace(run.training, epochs=epochs))
     if accelerator.is_main_process:
         network.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
-        publish(run, network.cpu().eval(), "unpruned")
+        publish(run, network.cpu().eval(), "unpruned", read_readout(bundle))
 
 
 def _tuned(run: Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
@@ -235,7 +236,7 @@ def _tuned(run: Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
         best = type(network)(network.config)
         best.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
         shutil.rmtree(run.out / "best", ignore_errors=True)
-        publish(run, best, "best", facts_of(run, accelerator, history))
+        publish(run, best, "best", run.readout, facts_of(run, accelerator, history))
 
     torch.manual_seed(run.training.seed)
     phase = Phase("tuning", lambda name: True, partial(_forward, run))

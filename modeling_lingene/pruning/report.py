@@ -12,7 +12,7 @@ from ..folders import complete_or_absent, write_json
 from ..images.batches import batches
 from ..measuring.metrics import count_parameters, device_name, measure, seen_size
 from ..progress import quiet_loading
-from ..readout import read_readout, write_readout
+from ..readout import Readout, write_readout
 from .card import PICTURE, write_pruned_card
 from .picture import plot_layers
 from .prepare import NAMES, RESULTS_FILE, Run
@@ -20,12 +20,16 @@ from .record import pruning_facts, write_pruning
 from .write import dense_network, folded_network, simplest
 
 
-def publish(run: Run, model: PreTrainedModel, name: str, facts: dict | None = None) -> None:
-    """A model with its preprocessing and, if it is a result, how it was trained; complete or absent."""
+def publish(run: Run, model: PreTrainedModel, name: str, readout: Readout | None, facts: dict | None = None) -> None:
+    """A model with its preprocessing and, if it is a result, how it was trained; complete or absent.
+
+    Args:
+        readout: of what the model was made of, where its channels are turned.
+    """
     with complete_or_absent(run.out / name) as staging:
         model.save_pretrained(staging)
         run.processor.save_pretrained(staging)
-        write_readout(staging, read_readout(run.dense), model)
+        write_readout(staging, readout, model)
         if facts is not None:
             write_pruning(staging, facts)
 
@@ -57,7 +61,7 @@ def report(run: Run, state: dict | None, accelerator: Accelerator) -> dict:
         network.load_state_dict({key: tensor.cpu() for key, tensor in state.items()})
     result = simplest(folded_network(network) if run.settings.fold else network)
     if not (run.out / "model").is_dir():
-        publish(run, result, "model", facts_of(run, accelerator, []))
+        publish(run, result, "model", run.readout, facts_of(run, accelerator, []))
     device = str(accelerator.device)
     named = {"dense": run.dense, "chosen, not tuned": run.out / "chosen", "pruned": run.out / "model"}
     if not run.settings.tune:

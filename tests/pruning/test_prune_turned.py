@@ -13,8 +13,9 @@ from prune_runs import SETTINGS, TRAINING, small_vit
 import helpers
 from modeling_lingene.bundle_lingene import READOUT_FILE
 from modeling_lingene.conversion.convert import convert
+from modeling_lingene.pruning.card import sent_files
 from modeling_lingene.pruning.prune import prune
-from modeling_lingene.readout import is_turned, known_readout
+from modeling_lingene.readout import TURNED, is_turned, known_readout
 
 
 pytest.importorskip("sklearn")
@@ -33,6 +34,8 @@ def test_what_is_pruned_of_a_sorted_bundle_keeps_the_readout_and_says_that_it_is
     assert is_turned(config) and config["model_type"] == "lingene_vit"
     for found, expected in zip(known_readout(tmp_path / "out" / "model"), known_readout(tmp_path / "bundle")):
         torch.testing.assert_close(found, expected)
+    assert TURNED in (tmp_path / "out" / "model" / "README.md").read_text()
+    assert READOUT_FILE in sent_files(tmp_path / "out" / "model")
     (tmp_path / "out" / "model" / READOUT_FILE).unlink()
     with pytest.raises(ValueError, match="channels that were turned"):
         known_readout(tmp_path / "out" / "model")
