@@ -1,7 +1,8 @@
 """Layers brought closer to each other by what changes no function: orders of heads and units, rotations within heads.
 
 Scores see queries and keys of a head only through their products, so that both may be turned alike; values and the
-output projection likewise; MLP units may be reordered. Where positions turn queries and keys too, in planes of two
+output projection likewise; MLP units may be reordered, and where gates let them through, not an activation, change
+their sign. Where positions turn queries and keys too, in planes of two
 channels by different angles, only turns in these planes leave the products as they are. Each layer is turned towards
 what the components make of it (orthogonal Procrustes per head or plane, the assignment problem for heads and units),
 in the metric of the fit.
@@ -43,7 +44,7 @@ def align(
         New stacks; weights and moments turned.
     """
     layers = range(len(stacks["mlp.fc1"].weights))
-    scores, values, units = (
+    scores, values, units, signs = (
         torch.stack(parts)
         for parts in zip(*(_turns(stacks, targets, metrics, heads, layer, best_order, rotary) for layer in layers))
     )
@@ -55,28 +56,30 @@ def align(
     turned["attention.output"] = replace(
         stack, weights=stack.weights @ whole.mT, inputs=whole @ stack.inputs @ whole.mT
     )
-    if (units != torch.arange(units.shape[1], device=units.device)).any():
-        rows, columns = units[:, :, None], functional.pad(units, (0, 1), value=units.shape[1])[:, None]
-        for part in _entering(stacks):
+    if (units == torch.arange(units.shape[1], device=units.device)).all() and (signs > 0).all():
+        return turned
+    behind, columns = stacks["mlp.fc2"], functional.pad(units, (0, 1), value=units.shape[1])
+    factors = functional.pad(signs, (0, 1), value=1.0)  # the constant 1 stays
+    turned["mlp.fc2"] = replace(
+        behind,
+        weights=behind.weights.take_along_dim(columns[:, None], 2) * factors[:, None],
+        inputs=_reordered(behind.inputs, columns, factors),
+    )
+    for part, factors in (("mlp.gate", torch.ones_like(signs)), ("mlp.fc1", signs)):
+        if part in stacks:
             before = stacks[part]
             turned[part] = replace(
-                before, weights=before.weights.take_along_dim(rows, 1), gradients=_reordered(before.gradients, units)
+                before,
+                weights=before.weights.take_along_dim(units[:, :, None], 1) * factors[:, :, None],
+                gradients=_reordered(before.gradients, units, factors),
             )
-        behind = stacks["mlp.fc2"]
-        turned["mlp.fc2"] = replace(
-            behind, weights=behind.weights.take_along_dim(columns, 2), inputs=_reordered(behind.inputs, columns[:, 0])
-        )
     return turned
 
 
-def _entering(stacks: Mapping[str, Stack]) -> list[str]:
-    """The maps whose outputs are the MLP's units."""
-    return [part for part in ("mlp.gate", "mlp.fc1") if part in stacks]
-
-
-def _reordered(moments: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """(l, i, i) in the order (l, i), rows and columns."""
-    return moments.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None], 2)
+def _reordered(moments: torch.Tensor, order: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """(l, i, i) in the order (l, i), rows and columns, with signs (l, i)."""
+    moments = moments.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None], 2)
+    return moments * signs[:, :, None] * signs[:, None]
 
 
 def _with_constant(turn: torch.Tensor) -> torch.Tensor:
@@ -95,8 +98,8 @@ def _turns(
     layer: int,
     best_order: bool,
     rotary: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of one layer: what turns queries and keys, what turns values, the order of the units; (d, d), (d, d), (m,)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one layer: what turns queries and keys, what turns values, (d, d) each; order, signs of the units, (m,)."""
 
     def before(part: str) -> torch.Tensor:
         """T C W^T: how much each output of the target agrees with each of the layer's, (o, o)."""
@@ -113,9 +116,12 @@ def _turns(
     value = _by_head(before("attention.value") + behind("attention.output"), heads)
     of_scores = _planes(score).abs().sum(-1) if rotary else torch.linalg.matrix_norm(score, "nuc")
     order = _assigned(of_scores + torch.linalg.matrix_norm(value, "nuc"))
-    entering = sum(before(part) for part in _entering(stacks))
-    units = (_assigned if best_order else _exchanged)(entering + behind("mlp.fc2"))
-    return _rotation(score, order, rotary), _rotation(value, order), units
+    signed, gated = before("mlp.fc1") + behind("mlp.fc2"), "mlp.gate" in stacks
+    units = (_assigned if best_order else _exchanged)(before("mlp.gate") + signed.abs() if gated else signed)
+    negative = (
+        signed.take_along_dim(units[:, None], 1)[:, 0] < 0 if gated else torch.zeros_like(units, dtype=torch.bool)
+    )
+    return _rotation(score, order, rotary), _rotation(value, order), units, 1.0 - 2.0 * negative.to(signed)
 
 
 def _by_head(matrix: torch.Tensor, heads: int) -> torch.Tensor:

@@ -37,6 +37,7 @@ from .closed_form import check_condition, closed_form, condition
 from .fitting import FITS, ROUNDS
 from .from_timm import read_timm
 from .from_transformers import read_transformers
+from .moments import check_looked_into
 from .ordering import order_layers
 from .report import TEACHER, advice, logit_error, outputs
 from .rotation import check_widths, rotated
@@ -181,6 +182,8 @@ def check_asked(
         )
     if sort and calibrate is None:
         raise ValueError("`sort` needs images to calibrate on: give --calibrate DATA.")
+    if calibrate is not None:
+        check_looked_into(config)
     check_condition(config)
     if calibrate is None and fit != "exact" and not config.stands_for.stages:
         logger.warning(

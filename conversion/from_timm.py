@@ -295,7 +295,7 @@ LAYOUTS = {
         outside=timm_vit.vit_outside,
         block=lambda tensors, model: partial(timm_vit.vit_layer, tensors, model.embed_dim),
         shape=timm_vit.vit_shape,
-        today=partial(re.sub, r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III's
+        today=timm_vit.today,
     ),
     timm_dinov3.EVA: Layout(
         kinds=timm_dinov3.EVA_KINDS,

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..families_lingene import image_token
+from ..configuration_lingene import LinGeneConfig
+from ..families_lingene import image_token, stock_class
 from ..recompose_lingene import block_linears
 
 
@@ -79,15 +80,8 @@ def linear_maps(model: nn.Module, depth: int) -> dict[str, list[nn.Linear]]:
     """The linear maps of every block of a stock ViT, by part, in the order of the layers.
 
     Queries, keys and values go by their names, which families have in different orders; what follows them does not.
-
-    Raises:
-        ValueError: gated MLPs of a transformers that has gates and units as one map.
     """
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if any(name.endswith(".weights_in") for name, _ in named):
-        raise ValueError(
-            "Gated MLPs of this family are looked into with transformers 5.18 or newer alone; upgrade it."
-        )
     parts = block_linears(any(name.endswith(".gate_proj") for name, _ in named))
     found = {part: [] for part in parts}
     for layer in range(depth):
@@ -96,6 +90,23 @@ def linear_maps(model: nn.Module, depth: int) -> dict[str, list[nn.Linear]]:
         for part, (_, module) in zip(parts, block):
             found[part].append(module)
     return found
+
+
+def check_looked_into(config: LinGeneConfig) -> None:
+    """Whether the linear maps of this network can be looked into one by one.
+
+    Raises:
+        ValueError: gated MLPs of a transformers that has a gate and its units as one map.
+    """
+    if not config.gated_mlp:
+        return
+    with torch.device("meta"):
+        model = stock_class(config.family, "encoder")(config.stock_config(config.size()))
+    if any(name.endswith(".weights_in") for name, _ in model.named_modules()):
+        raise ValueError(
+            "`calibrate` looks into gated MLPs of DINOv2 with transformers 5.18 or newer alone, before which a gate "
+            "and its units are one map there: upgrade it (pip install -U transformers)."
+        )
 
 
 def add_symmetric(total: torch.Tensor, rows: torch.Tensor) -> None:

@@ -60,6 +60,7 @@ ACTIVATIONS = {
     "SiLU": "silu",
 }
 GATED_PARTS = ("mlp.gate", "mlp.fc1")
+PUBLISHED = {r"\.gamma_([12])$": r".ls\1.gamma", r"\.mlp\.w12\.": ".mlp.fc1.", r"\.mlp\.w3\.": ".mlp.fc2."}
 SCALES = {"attention.output": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
 OUTSIDE = {
     "embeddings.cls_token": "cls_token",
@@ -91,7 +92,9 @@ def check_vit(name: str, model: nn.Module, head_matters: bool) -> None:
     if attention.head_dim * attention.num_heads != model.embed_dim or attention.scale != attention.head_dim**-0.5:
         raise ValueError(f"`attn` of {name}: heads that do not divide the channels cannot be expressed by a bundle.")
     mlp = model.blocks[0].mlp
-    if is_gated(mlp) and (mlp.gate_last or _family(model) == "vit" or type(mlp.act).__name__ != "SiLU"):
+    if is_gated(mlp) and _family(model) == "vit":
+        raise ValueError(f"`mlp` of {name}: a gated MLP, which ViTs of transformers have not, cannot be expressed.")
+    if is_gated(mlp) and (mlp.gate_last or type(mlp.act).__name__ != "SiLU"):
         raise ValueError(
             f"`mlp` of {name}: a gated MLP of another kind than DINOv2's cannot be expressed by a bundle."
         )
@@ -167,6 +170,13 @@ def vit_layer(tensors: Mapping[str, torch.Tensor], size: int, name: str, layer: 
     tensor = tensors[f"blocks.{layer}.{PARTS[part]}.{kind}"]
     scale = tensors.get(f"blocks.{layer}.{SCALES[part]}") if part in SCALES else None
     return tensor if scale is None else scaled(tensor, scale)
+
+
+def today(name: str) -> str:
+    """A tensor's name as DeiT III or DINOv2's giants were published -> timm's."""
+    for pattern, theirs in PUBLISHED.items():
+        name = re.sub(pattern, theirs, name)
+    return name
 
 
 def vit_shape(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:

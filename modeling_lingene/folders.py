@@ -308,6 +308,8 @@ def describe(bundle: str | os.PathLike, **hub) -> tuple[dict, list[dict]]:
         "stored_params": config.stored_params(config.size(), held.has_head),
     }
     facts |= {field: getattr(config, field) for field in DESCRIBED if hasattr(config, field)}
+    if config.stands_for.gated:  # of other families no MLP is
+        facts["gated_mlp"] = config.gated_mlp
     if not held.has_head:  # transformers' two classes of a model that has none
         del facts["num_labels"]
     return facts, held.measured()

@@ -93,7 +93,7 @@ def count_macs(config: PretrainedConfig, head: bool = True, image_size: tuple[in
     Counts every matrix product, those of attention, the patch embedding and the head included, with torch's FLOP
     counter on a model without memory. With p x p patches of C channels, P of them, t = P + 1 tokens, l layers:
     P C p^2 d + l (4 t d^2 + 2 t^2 d + 2 t d m) + d classes. ViT-Base/16 at 224 pixels: 17.56 G. Register tokens count
-    among the t, and a head that reads the mean of the patches has 2 d classes.
+    among the t, a head that reads the mean of the patches has 2 d classes, and gated MLPs have 3 t d m.
 
     Args:
         config: of the model; its attention implementation does not matter.

@@ -6,14 +6,18 @@ Against stock models of transformers and timm, every parameter changed.
 """
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy
 import pytest
 import torch
 import transformers
 from converting import changed, relative
+from packaging import version
 from PIL.Image import Resampling
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torchvision.transforms.functional import to_tensor
 from transformers import (
     AutoModel,
@@ -23,15 +27,25 @@ from transformers import (
 )
 
 import helpers
-from modeling_lingene import LinGeneBackbone, LinGeneConfig, LinGeneForImageClassification, LinGeneModel
+from modeling_lingene import LinGeneBackbone, LinGeneConfig, LinGeneForImageClassification, LinGeneModel, cli
+from modeling_lingene.conversion.alignment import align
+from modeling_lingene.conversion.calibrated import Calibration
 from modeling_lingene.conversion.convert import convert, open_source
 from modeling_lingene.conversion.export import export
+from modeling_lingene.conversion.fitting import fold_norms
 from modeling_lingene.conversion.moments import linear_maps
 from modeling_lingene.conversion.ordering import order_layers
 from modeling_lingene.families_lingene import FAMILIES, stock_class
+from modeling_lingene.folders import describe
+from modeling_lingene.hub import render_card
+from modeling_lingene.measuring.metrics import count_macs
 from test_families import IMAGE_SIZES, narrowed, pixels, saved, stock
 
 
+pytestmark = pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.18"),
+    reason="before transformers 5.18 a gate and its units are one map in DINOv2, which calibration refuses",
+)
 GATED = {
     "dinov2": {"use_swiglu_ffn": True},
     "dinov2_with_registers": {"use_swiglu_ffn": True},
@@ -131,8 +145,13 @@ def test_a_width_is_the_leading_part_of_gates_and_units_alike(converted, family)
     assert narrow.config.intermediate_size == UNITS[family] // 2
     config = whole.config
     assert config.stored_params(config.size(), head=False) == sum(one.numel() for one in whole.parameters())
-    half = config.stock_config(config.size(width_ratio="1/2"))
-    assert sum(one.numel() for one in AutoModel.from_config(half).parameters()) == plain.num_parameters()
+    stock_half = narrowed(model, 0.5)
+    biases = 4 * 24 if family == "dinov3_vit" else 0  # of keys, which the source has not
+    assert plain.num_parameters() == stock_half.num_parameters() + biases
+    assert count_macs(plain.config, head=False) == count_macs(stock_half.config, head=False)
+    tokens, units = 37 + 3 * FAMILIES[family].registers, UNITS[family]
+    layer = 4 * tokens * 48**2 + 2 * tokens**2 * 48 + 3 * tokens * 48 * units
+    assert count_macs(model.config, head=False) == 36 * 3 * 49 * 48 + 4 * layer
 
 
 @torch.no_grad()
@@ -164,6 +183,34 @@ def test_sorted_for_widths_it_is_the_same_at_full_width(tmp_path, converted, pho
     assert report["relative_logit_error"] < 1e-5
 
 
+@torch.no_grad()
+def test_aligning_undoes_orders_and_signs_of_gated_units(converted):
+    """A unit, and what reads it, may change their sign together, but not its gate; moments go along."""
+    source = open_source(str(converted("dinov3_vit")[1]))
+    calibration = Calibration(source, pixels(batch=4), "cpu", 0)
+    stacks = calibration._stacks(fold_norms(calibration.weights))
+    generator, own = torch.Generator().manual_seed(0), dict(stacks)
+    order = torch.stack([torch.randperm(96, generator=generator) for _ in range(4)])
+    signs = torch.randint(0, 2, (4, 96), generator=generator) * 2.0 - 1
+    for part, factors in (("mlp.gate", torch.ones(4, 96)), ("mlp.fc1", signs)):
+        stack = stacks[part]
+        weights = torch.stack([one[places] for one, places in zip(stack.weights, order)]) * factors[:, :, None]
+        gradients = torch.stack([one[places][:, places] for one, places in zip(stack.gradients, order)])
+        own[part] = replace(stack, weights=weights, gradients=gradients * factors[:, :, None] * factors[:, None])
+    stack, last = stacks["mlp.fc2"], torch.full((4, 1), 96)
+    columns, factors = torch.cat((order, last), dim=1), torch.cat((signs, torch.ones(4, 1)), dim=1)
+    weights = torch.stack([one[:, places] for one, places in zip(stack.weights, columns)]) * factors[:, None]
+    inputs = torch.stack([one[places][:, places] for one, places in zip(stack.inputs, columns)])
+    own["mlp.fc2"] = replace(stack, weights=weights, inputs=inputs * factors[:, :, None] * factors[:, None])
+    targets = {part: stack.weights for part, stack in stacks.items()}
+    metrics = {part: stack.metric("aligned") for part, stack in own.items()}
+    turned = align(own, targets, metrics, heads=4, rotary=True)
+    for part in ("mlp.gate", "mlp.fc1", "mlp.fc2"):
+        assert relative(own[part].weights, stacks[part].weights) > 0.5
+        for field in ("weights", "inputs", "gradients"):
+            assert relative(getattr(turned[part], field), getattr(stacks[part], field)) < 1e-5, (part, field)
+
+
 @pytest.mark.parametrize("family", ["dinov2", "dinov3_vit"])
 @torch.no_grad()
 def test_fits_with_fewer_components_come_nearer_than_least_squares(tmp_path, converted, photos, family):
@@ -180,7 +227,10 @@ def test_fits_with_fewer_components_come_nearer_than_least_squares(tmp_path, con
 
 
 def test_a_bundle_says_that_it_is_gated_and_older_ones_do_not(converted):
-    """In what its weights were saved with: without its gates it would be another function."""
+    """In what its weights were saved with: without its gates it would be another function. To people, too."""
+    bundle = converted("dinov2")[2]
+    assert describe(bundle)[0]["gated_mlp"] is True
+    assert "| hidden size, heads, gated MLP units | 48, 4, 64 |" in render_card(bundle)
     gated, plain = (
         json.loads((bundle / "model.safetensors.index.json").read_text())["metadata"]["settings"]
         for bundle in (converted("dinov2")[2], helpers.bundle(converted("dinov2")[2].parent / "plain"))
@@ -280,11 +330,18 @@ def test_timms_gated_models_come_in_and_go_out(tmp_path, name):
     assert relative(again.forward_features(pixels()), small(pixels()).last_hidden_state) < 1e-5, narrow
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_giant_patch14_dinov2", "vit_giant_patch14_reg4_dinov2", "vit_huge_plus_patch16_dinov3"]
-)
+PUBLISHED = {  # and the parameters that transformers has besides: a mask token, a position, biases of q, k, v
+    "vit_giant_patch14_dinov2": 1536,
+    "vit_giant_patch14_reg4_dinov2": 2 * 1536,
+    "vit_small_plus_patch16_dinov3": 384 + 12 * 3 * 384,
+    "vit_huge_plus_patch16_dinov3": 1280 + 32 * 3 * 1280,
+    "vit_7b_patch16_dinov3": 4096 + 40 * 3 * 4096,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_shapes_are_expressed(name):
-    """The largest ones, without memory: their units, and the widths that they have."""
+    """Without memory: their units, and the widths that they have."""
     pytest.importorskip("timm")
     from modeling_lingene.conversion.from_timm import LAYOUTS, _built, check_model
 
@@ -293,18 +350,66 @@ def test_published_shapes_are_expressed(name):
     config = LAYOUTS[type(model).__name__].config(model, ())
     with torch.device("meta"):
         made = AutoModel.from_config(config.stock_config(config.size()))
-    assert sum(one.numel() for one in made.parameters()) >= sum(one.numel() for one in model.parameters())
+    own, theirs = (sum(one.numel() for one in each.parameters()) for each in (made, model))
+    assert own - theirs == PUBLISHED[name]
     assert config.gated_mlp and "1/2" in map(str, config.legal_width_ratios)
 
 
+@torch.no_grad()
+def test_the_giants_come_in_by_the_names_that_they_were_published_with(tmp_path):
+    """DINOv2's own code names the two maps of a gated MLP by numbers."""
+    timm = pytest.importorskip("timm")
+    name = "vit_giant_patch14_dinov2"
+    model = changed(timm.create_model(name, num_classes=0, **TIMM[name]))
+    renamed = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
+    state = {}
+    for key, tensor in model.state_dict().items():
+        for theirs, published in renamed.items():
+            key = key.replace(theirs, published)
+        state[key] = tensor
+    save_file(state, tmp_path / "weights.safetensors")
+    given = {"weights": str(tmp_path / "weights.safetensors"), "model_args": TIMM[name]}
+    convert(f"timm:{name}", tmp_path / "bundle", **given)
+    back = AutoModel.from_pretrained(tmp_path / "bundle").eval()
+    assert any("w12" in key for key in state)
+    assert relative(back(pixels()).last_hidden_state, model.forward_features(pixels())) < 1e-5
+
+
 @pytest.mark.parametrize(
-    ("name", "options"), [("vit_tiny_patch16_224", {}), ("vit_small_patch14_dinov2", {"act_layer": "gelu"})]
+    ("name", "gate", "named"),
+    [
+        ("vit_tiny_patch16_224", {"act_layer": nn.SiLU, "gate_last": False}, "which ViTs of transformers have not"),
+        ("vit_small_patch14_dinov2", {"act_layer": nn.GELU, "gate_last": False}, "of another kind than DINOv2's"),
+        ("vit_small_patch14_dinov2", {"act_layer": nn.SiLU, "gate_last": True}, "of another kind than DINOv2's"),
+    ],
 )
-def test_gates_of_another_kind_are_refused(name, options):
-    """Of a plain ViT, whose stock class has none; of another activation."""
+def test_gates_of_another_kind_are_refused(name, gate, named):
+    """Of a plain ViT, whose stock class has none; of another activation; before what they gate or behind it."""
     timm = pytest.importorskip("timm")
     from modeling_lingene.conversion.from_timm import check_model
 
-    model = timm.create_model(name, depth=1, mlp_layer=timm.layers.GluMlp, **options)
-    with pytest.raises(ValueError, match="`mlp` of it: a gated MLP of another kind"):
+    layer = partial(timm.layers.GluMlp, gate_last=gate["gate_last"])
+    model = timm.create_model(name, depth=1, mlp_layer=layer, act_layer=gate["act_layer"])
+    with pytest.raises(ValueError, match=f"`mlp` of it: a gated MLP.*{named}"):
         check_model("it", model, head_matters=False)
+
+
+@pytest.mark.parametrize("to", ["onnx", "program"])
+def test_gated_sizes_are_exported(tmp_path, converted, to):
+    """Compared with what the format's own runtime answers, by the export itself; a few layers, narrow."""
+    report = export(converted("dinov2")[2], tmp_path / "out", to, depth=3, width_ratio="1/2", allow_untrained=True)
+    assert report["relative_difference"] < 1e-5
+
+
+def test_a_gated_encoder_is_trained_on_at_two_widths(tmp_path, converted, photos):
+    """By the command, without labels, its own source the teacher: what people do with the plus of DINOv3."""
+    line = ["decompose", "--init", str(converted("dinov3_vit")[2]), "--data", str(photos), "--objective", "features"]
+    line += ["--schedule", "elastic", "--widths", "1/2,1", "--epochs", "1", "--batch-size", "8", "--device", "cpu"]
+    assert cli.main([*line, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    trained, before = (
+        LinGeneModel.from_pretrained(bundle, constrained=True)
+        for bundle in (tmp_path / "run" / "bundle", converted("dinov3_vit")[2])
+    )
+    moved = {name for name, one in trained.named_parameters() if not torch.equal(one, before.get_parameter(name))}
+    assert trained.config.gated_mlp and {name for name in moved if "mlp.gate" in name}
+    assert set(trained.config.trained_width_ratios) == {"1/2", "1"}
