@@ -25,7 +25,7 @@ class Family:
             of this configuration.
         prefix: of the encoder's tensors in a model with a head.
         parts: part of a block in a bundle -> its name in the family's files, below `blocks`.
-        gated: the same of parts that are others where MLPs are gated.
+        gated: the same of a gated MLP's parts, where they are others.
         stacked: part of a block in the family's files -> those of `gated` that it is made of, one above the other.
         outside: tensor outside the blocks -> its name in the family's files, where it is not the bundle's.
         flat: such a tensor -> how many of its first dimensions, each 1, those files leave out.
