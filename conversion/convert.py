@@ -130,7 +130,7 @@ def convert(
     check_empty(out)
     name, device = str(name), check_device(device)
     source = open_source(name, weights, prefix, headless, stages, model_args)
-    if weights is None and not name.startswith(TIMM):
+    if weights is None:
         source = replace(source, turned_before=read_readout(name))
     config = bundle_config(source, num_components, basis)
     fit = check_asked(config, fit, calibrate, depths, (images, 1 if rounds is None else rounds), sort)

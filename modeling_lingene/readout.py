@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from .beside_lingene import NobodyKnows, file_beside
 from .bundle_lingene import READOUT_FILE
 from .configuration_base_lingene import BUNDLE_TYPES
+from .found import TIMM, TIMM_LOCAL
 from .recompose_lingene import channels_kept
 
 
@@ -30,7 +31,8 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
     """What makes of a bundle's tokens those of the source that it was converted from, where its channels were turned.
 
     Args:
-        name: folder or name on the Hub; a size that was saved plain has it too.
+        name: folder or name on the Hub; a size that was saved plain has it too, as has a folder of timm, by
+            `timm:local-dir:FOLDER`.
         hub: what `cached_file` takes: revision, token, ...
 
     Returns:
@@ -39,6 +41,11 @@ def read_readout(name: str | os.PathLike, **hub) -> Readout | None:
     Raises:
         ValueError: the file is damaged, or nobody can say whether there is one.
     """
+    name = str(name)
+    if name.startswith(TIMM):
+        name = name.removeprefix(TIMM + TIMM_LOCAL)
+        if name.startswith(TIMM):  # a network of timm's own
+            return None
     try:
         path = file_beside(name, READOUT_FILE, **hub)
     except NobodyKnows:

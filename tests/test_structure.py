@@ -41,7 +41,7 @@ writing_lingene recompose_lingene reading_lingene families_lingene beside_lingen
     bundle_lingene components_lingene swin_lingene  saving_lingene
     loading_lingene  modeling_base_lingene  modeling_lingene modeling_swin_lingene lingene_pruned
     lingene_vit lingene_swin
-kinds extras  readout  found  folders progress
+kinds extras  found  readout  folders progress
 images.decoding images.class_folders  images.data  images.contents  images.batches  images.augmentation images.classes
     images.pictures
     images.loaders  images.streams

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from ..found import TIMM
 from ..images.augmentation import Augmentation
 from ..images.batches import image_processor
 from ..images.data import HELD_OUT, split_off
@@ -196,7 +195,7 @@ def _readout(recipe: Recipe) -> Readout | None:
     own = read(os.path.expanduser(recipe.init)) if recipe.init else None
     if not alike:
         return own
-    theirs = None if recipe.teacher.startswith(TIMM) else read(os.path.expanduser(recipe.teacher))
+    theirs = read(os.path.expanduser(recipe.teacher))
     if not recipe.init:
         return theirs
     same = theirs is own or (None not in (theirs, own) and all(map(torch.equal, theirs, own)))

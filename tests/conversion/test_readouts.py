@@ -30,7 +30,7 @@ from modeling_lingene.images.batches import batches, image_processor
 from modeling_lingene.images.pictures import load_pictures
 from modeling_lingene.measuring.evaluation import evaluate_model
 from modeling_lingene.measuring.sweep import sweep
-from modeling_lingene.readout import brought_back, read_readout, write_readout
+from modeling_lingene.readout import brought_back, known_readout, read_readout, write_readout
 from modeling_lingene.training.decomposition import DecompositionSettings
 from modeling_lingene.training.losses import Objective
 from modeling_lingene.training.recipes import Recipe, decompose
@@ -234,3 +234,21 @@ def test_a_damaged_readout_is_named(tmp_path, held, said):
     file.write_bytes(held) if isinstance(held, bytes) else save_file(held, file)
     with pytest.raises(ValueError, match=said):
         read_readout(tmp_path)
+
+
+@torch.no_grad()
+def test_what_was_exported_for_timm_is_brought_back_too(tmp_path, photos):
+    """By the name that timm loads it by; a network of timm's own has nothing beside it."""
+    timm = pytest.importorskip("timm")
+    model = stock(Dinov2Model)
+    model.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "bundle", calibrate=str(photos), sort=True, widths=["1/2"])
+    export(tmp_path / "bundle", tmp_path / "timm", "timm")
+    name = f"timm:local-dir:{tmp_path / 'timm'}"
+    weight, bias = known_readout(name)
+    tokens = timm.create_model(name.removeprefix("timm:"), pretrained=True).eval().forward_features(helpers.images(3))
+    assert relative(tokens @ weight.T + bias, model(helpers.images(3)).last_hidden_state) < 1e-4
+    convert(name, tmp_path / "again")
+    assert LinGeneModel.config_class.from_pretrained(tmp_path / "again").turned
+    torch.testing.assert_close(read_readout(tmp_path / "again"), (weight, bias))
+    assert read_readout("timm:vit_tiny_patch16_224") is None and known_readout("timm:vit_tiny_patch16_224") is None
