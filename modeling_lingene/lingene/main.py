@@ -154,4 +154,6 @@ def _told(error: Exception, place: Path | str | None) -> str:
         if files or (error.errno in DISK and error.strerror == os.strerror(error.errno)):
             return f"{' -> '.join(files) or place}: {error.strerror}"
         return error.strerror  # of `writing`, with the place
+    if isinstance(error, ImportError):
+        return named(f"{PACKAGE}.extras:lacking")(error) or str(error)
     return str(error)

@@ -5,6 +5,7 @@ pytest tests/commands/test_command_errors.py
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import shutil
@@ -115,6 +116,26 @@ def test_an_error_is_one_line_also_where_its_message_has_many(lingene, monkeypat
     monkeypatch.setattr(folders, "describe", describe)
     told = lingene("info", "anything")
     assert (told.code, told.out, told.errors) == (2, "", ["lingene info: `BUNDLE` is not what it was"])
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("PIL", 'Pillow is needed here: pip install "modeling_lingene[train]"'),
+        ("matplotlib", 'matplotlib is needed here: pip install "modeling_lingene[analysis]"'),
+        ("no_such_module", "import of no_such_module halted"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_told_with_the_extra_that_brings_it(lingene, monkeypatch, module, line):
+    """Also where a module of ours imports it: after a plain install a training said "No module named PIL"."""
+
+    def describe(*_, **__):
+        monkeypatch.setitem(sys.modules, module, None)
+        importlib.import_module(module)
+
+    monkeypatch.setattr(folders, "describe", describe)
+    told = lingene("info", "anything")
+    assert told.code == 2 and told.errors[0].startswith(f"lingene info: {line}")
 
 
 # What the system says, and the line: B is the bundle's folder, O the file that the command writes.
